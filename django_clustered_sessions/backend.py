@@ -1,0 +1,600 @@
+"""The session engine: ``SESSION_ENGINE = "django_clustered_sessions.backend"``.
+
+Everything that may talk to the store is a flow, written once; a public method and its ``a`` twin
+run the same one. Flows never touch ``self._session``: that would load synchronously, on an event
+loop too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, TypeVar, cast
+
+from django.conf import settings
+from django.contrib.sessions.backends.base import (
+    VALID_KEY_CHARS,
+    CreateError,
+    SessionBase,
+    UpdateError,
+)
+from django.core.exceptions import SynchronousOnlyOperation
+from django.utils.crypto import get_random_string
+from django.utils.timezone import make_naive
+
+from . import commands, connections, drivers, flows
+from .commands import Alive, Call, Exists, Expiry, Gone, Terms, Trip
+from .conf import conf
+from .counters import counters
+from .drivers import Budget
+from .exceptions import SessionStoreUnavailable
+from .fields import Fields
+from .flows import Flow
+from .record import VERSION_BYTES, Damaged, EndReason, Loaded, Mode, Place, Serializer
+
+T = TypeVar("T")
+
+logger = logging.getLogger("django_clustered_sessions")
+
+_NOT_GIVEN: Final = object()
+_EXPIRY: Final = "_session_expiry"
+
+
+class SessionStore(SessionBase):
+    """A session in Redis or Valkey; every method in a synchronous and a native async form.
+
+    Beyond Django's contract, a session is written by what changed, an in-place change counts
+    without ``modified = True``, and a store that is away raises SessionStoreUnavailable instead
+    of logging anybody out.
+    """
+
+    #: What made the store unusable during this request; the middleware looks at it.
+    outage: SessionStoreUnavailable | None = None
+    #: Why there was no session under the key that this object was made with, once it has looked.
+    ended: EndReason | None = None
+    #: Whether a load also renews the session's deadline, on the same trip.
+    renew_on_load: bool = False
+    #: Whether this request's use of the session has renewed its deadline.
+    renewed: bool = False
+    #: The store's time for this request; without one, each operation has its own.
+    budget: Budget | None = None
+
+    _fields: Fields | None = None
+    _modified: bool = False
+    _tolerates_outage: bool = False
+    _deadline_ms: int | None = None
+    _mode: Mode | None = None
+    _seen_ms: int = 0
+    _seen_at_s: float = 0.0
+    _from_now: tuple[str, float] | None = None
+
+    # Reading and changing, where Django's base class does not do already.
+
+    def _get_session(self, no_load: bool = False) -> Fields:
+        self.accessed = True
+        if self._fields is None:
+            if no_load or self.session_key is None:
+                self._fields = self._new_fields()
+            else:
+                self._fields = self.run(self.loading(), "aload() or aget()")
+        return self._fields
+
+    async def _aget_session(self, no_load: bool = False) -> Fields:
+        self.accessed = True
+        if self._fields is None:
+            if no_load or self.session_key is None:
+                self._fields = self._new_fields()
+            else:
+                self._fields = await self.arun(self.loading())
+        return self._fields
+
+    _session = property(_get_session)
+
+    @property
+    def _session_cache(self) -> Fields:
+        if self._fields is None:
+            raise AttributeError("the session has not been loaded")
+        return self._fields
+
+    @_session_cache.setter
+    def _session_cache(self, values: Mapping[Any, Any]) -> None:
+        self._fields = self._new_fields(cleared=True)
+        self._fields.update(values)
+
+    @_session_cache.deleter
+    def _session_cache(self) -> None:
+        self._fields = None
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is something to save: it was said so, or a value has changed."""
+        return self._modified or (self._fields is not None and self._fields.changed_in_place())
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self._modified = bool(value)
+        if not value and self._fields is not None:
+            self._fields.settle()
+
+    def is_empty(self) -> bool:
+        """Return whether there is neither a key nor data; never load."""
+        return not self.session_key and not self._fields
+
+    def pop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
+        """Remove a key and return its value, or ``default`` where there is none."""
+        return self._pop(self._get_session(), key, default)
+
+    async def apop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
+        """See pop()."""
+        return self._pop(await self._aget_session(), key, default)
+
+    def _pop(self, fields: Fields, key: Any, default: Any) -> Any:
+        # Not Django's: it assigns ``modified`` to itself, which here compares every value.
+        if key in fields:
+            self._modified = True
+        return fields.pop(key) if default is _NOT_GIVEN else fields.pop(key, default)
+
+    def increment(self, key: Any, by: int = 1) -> int:
+        """Add ``by`` to an integer, 0 if absent, and return it as far as is known here.
+
+        The sum is made in the store when the session is saved, so that no count is lost,
+        whatever other requests do.
+
+        Raises TypeError where the value is no integer.
+        """
+        self.modified = True
+        return self._get_session().increment(key, by)
+
+    async def aincrement(self, key: Any, by: int = 1) -> int:
+        """See increment()."""
+        self.modified = True
+        return (await self._aget_session()).increment(key, by)
+
+    def tolerate_outage(self) -> None:
+        """Let this request go on without its session while the store is away.
+
+        The session then reads as empty, changes to it are dropped, and the cookie stays.
+        """
+        self._tolerates_outage = True
+
+    @property
+    def tolerates_outage(self) -> bool:
+        """Whether ``tolerate_outage()`` was called."""
+        return self._tolerates_outage
+
+    def encode(self, session_dict: Mapping[Any, Any]) -> str:
+        """Return the given values serialised, compressed and signed, as Django's engines do."""
+        return cast(str, super().encode(dict(session_dict)))
+
+    # Expiry. The store's clock decides; what it said is carried on by a clock that never jumps.
+
+    def get_expiry_age(self, **kwargs: Any) -> int:
+        """Return the seconds until the session expires, by the store's clock once it is known.
+
+        With ``modification`` or ``expiry``: Django's arithmetic, without a load.
+        """
+        if not kwargs and (left_ms := self._left_ms(self._get_session())) is not None:
+            return math.ceil(left_ms / 1000)
+        return super().get_expiry_age(**kwargs)
+
+    async def aget_expiry_age(self, **kwargs: Any) -> int:
+        """See get_expiry_age()."""
+        if "expiry" not in kwargs:
+            await self._aget_session()
+        return self.get_expiry_age(**kwargs)
+
+    def get_expiry_date(self, **kwargs: Any) -> datetime:
+        """Return when the session expires, by the store's clock once it is known.
+
+        With ``modification`` or ``expiry``: Django's arithmetic, without a load.
+        """
+        if not kwargs and self._left_ms(self._get_session()) is not None:
+            assert self._deadline_ms is not None
+            date = datetime.fromtimestamp(self._deadline_ms / 1000, UTC)
+            return date if settings.USE_TZ else make_naive(date)
+        return super().get_expiry_date(**kwargs)
+
+    async def aget_expiry_date(self, **kwargs: Any) -> datetime:
+        """See get_expiry_date()."""
+        if "expiry" not in kwargs:
+            await self._aget_session()
+        return self.get_expiry_date(**kwargs)
+
+    def set_expiry(self, value: datetime | timedelta | int | None) -> None:
+        """Set when the session expires, as Django does.
+
+        A timedelta counts from the store's now, so a node whose clock is wrong sets it right.
+        """
+        super().set_expiry(value)
+        self._note_expiry(value, self._get_session())
+
+    async def aset_expiry(self, value: datetime | timedelta | int | None) -> None:
+        """See set_expiry()."""
+        await super().aset_expiry(value)
+        self._note_expiry(value, await self._aget_session())
+
+    def _note_expiry(self, value: object, fields: Fields) -> None:
+        if isinstance(value, timedelta):
+            self._from_now = fields[_EXPIRY], time.monotonic() + value.total_seconds()
+
+    @property
+    def expires_with_browser(self) -> bool:
+        """Whether the cookie ends with the browser; never loads."""
+        if self._fields is None:
+            if self._mode in (None, Mode.DEFAULT):
+                return settings.SESSION_EXPIRE_AT_BROWSER_CLOSE
+            return self._mode is Mode.BROWSER
+        return self.get_expire_at_browser_close()
+
+    @property
+    def cookie_age(self) -> int:
+        """Seconds that the cookie is good for; never loads."""
+        left_ms = self._left_ms(self._fields)
+        return self.get_session_cookie_age() if left_ms is None else math.ceil(left_ms / 1000)
+
+    def _left_ms(self, fields: Fields | None) -> float | None:
+        """Return the store's remaining time, or None where this request has set another."""
+        if self._deadline_ms is None or (fields is not None and not fields.as_stored(_EXPIRY)):
+            return None
+        return self._deadline_ms - self._seen_ms - (time.monotonic() - self._seen_at_s) * 1000
+
+    def _expiry(self, fields: Fields) -> Expiry:
+        value = fields.get(_EXPIRY)
+        if value is None:
+            return Expiry(Mode.DEFAULT, 0)
+        if self._from_now is not None and self._from_now[0] == value:
+            return Expiry(Mode.FROM_NOW, round((self._from_now[1] - time.monotonic()) * 1000))
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return Expiry(Mode.ABSOLUTE, round(value.timestamp() * 1000))
+        return Expiry(Mode.SLIDING, round(value * 1000)) if value else Expiry(Mode.BROWSER, 0)
+
+    # Django's operations on the store.
+
+    def load(self) -> dict[Any, Any]:
+        """Return the stored values as a dict; empty, and the key None, if there is no session.
+
+        Raises SessionStoreUnavailable.
+        """
+        return self.run(self.loading(), "aload()").copy()
+
+    async def aload(self) -> dict[Any, Any]:
+        """See load()."""
+        return (await self.arun(self.loading())).copy()
+
+    def exists(self, session_key: str | None) -> bool:
+        """Return whether there is a session under this key.
+
+        Raises SessionStoreUnavailable.
+        """
+        return self.run(self._asking(session_key), "aexists()")
+
+    async def aexists(self, session_key: str | None) -> bool:
+        """See exists()."""
+        return await self.arun(self._asking(session_key))
+
+    def create(self) -> None:
+        """Store this session under a new key.
+
+        Raises SessionStoreUnavailable, SessionTooLarge.
+        """
+        self.run(self.creating(), "acreate()")
+
+    async def acreate(self) -> None:
+        """See create()."""
+        await self.arun(self.creating())
+
+    def save(self, must_create: bool = False) -> None:
+        """Write what has changed; with ``must_create``, store as a new session under this key.
+
+        Raises UpdateError where the session was ended, CreateError where ``must_create`` finds
+        one, SessionConflict, SessionTooLarge, SessionStoreUnavailable; and TypeError, naming the
+        session key, for a value that the serialiser refuses.
+        """
+        self.run(self.saving(must_create), "asave()")
+
+    async def asave(self, must_create: bool = False) -> None:
+        """See save()."""
+        await self.arun(self.saving(must_create))
+
+    def delete(self, session_key: str | None = None) -> None:
+        """End the session under this key, this one if None; no request brings it back.
+
+        Raises SessionStoreUnavailable.
+        """
+        self.run(self._ending(session_key), "adelete()")
+
+    async def adelete(self, session_key: str | None = None) -> None:
+        """See delete()."""
+        await self.arun(self._ending(session_key))
+
+    def cycle_key(self) -> None:
+        """Move the session to a new key, with everything that the store holds of it.
+
+        Raises UpdateError where the session was ended, SessionConflict, SessionTooLarge,
+        SessionStoreUnavailable.
+        """
+        self.run(self._rotating(), "acycle_key()")
+
+    async def acycle_key(self) -> None:
+        """See cycle_key()."""
+        await self.arun(self._rotating())
+
+    @classmethod
+    def clear_expired(cls) -> None:
+        """Do nothing: the store expires sessions by itself."""
+
+    @classmethod
+    async def aclear_expired(cls) -> None:
+        """See clear_expired()."""
+
+    # The flows behind them.
+
+    def loading(self) -> Flow[Fields]:
+        """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
+        key = self.session_key
+        if key is None:
+            return self._new_fields()
+        place = self._place(key)
+        terms = self._terms() if self.renew_on_load or conf.idle_timeout else None
+        try:
+            read = yield from flows.load(place, terms)
+        except Damaged as damage:
+            logger.warning("session %s is damaged and not used: %s", place.id[:12], damage)
+            self._vanish(EndReason.UNKNOWN)
+            return self._new_fields()
+        except SessionStoreUnavailable as error:
+            if not self._tolerates_outage:
+                raise
+            self.outage = error
+            return self._new_fields()
+        counters.add(loads=1)
+        if isinstance(read.found, EndReason):
+            self._vanish(read.found)
+            return self._new_fields()
+        self._see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
+        self.renewed = terms is not None
+        return self._new_fields(read.found)
+
+    def creating(self) -> Flow[None]:
+        """Store the session under a new key."""
+        fields = self._fields = self._new_fields() if self._fields is None else self._fields
+        while not (yield from self._inserting(fields, self._new_key())):
+            pass
+        self.ended = None
+        self.modified = True
+
+    def saving(self, must_create: bool = False) -> Flow[None]:
+        """Write what has changed."""
+        if self._tolerates_outage and self.outage is not None:
+            return
+        key = self.session_key
+        if key is None:
+            if self.ended is EndReason.ROTATED:
+                raise UpdateError("the session has moved to another key, as at a login")
+            yield from self.creating()
+        elif must_create:
+            fields = self._fields = self._new_fields() if self._fields is None else self._fields
+            if not (yield from self._inserting(fields, key)):
+                raise CreateError
+        elif self._fields is None:
+            yield from self.renewing()
+            if self.ended is not None:
+                raise UpdateError
+        else:
+            yield from self._committing(key, self._fields)
+
+    def renewing(self) -> Flow[None]:
+        """Renew the session's deadline, unless its load has."""
+        key = self.session_key
+        if key is None or self.renewed:
+            return
+        found = yield from flows.touch(self._place(key), self._terms())
+        if isinstance(found, Gone):
+            self._vanish(found.reason)
+        else:
+            self._see(found.now_ms, found.deadline_ms, found.mode)
+            self.renewed = True
+
+    def _committing(self, key: str, fields: Fields) -> Flow[None]:
+        outcome = yield from flows.commit(
+            self._place(key), fields, self._expiry, self._terms(), _token()
+        )
+        if isinstance(outcome, Gone):
+            raise UpdateError(f"the session is gone{_because(outcome.reason)}")
+        self._see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
+        self.renewed = True
+        self._from_now = None
+        counters.add(
+            commits=1,
+            fields_written=len(outcome.delta.changes),
+            fields_held=fields.size,
+            conflicts_merged=outcome.merged,
+            conflicts_overwritten=outcome.alive.overwritten,
+        )
+
+    def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
+        values, token, expiry = fields.everything(), _token(), self._expiry(fields)
+        found = yield from flows.create(self._place(key), values, expiry, self._terms(), token)
+        if isinstance(found, Exists):
+            return False
+        fields.created(values, token)
+        self._session_key = key
+        self._see(found.now_ms, found.deadline_ms, None)
+        self.renewed = True
+        self._from_now = None
+        counters.add(
+            created=1, commits=1, fields_written=len(values), fields_held=len(values)
+        )
+        return True
+
+    def _rotating(self) -> Flow[None]:
+        key, fields = self.session_key, self._fields
+        if key is not None and fields is not None and fields.delta():
+            yield from self._committing(key, fields)
+        found: Alive | Gone | Exists | None = None
+        while key is not None and not isinstance(found, Alive):
+            new_key = self._new_key()
+            found = yield from flows.rotate(
+                self._place(key), self._place(new_key), self._terms(), _token()
+            )
+            if isinstance(found, Gone):
+                # Two clicks on "log in": the second one's session has moved meanwhile. It had
+                # nobody logged in, so a session of its own takes nothing from anybody.
+                if fields is None or (
+                    found.reason is EndReason.ROTATED and not fields.has_stored_user
+                ):
+                    break
+                raise UpdateError(f"the session is gone{_because(found.reason)}")
+        if isinstance(found, Alive):
+            self._session_key = new_key
+            self._see(found.now_ms, found.deadline_ms, self._mode)
+            self.modified = True
+        else:
+            yield from self.creating()
+
+    def _asking(self, session_key: str | None) -> Flow[bool]:
+        if not session_key:
+            return False
+        return (yield from flows.exists(self._place(session_key)))
+
+    def _ending(self, session_key: str | None) -> Flow[None]:
+        key = session_key or self.session_key
+        if key is None:
+            return
+        reason = EndReason.DELETED if session_key else EndReason.FLUSHED
+        if (yield from flows.end(self._place(key), reason)):
+            counters.add(ended=1)
+
+    # How a flow runs.
+
+    def run(self, flow: Flow[T], twin: str) -> T:
+        """Run a flow; ``twin`` is what to await instead on an event loop.
+
+        Raises SynchronousOnlyOperation on a running event loop.
+        """
+        if _on_event_loop():
+            raise SynchronousOnlyOperation(
+                "The session cannot talk to its store synchronously on an event loop. "
+                f"Use await request.session.{twin}, or load the session before."
+            )
+        report = _Report()
+        started_s, sent_s = time.monotonic(), time.time()
+        try:
+            result = drivers.run(flows.riding(flow, report), connections.pool, self._budget())
+        except SessionStoreUnavailable as error:
+            self._note_outage(error, report)
+            raise
+        self._note_clock(started_s, sent_s)
+        return result
+
+    async def arun(self, flow: Flow[T]) -> T:
+        """See run()."""
+        report = _Report()
+        started_s, sent_s = time.monotonic(), time.time()
+        try:
+            result = await drivers.arun(
+                flows.riding(flow, report), connections.apool, self._budget()
+            )
+        except SessionStoreUnavailable as error:
+            self._note_outage(error, report)
+            raise
+        self._note_clock(started_s, sent_s)
+        return result
+
+    def _budget(self) -> Budget:
+        return self.budget or Budget(conf.store_timeout)
+
+    def _note_outage(self, error: SessionStoreUnavailable, report: _Report) -> None:
+        self.outage = error
+        report.put_back()
+        counters.add(store_errors=1)
+
+    def _note_clock(self, started_s: float, sent_s: float) -> None:
+        if self._seen_at_s > started_s:
+            counters.observe_clock(self._seen_ms, sent_s, time.time())
+
+    # Small things.
+
+    def _place(self, session_key: str) -> Place:
+        return Place.of(conf.key_prefix, session_key)
+
+    def _terms(self) -> Terms:
+        return Terms(
+            default_age_ms=round(self.get_session_cookie_age() * 1000),
+            idle_ms=round((conf.idle_timeout or 0) * 1000),
+            max_bytes=conf.max_bytes,
+            replay_ms=round(conf.store_timeout * 2000),
+            overwrite=conf.on_conflict == "overwrite",
+            attempts=1 if conf.on_conflict == "error" else 3,
+        )
+
+    def _new_key(self) -> str:
+        return get_random_string(32, VALID_KEY_CHARS)
+
+    def _new_fields(self, loaded: Loaded | None = None, *, cleared: bool = False) -> Fields:
+        return Fields(
+            cast(Serializer, self.serializer()),
+            loaded.values if loaded else None,
+            cleared=cleared,
+            on_unreadable=self._note_unreadable,
+        )
+
+    def _note_unreadable(self, key: Any, error: Exception) -> None:
+        counters.add(values_set_aside=1)
+        logger.warning(
+            "session %s: the value of %r cannot be read and is set aside: %s: %s",
+            self._place(self.session_key or "").id[:12],
+            key,
+            type(error).__name__,
+            error,
+        )
+
+    def _see(self, now_ms: int, deadline_ms: int, mode: Mode | None) -> None:
+        self._seen_ms, self._seen_at_s = now_ms, time.monotonic()
+        self._deadline_ms = deadline_ms
+        self._mode = mode or self._mode
+
+    def _vanish(self, reason: EndReason) -> None:
+        self._session_key = None
+        self.ended = reason
+
+
+class _Report:
+    """Figures of this process that ride along with a flow's first trip, when they are due."""
+
+    def __init__(self) -> None:
+        self._counts: Sequence[int] = ()
+
+    def __call__(self, trip: Trip) -> Call | None:
+        self._counts = counters.take()
+        if not self._counts:
+            return None
+        figures = commands.figures_beside(trip)
+        return commands.stats(figures, conf.node_name, counters.clock_offset_ms, self._counts)
+
+    def put_back(self) -> None:
+        counters.put_back(self._counts)
+
+
+def _on_event_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+
+
+def _because(reason: EndReason) -> str:
+    return f" ({reason.value})" if reason is not EndReason.UNKNOWN else ""
+
+
+def _token() -> bytes:
+    return secrets.token_bytes(VERSION_BYTES)

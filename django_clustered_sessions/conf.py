@@ -1,0 +1,60 @@
+"""Settings, read when they are used, so that ``override_settings`` works on each."""
+
+from __future__ import annotations
+
+import socket
+from functools import cache
+from typing import Any, Literal, cast
+
+from django.conf import settings
+
+PREFIX = "CLUSTERED_SESSIONS_"
+
+OnConflict = Literal["merge", "overwrite", "error"]
+
+_host_name = cache(socket.gethostname)
+
+
+def _read(name: str, default: Any) -> Any:
+    return getattr(settings, PREFIX + name, default)
+
+
+class Settings:
+    """Shadow Django's settings with this package's names, types and defaults.
+
+    Each property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says what
+    each one does, and a test holds that page to this class.
+    """
+
+    @property
+    def key_prefix(self) -> str:
+        """First part of every key in the store."""
+        return cast(str, _read("KEY_PREFIX", "session"))
+
+    @property
+    def on_conflict(self) -> OnConflict:
+        """What happens when two requests changed one session key."""
+        return cast(OnConflict, _read("ON_CONFLICT", "merge"))
+
+    @property
+    def store_timeout(self) -> float:
+        """Seconds that all store operations of one request may take together."""
+        return float(_read("STORE_TIMEOUT", 2.0))
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest session, in stored bytes."""
+        return cast(int, _read("MAX_BYTES", 1024 * 1024))
+
+    @property
+    def idle_timeout(self) -> float | None:
+        """Seconds without a request after which a session ends, or None."""
+        return cast("float | None", _read("IDLE_TIMEOUT", None))
+
+    @property
+    def node_name(self) -> str:
+        """Name of this machine in statistics and errors."""
+        return cast(str, _read("NODE_NAME", None)) or _host_name()
+
+
+conf = Settings()

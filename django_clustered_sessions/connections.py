@@ -1,0 +1,233 @@
+"""Connection pools of our own, from the django-redis entry of CACHES that names the store.
+
+One pool per process for synchronous use, one per event loop for asynchronous use; never
+django-redis' own, which are global per URL and have the cache's timeouts and retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import suppress
+from typing import Any, Final
+
+import redis
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+from redis import asyncio as aioredis
+from redis.asyncio.connection import parse_url as parse_async_url
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.asyncio.sentinel import Sentinel as AsyncSentinel
+from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+from redis.sentinel import Sentinel, SentinelConnectionPool
+
+from .conf import conf
+
+#: Backend of a CACHES entry that this package can use.
+BACKEND: Final = "django_redis.cache.RedisCache"
+
+#: Connection factories of django-redis whose meaning this package knows.
+PLAIN: Final = "django_redis.pool.ConnectionFactory"
+SENTINEL: Final = "django_redis.pool.SentinelConnectionFactory"
+
+#: Names of pool classes that exist both for synchronous and for asynchronous use.
+POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
+    "redis.ConnectionPool": (redis.ConnectionPool, aioredis.ConnectionPool),
+    "redis.connection.ConnectionPool": (redis.ConnectionPool, aioredis.ConnectionPool),
+    "redis.BlockingConnectionPool": (redis.BlockingConnectionPool, aioredis.BlockingConnectionPool),
+    "redis.connection.BlockingConnectionPool": (
+        redis.BlockingConnectionPool,
+        aioredis.BlockingConnectionPool,
+    ),
+    "redis.sentinel.SentinelConnectionPool": (SentinelConnectionPool, AsyncSentinelConnectionPool),
+}
+
+#: Connection options that are not the entry's to decide here: timeouts and repeats follow
+#: CLUSTERED_SESSIONS_STORE_TIMEOUT, and replies are read raw.
+_OURS: Final = frozenset(
+    {
+        "decode_responses",
+        "health_check_interval",
+        "is_master",
+        "legacy_responses",
+        "maint_notifications_config",
+        "parser_class",
+        "protocol",
+        "retry",
+        "retry_on_error",
+        "retry_on_timeout",
+        "socket_connect_timeout",
+        "socket_timeout",
+        "timeout",
+    }
+)
+
+
+#: Settings that a pool is built from.
+_BUILT_FROM: Final = frozenset(
+    {
+        "CACHES",
+        "CLUSTERED_SESSIONS_STORE_TIMEOUT",
+        "DJANGO_REDIS_CONNECTION_FACTORY",
+        "SESSION_CACHE_ALIAS",
+    }
+)
+
+_Where = tuple[asyncio.AbstractEventLoop, int]
+
+
+def entry() -> Mapping[str, Any]:
+    """Return the CACHES entry that SESSION_CACHE_ALIAS names.
+
+    Raises ImproperlyConfigured where it is missing or not django-redis'.
+    """
+    alias = settings.SESSION_CACHE_ALIAS
+    found: Mapping[str, Any] = settings.CACHES.get(alias, {})
+    if found.get("BACKEND") != BACKEND:
+        raise ImproperlyConfigured(
+            f"SESSION_CACHE_ALIAS names {alias!r}, and CACHES[{alias!r}] has to be an entry of "
+            f"django-redis: 'BACKEND': '{BACKEND}', 'LOCATION': 'redis://HOST:6379/1'."
+        )
+    return found
+
+
+def url(of: Mapping[str, Any]) -> str:
+    """Return the primary's URL: the first of an entry's LOCATION."""
+    location = of.get("LOCATION") or ""
+    if isinstance(location, str):
+        location = location.split(",")
+    return str(location[0]).strip() if location else ""
+
+
+def _build(
+    parse: Callable[[str], dict[str, Any]], retry: Any, sentinel: Callable[..., Any], world: int
+) -> Any:
+    """Build the pool of one world: synchronous (0) or asynchronous (1)."""
+    found = entry()
+    options: Mapping[str, Any] = found.get("OPTIONS", {})
+    factory = options.get("CONNECTION_FACTORY") or getattr(
+        settings, "DJANGO_REDIS_CONNECTION_FACTORY", PLAIN
+    )
+    default = POOLS["redis.sentinel.SentinelConnectionPool" if factory == SENTINEL else
+                    "redis.ConnectionPool"]
+    pool_name = options.get("CONNECTION_POOL_CLASS")
+    pools = POOLS.get(pool_name) if pool_name else default
+    if factory not in (PLAIN, SENTINEL) or pools is None:
+        raise ImproperlyConfigured(
+            f"The sessions' CACHES entry has {pool_name or factory}, of which there is no "
+            "asynchronous twin. Use django-redis' own factories and redis' own pools."
+        )
+    timeout_s = conf.store_timeout
+    given = {
+        "username": options.get("USERNAME"),
+        "password": options.get("PASSWORD"),
+        **options.get("CONNECTION_POOL_KWARGS", {}),
+        **parse(url(found)),
+    }
+    ours: dict[str, Any] = {
+        "protocol": 2,
+        "retry": retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+        "socket_connect_timeout": timeout_s,
+        "socket_timeout": timeout_s,
+    }
+    keywords = {
+        name: value
+        for name, value in given.items()
+        if name not in _OURS and value is not None
+    } | ours
+    pool_class = pools[world]
+    if factory == SENTINEL:
+        keywords["service_name"] = keywords.pop("host")
+        keywords.pop("port", None)
+        keywords["ssl"] = keywords.pop("connection_class", None) is not None
+        keywords["sentinel_manager"] = sentinel(
+            options.get("SENTINELS", ()),
+            sentinel_kwargs={**ours, **(options.get("SENTINEL_KWARGS") or {})},
+        )
+    elif issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
+        keywords["timeout"] = timeout_s
+    return pool_class(**keywords)
+
+
+class _Pools:
+    """The pools of this process, until a setting that they were built from changes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sync: redis.ConnectionPool | None = None
+        self._async: dict[_Where, tuple[aioredis.ConnectionPool, AsyncGenerator[None]]] = {}
+        self._changes = 0
+
+    def pool(self) -> redis.ConnectionPool:
+        pool = self._sync
+        if pool is None:
+            with self._lock:
+                pool = self._sync = self._sync or _build(parse_url, Retry, Sentinel, 0)
+        return pool
+
+    def apool(self) -> aioredis.ConnectionPool:
+        where = (asyncio.get_running_loop(), self._changes)
+        if where not in self._async:
+            for loop, changes in list(self._async):
+                if loop.is_closed():
+                    del self._async[loop, changes]
+            pool = _build(parse_async_url, AsyncRetry, AsyncSentinel, 1)
+            self._async[where] = pool, self._close_with_loop(where, pool)
+            _start(self._async[where][1])
+        return self._async[where][0]
+
+    async def _close_with_loop(
+        self, where: _Where, pool: aioredis.ConnectionPool
+    ) -> AsyncGenerator[None]:
+        """Wait for the event loop's end, and close the connections while it can still do that.
+
+        A loop that ends closes the asynchronous generators that were started in it
+        (``loop.shutdown_asyncgens()``, which ``asyncio.run`` and asgiref call). A weak
+        dictionary by loop would not do: the connections hold their loop.
+        """
+        try:
+            yield
+        finally:
+            self._async.pop(where, None)
+            await pool.disconnect()
+
+    def forget(self) -> None:
+        with self._lock:
+            pool, self._sync = self._sync, None
+            self._changes += 1
+        if pool is not None:
+            pool.disconnect()
+
+
+def _start(generator: AsyncGenerator[None]) -> None:
+    """Run a generator that does not wait before its first yield up to there, without a loop."""
+    with suppress(StopIteration):
+        anext(generator).__await__().send(None)
+
+
+_pools = _Pools()
+
+
+def pool() -> redis.ConnectionPool:
+    """Return this process's pool of connections to the primary.
+
+    Raises ImproperlyConfigured.
+    """
+    return _pools.pool()
+
+
+def apool() -> aioredis.ConnectionPool:
+    """Return the running event loop's pool. See pool()."""
+    return _pools.apool()
+
+
+@receiver(setting_changed)
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting in _BUILT_FROM:
+        _pools.forget()

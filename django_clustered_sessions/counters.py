@@ -1,0 +1,77 @@
+"""What this process counts, until a trip to the store takes it along.
+
+Counting costs a request no round trip: once a second at most, the figures ride on a trip that
+goes to the store anyway, and what is left rides with the process's last one.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Sequence
+from typing import Final
+
+#: The counters, in the order in which the store keeps them; new ones go to the end.
+NAMES: Final = (
+    "requests",
+    "loads",
+    "commits",
+    "fields_written",
+    "fields_held",
+    "conflicts_merged",
+    "conflicts_overwritten",
+    "created",
+    "ended",
+    "values_set_aside",
+    "store_errors",
+)
+
+#: Figures ride along when those before are this old, in seconds.
+INTERVAL_S: Final = 1.0
+
+
+class Counters:
+    """A process's figures: counts since they last left for the store, and its clock's offset."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Start anew, as a forked process must: what was counted is its parent's to report."""
+        self._lock = threading.Lock()
+        self._counts = dict.fromkeys(NAMES, 0)
+        self._left_at = float("-inf")
+        #: This node's clock less the store's, in ms, as last measured.
+        self.clock_offset_ms = 0
+
+    def add(self, **counts: int) -> None:
+        """Count."""
+        with self._lock:
+            for name, count in counts.items():
+                self._counts[name] += count
+
+    def take(self, *, now: bool = False) -> Sequence[int]:
+        """Return the counts if they are due, and start anew; return nothing otherwise."""
+        with self._lock:
+            monotonic_s = time.monotonic()
+            if not now and monotonic_s - self._left_at < INTERVAL_S:
+                return ()
+            counts = tuple(self._counts.values())
+            if not any(counts):
+                return ()
+            self._left_at = monotonic_s
+            self._counts = dict.fromkeys(NAMES, 0)
+            return counts
+
+    def put_back(self, counts: Sequence[int]) -> None:
+        """Take back counts that did not reach the store."""
+        self.add(**dict(zip(NAMES, counts, strict=False)))
+
+    def observe_clock(self, store_ms: int, sent_s: float, received_s: float) -> None:
+        """Measure the clock's offset by a reply: the store's time in ms, this node's in seconds."""
+        self.clock_offset_ms = round((sent_s + received_s) * 500) - store_ms
+
+
+counters = Counters()
+os.register_at_fork(after_in_child=counters.clear)

@@ -1,0 +1,253 @@
+"""The only two loops that talk to the store: one runs a flow synchronously, one asynchronously.
+
+redis-py by default repeats a command up to ten times after a timeout. Here a trip is repeated
+once, on a fresh connection, within the same budget: every write carries a token, and the record
+keeps its answer for longer than that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import redis
+from redis import asyncio as aioredis
+from redis.exceptions import (
+    ConnectionError,
+    NoScriptError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+
+from .commands import Trip
+from .exceptions import SessionStoreUnavailable
+from .flows import Flow
+from .record import Damaged
+
+T = TypeVar("T")
+Pool = redis.ConnectionPool
+AsyncPool = aioredis.ConnectionPool
+
+#: What an error reply's first word means to whoever runs the site.
+_ADVICE: Final = {
+    "LOADING": "it is loading its data after a start; it will answer when it is done",
+    "READONLY": "it is a replica: point the sessions' CACHES entry at the primary, or at Sentinel",
+    "OOM": "it is full: raise maxmemory, or move caches to a server of their own",
+    "NOAUTH": "it wants a password: set it in the sessions' CACHES entry",
+    "WRONGPASS": "it refuses user or password: see the sessions' CACHES entry",
+    "NOPERM": "its user lacks a permission: see the ACL rule in the documentation",
+    "MISCONF": "it cannot write its data to disk: see its own log",
+    "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write",
+    "CLUSTERDOWN": "the cluster has lost slots: see CLUSTER INFO",
+    "MASTERDOWN": "it is a replica that has lost its primary",
+    "BUSY": "it is busy with a script: see its slow log",
+}
+
+
+#: The least that a socket is given to answer, in seconds: 0 would mean not to wait at all.
+_SHORTEST: Final = 0.001
+
+
+class Budget:
+    """Seconds that the store operations of one request may take together."""
+
+    def __init__(self, seconds: float) -> None:
+        self._left = seconds
+
+    @property
+    def left(self) -> float:
+        """Seconds that are left, 0 at least."""
+        return max(self._left, 0.0)
+
+    def spend(self, seconds: float) -> None:
+        """Take away what an operation took."""
+        self._left -= seconds
+
+
+def run(flow: Flow[T], pool: Callable[[], Pool], budget: Budget) -> T:
+    """Run a flow over a connection of ``pool()``, which is asked only if there is a trip.
+
+    Raises SessionStoreUnavailable, and what the flow raises.
+    """
+    try:
+        trip = next(flow)
+        while True:
+            started = time.monotonic()
+            try:
+                replies = _send(trip, pool(), budget.left)
+            except SessionStoreUnavailable as error:
+                budget.spend(time.monotonic() - started)
+                trip = flow.throw(error)
+            else:
+                budget.spend(time.monotonic() - started)
+                trip = flow.send(replies)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+async def arun(flow: Flow[T], pool: Callable[[], AsyncPool], budget: Budget) -> T:
+    """See run()."""
+    try:
+        trip = next(flow)
+        while True:
+            started = time.monotonic()
+            try:
+                replies = await _asend(trip, pool(), budget.left)
+            except SessionStoreUnavailable as error:
+                budget.spend(time.monotonic() - started)
+                trip = flow.throw(error)
+            else:
+                budget.spend(time.monotonic() - started)
+                trip = flow.send(replies)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+
+
+def _send(trip: Trip, pool: Pool, seconds: float) -> list[Any]:
+    deadline = _deadline(seconds)
+    connection = None
+    try:
+        connection = pool.get_connection()
+        try:
+            replies = _exchange(connection, _pack(trip), deadline - seconds / 2)
+        except (ConnectionError, TimeoutError) as error:
+            if not _is_lost(error):
+                raise
+            connection.disconnect()
+            connection.socket_connect_timeout = max(deadline - time.monotonic(), _SHORTEST)
+            connection.connect()
+            replies = _exchange(connection, _pack(trip), deadline)
+        at = _first_unknown(replies)
+        replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
+        return _checked(replies)
+    except (RedisError, OSError) as error:
+        raise _unavailable(error) from error
+    finally:
+        if connection is not None:
+            pool.release(connection)
+
+
+async def _asend(trip: Trip, pool: AsyncPool, seconds: float) -> list[Any]:
+    deadline = _deadline(seconds)
+    connection = None
+    try:
+        async with asyncio.timeout(seconds):
+            connection = await pool.get_connection()
+            try:
+                async with asyncio.timeout(seconds / 2):
+                    replies = await _aexchange(connection, _pack(trip), deadline)
+            except (ConnectionError, TimeoutError, builtins.TimeoutError) as error:
+                if not _is_lost(error):
+                    raise
+                await connection.disconnect(nowait=True)
+                await connection.connect()
+                replies = await _aexchange(connection, _pack(trip), deadline)
+            at = _first_unknown(replies)
+            replies[at:] = await _aexchange(
+                connection, _pack(trip[at:], by_source=True), deadline
+            )
+            return _checked(replies)
+    except (RedisError, OSError) as error:
+        raise _unavailable(error) from error
+    finally:
+        if connection is not None:
+            await pool.release(connection)
+
+
+def _exchange(connection: Any, commands: list[tuple[Any, ...]], deadline: float) -> list[Any]:
+    """Send commands and read their replies; an error reply stands among them."""
+    replies: list[Any] = []
+    if commands:
+        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+    for _ in commands:
+        try:
+            left = max(deadline - time.monotonic(), _SHORTEST)
+            replies.append(connection.read_response(timeout=left))
+        except ResponseError as error:
+            replies.append(error)
+    return replies
+
+
+async def _aexchange(
+    connection: Any, commands: list[tuple[Any, ...]], deadline: float
+) -> list[Any]:
+    """See _exchange()."""
+    replies: list[Any] = []
+    try:
+        if commands:
+            packed = connection.pack_commands(commands)
+            await connection.send_packed_command(packed, check_health=False)
+        for _ in commands:
+            try:
+                left = max(deadline - time.monotonic(), _SHORTEST)
+                replies.append(await connection.read_response(timeout=left))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        # A cancelled exchange leaves replies behind that the next one would take for its own.
+        await connection.disconnect(nowait=True)
+        raise
+    return replies
+
+
+def _deadline(seconds: float) -> float:
+    if seconds <= 0:
+        raise SessionStoreUnavailable(
+            "the session store has used up this request's CLUSTERED_SESSIONS_STORE_TIMEOUT"
+        )
+    return time.monotonic() + seconds
+
+
+def _is_lost(error: Exception) -> bool:
+    """Return whether it is unknown if the store has done what it was asked.
+
+    redis-py derives refusals, such as LOADING or a wrong password, from the same classes.
+    """
+    return type(error) in (ConnectionError, TimeoutError, builtins.TimeoutError)
+
+
+def _pack(trip: Trip, *, by_source: bool = False) -> list[tuple[Any, ...]]:
+    """Return the trip as commands; ``by_source`` for a store that does not know the scripts."""
+    return [
+        (*call.arguments[:1], *call.keys, *call.arguments[1:])
+        if call.script is None
+        else (
+            "EVAL" if by_source else "EVALSHA",
+            call.script.source if by_source else call.script.sha,
+            len(call.keys),
+            *call.keys,
+            *call.arguments,
+        )
+        for call in trip
+    ]
+
+
+def _first_unknown(replies: Sequence[Any]) -> int:
+    """Return the place of the first call whose script the store does not know, or the end."""
+    unknown = (at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError))
+    return next(unknown, len(replies))
+
+
+def _checked(replies: list[Any]) -> list[Any]:
+    """Return the replies, or raise for the first that says that the store cannot.
+
+    A record of the wrong type is damage to one session, and is left to the parser.
+    """
+    for at, reply in enumerate(replies):
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+            replies[at] = Damaged("its key holds another type")
+        elif isinstance(reply, Exception):
+            raise _unavailable(reply) from reply
+    return replies
+
+
+def _unavailable(error: Exception) -> SessionStoreUnavailable:
+    text = str(error) or type(error).__name__
+    word = getattr(error, "status_code", None) or text.partition(" ")[0]
+    if advice := _ADVICE.get(word):
+        return SessionStoreUnavailable(f"the session store refuses: {advice} ({word}: {text})")
+    return SessionStoreUnavailable(f"the session store does not answer: {text}")

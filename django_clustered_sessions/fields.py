@@ -1,0 +1,384 @@
+"""The working copy of a session's values, between load and save.
+
+Decodes a value when it is asked for, and tells at the end what changed by comparing with what
+was loaded, so that an in-place change counts and a mere read does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from . import record
+from .merge import MISSING, merge
+from .record import Serializer
+
+#: Values of these types cannot change in place.
+_ATOMS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+
+USER_FIELD: Final = record.DATA + b"_auth_user_id"
+EXPIRY_FIELD: Final = record.DATA + b"_session_expiry"
+
+
+class Operation(StrEnum):
+    """What a commit does to a field."""
+
+    SET = "="
+    REMOVE = "-"
+    ADD = "+"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One field's change: ``loaded`` is the version it is based on, empty where there was none.
+
+    ``operand`` is the value to set as codec and payload, the decimal number to add, or empty.
+    """
+
+    operation: Operation
+    field: bytes
+    loaded: bytes
+    operand: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a request changed; with ``cleared``, after all that was stored is forgotten."""
+
+    changes: tuple[Change, ...]
+    cleared: bool
+
+    def __bool__(self) -> bool:
+        return self.cleared or bool(self.changes)
+
+    @property
+    def expiry_changed(self) -> bool:
+        """Whether ``_session_expiry`` is among the changes."""
+        return self.cleared or any(change.field == EXPIRY_FIELD for change in self.changes)
+
+
+class Fields(MutableMapping[Any, Any]):
+    """A session's values by key: what the store holds, as far as it was decoded, and changes.
+
+    ``stored`` has each field's bytes as loaded (version, codec, payload). ``on_unreadable`` is
+    called with a key (or the raw field) whose value cannot be read. Such a value is set aside:
+    invisible, and kept in the store unless the key is set anew.
+
+    Not a dict on purpose: a dict that decodes late hands out what is not decoded yet through
+    ``dict(x)``, ``{**x}`` and ``==``.
+    """
+
+    def __init__(
+        self,
+        serializer: Serializer,
+        stored: Mapping[bytes, bytes] | None = None,
+        *,
+        cleared: bool = False,
+        on_unreadable: Callable[[Any, Exception], None] = lambda key, error: None,
+    ) -> None:
+        self._serializer = serializer
+        self._on_unreadable = on_unreadable
+        self._stored = dict(stored or {})
+        self._cleared = cleared
+        self._values: dict[Any, Any] = {}
+        self._waiting: dict[Any, bytes] = {}
+        self._atoms: dict[Any, Any] = {}
+        self._added: dict[Any, int] = {}
+        self._set_aside: set[bytes] = set()
+        self._unsettle()
+        for field in self._stored:
+            try:
+                self._waiting[record.key_of(field, serializer)] = field
+            except Exception as error:
+                self._put_aside(field, field, error)
+
+    # The mapping.
+
+    def __getitem__(self, key: Any) -> Any:
+        try:
+            return self._values[key]
+        except KeyError:
+            if key in self._waiting and self._decode(key):
+                return self._values[key]
+            raise
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        self._waiting.pop(key, None)
+        self._values[key] = value
+
+    def __delitem__(self, key: Any) -> None:
+        if key in self._waiting:
+            self._decode(key)
+        del self._values[key]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values or (key in self._waiting and self._decode(key))
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __bool__(self) -> bool:
+        return bool(self._values) or bool(self._all())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self._stored)} stored>"
+
+    def copy(self) -> dict[Any, Any]:
+        """Return all values as a plain dict."""
+        return dict(self._all())
+
+    def increment(self, key: Any, by: int) -> int:
+        """Add to an integer and return what it is now, as far as this request knows.
+
+        Raises TypeError where the value is no integer.
+        """
+        number = self.get(key, 0)
+        for operand in (number, by):
+            if not isinstance(operand, int) or isinstance(operand, bool):
+                raise TypeError(f"session key {key!r} cannot be incremented: {operand!r}")
+        self[key] = number + by
+        self._added[key] = self._added.get(key, 0) + by
+        return self._values[key]  # type: ignore[no-any-return]
+
+    # What a save needs.
+
+    @property
+    def size(self) -> int:
+        """How many fields the store holds of this session, as far as is known."""
+        return len(self._stored)
+
+    @property
+    def has_stored_user(self) -> bool:
+        """Whether somebody was logged in when this was loaded."""
+        return USER_FIELD in self._stored
+
+    def delta(self) -> Delta:
+        """Return what differs from what the store is known to hold.
+
+        Raises TypeError, naming the key, for a value that the serialiser refuses.
+        """
+        changes: dict[bytes, Change] = {}
+        for key, value in self._values.items():
+            field = record.field_of(key, self._serializer)
+            if self._is_sum(key, field, value):
+                if self._added[key]:
+                    number = b"%d" % self._added[key]
+                    changes[field] = Change(Operation.ADD, field, b"", number)
+            elif (serialized := self._if_changed(key, field, value)) is not None:
+                packed = record.pack(serialized)
+                changes[field] = Change(Operation.SET, field, self._version(field), packed)
+        for field in self._missing():
+            changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
+        return Delta(tuple(changes.values()), self._cleared)
+
+    def everything(self) -> list[tuple[bytes, bytes]]:
+        """Return all fields with codec and payload, those that were never decoded included.
+
+        Raises TypeError, naming the key, for a value that the serialiser refuses.
+        """
+        packed = {
+            field: stored[record.VERSION_BYTES :]
+            for field, stored in self._stored.items()
+            if field in self._set_aside
+        }
+        for key, field in self._waiting.items():
+            packed[field] = self._stored[field][record.VERSION_BYTES :]
+        for key, value in self._values.items():
+            field = record.field_of(key, self._serializer)
+            if self._added.get(key) and isinstance(value, int):
+                packed[field] = record.pack_counter(value)
+            else:
+                packed[field] = record.pack(self._serialize(key, value))
+        return list(packed.items())
+
+    def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
+        """Take note that the store now holds ``delta`` under ``version``.
+
+        ``counters`` are the new values of what was added to, in the order of the delta.
+        """
+        sums = iter(counters)
+        if delta.cleared:
+            self._stored = {}
+            self._cleared = False
+        for change in delta.changes:
+            if change.operation is Operation.REMOVE:
+                self._stored.pop(change.field, None)
+                continue
+            operand = change.operand
+            if change.operation is Operation.ADD:
+                number = next(sums)
+                operand = record.pack_counter(number)
+                self._values[self._key(change.field)] = number
+            self._stored[change.field] = version + operand
+            self._set_aside.discard(change.field)
+        self._added = {}
+        self._atoms = {}
+        self._unsettle()
+
+    def created(self, fields: list[tuple[bytes, bytes]], version: bytes) -> None:
+        """Take note that a new record now holds ``fields`` under ``version``."""
+        self._stored = {field: version + packed for field, packed in fields}
+        self._cleared = False
+        self._added = {}
+        self._atoms = {}
+        self._unsettle()
+
+    def rebase(self, theirs: Mapping[bytes, bytes]) -> None:
+        """Merge what others wrote meanwhile into this copy.
+
+        ``theirs`` has the fields in conflict as they are stored now, empty where there is none.
+
+        Raises TypeError where an integer was to be added to and is none any more.
+        """
+        for field, stored in theirs.items():
+            key = self._key(field)
+            base = self._read(key, self._stored.get(field, b""))
+            mine = self._values.pop(key, MISSING)
+            current = self._read(key, stored)
+            if self._is_sum(key, field, mine):
+                by = self._added.pop(key)
+                if current is not MISSING:
+                    self._values[key] = current
+                merged = self.increment(key, by)
+                del self._added[key]
+            else:
+                # As a reader would find it: under JSON, 1 as a key is "1", and a tuple a list.
+                if mine is not MISSING:
+                    mine = self._serializer.loads(self._serialize(key, mine))
+                merged = merge(str(key), base, mine, current)
+            if merged is not MISSING:
+                self._values[key] = merged
+            if stored:
+                self._stored[field] = stored
+            else:
+                self._stored.pop(field, None)
+            self._atoms.pop(key, None)
+
+    def as_stored(self, key: str) -> bool:
+        """Return whether a key's value, or its absence, is what the store is known to hold."""
+        field = record.field_of(key, self._serializer)
+        if self._cleared:
+            return False
+        if key in self:
+            return self._if_changed(key, field, self._values[key]) is None
+        return field not in self._stored or field in self._set_aside
+
+    # What ``modified`` needs.
+
+    def settle(self) -> None:
+        """Let ``changed_in_place`` look only at what changes from now on."""
+        self._settled = {}
+        self._settled_missing = self._missing()
+        for key, value in self._values.items():
+            field = record.field_of(key, self._serializer)
+            with suppress(TypeError):
+                self._settled[field] = self._serialize(key, value)
+
+    def changed_in_place(self) -> bool:
+        """Return whether a value differs from what was loaded, or settled; never raise."""
+        try:
+            return self._missing() != self._settled_missing or any(
+                self._differs(key, value) for key, value in self._values.items()
+            )
+        except Exception:
+            # The save will say which value it is that cannot be written.
+            return True
+
+    # Inside.
+
+    def _all(self) -> dict[Any, Any]:
+        for key in list(self._waiting):
+            self._decode(key)
+        return self._values
+
+    def _decode(self, key: Any) -> bool:
+        field = self._waiting.pop(key)
+        try:
+            value = record.unpack(self._stored[field], self._serializer)
+        except Exception as error:
+            self._put_aside(key, field, error)
+            return False
+        self._values[key] = value
+        if type(value) in _ATOMS:
+            self._atoms[key] = value
+        return True
+
+    def _put_aside(self, key: Any, field: bytes, error: Exception) -> None:
+        self._set_aside.add(field)
+        self._on_unreadable(key, error)
+
+    def _read(self, key: Any, stored: bytes) -> Any:
+        try:
+            return record.unpack(stored, self._serializer) if stored else MISSING
+        except Exception as error:
+            self._on_unreadable(key, error)
+            return MISSING
+
+    def _version(self, field: bytes) -> bytes:
+        return record.version_of(self._stored.get(field, b""))
+
+    def _serialize(self, key: Any, value: Any) -> bytes:
+        try:
+            return self._serializer.dumps(value)
+        except Exception as error:
+            raise TypeError(
+                f"session key {key!r}: {type(self._serializer).__name__} cannot write "
+                f"{type(value).__name__}: {error}"
+            ) from error
+
+    def _is_sum(self, key: Any, field: bytes, value: Any) -> bool:
+        if key not in self._added or type(value) is not int:
+            return False
+        base = self._read(key, self._stored.get(field, b""))
+        return bool(value == (0 if base is MISSING else base) + self._added[key])
+
+    def _if_changed(self, key: Any, field: bytes, value: Any) -> bytes | None:
+        """Return the value's serialised bytes, or None if it is what is stored."""
+        if key in self._atoms and self._atoms[key] is value:
+            return None
+        serialized = self._serialize(key, value)
+        stored = self._stored.get(field)
+        if stored is None or field in self._set_aside:
+            return serialized
+        if record.is_counter(stored):
+            number = record.unpack(stored, self._serializer)
+            return None if type(value) is int and value == number else serialized
+        before = record.serialized(stored)
+        if serialized == before:
+            return None
+        original = self._serializer.loads(before)
+        if self._serializer.dumps(original) != before and original == value:
+            # This serialiser writes equal values in different ways.
+            return None
+        return serialized
+
+    def _unsettle(self) -> None:
+        self._settled: dict[bytes, bytes] = {}
+        self._settled_missing: set[bytes] = set()
+
+    def _missing(self) -> set[bytes]:
+        present = {record.field_of(key, self._serializer) for key in self._values}
+        return self._stored.keys() - present - self._set_aside - set(self._waiting.values())
+
+    def _differs(self, key: Any, value: Any) -> bool:
+        field = record.field_of(key, self._serializer)
+        if field in self._settled:
+            return self._serialize(key, value) != self._settled[field]
+        if self._is_sum(key, field, value):
+            return bool(self._added[key])
+        return self._if_changed(key, field, value) is not None
+
+    def _key(self, field: bytes) -> Any:
+        """Return the key under which the request knows a field."""
+        key = record.key_of(field, self._serializer)
+        if key in self._values:
+            return key
+        # Only a key that is no string can be written differently.
+        odd = (k for k in self._values if not isinstance(k, str))
+        return next((k for k in odd if record.field_of(k, self._serializer) == field), key)

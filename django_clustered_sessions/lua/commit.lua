@@ -1,0 +1,162 @@
+#!lua
+-- Write what a request changed into a session that exists: all of it, or nothing.
+--
+-- KEYS[1]  record
+-- KEYS[2]  index of the record's bucket
+-- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
+-- ARGV[2]  how long a write may be replayed (ms)
+-- ARGV[3]  default age (ms)
+-- ARGV[4]  idle timeout (ms, 0 for none)
+-- ARGV[5]  largest size of all values (bytes)
+-- ARGV[6]  new mode (d, b, s, a, r), empty to leave mode and span as they are
+-- ARGV[7]  new span (ms; for a: ms since the epoch)
+-- ARGV[8]  1: write over what others changed; 0: report it
+-- ARGV[9]  1: forget all that is stored, first; 0: do not
+-- ARGV[10..] operation, field, version that was loaded (empty: there was none), operand; ...
+--            =  set the field to the operand (codec and payload)
+--            -  remove the field; the operand is empty
+--            +  add the operand (an integer) to a counter; the version is not looked at
+--
+-- Returns  {1, now (ms), deadline (ms), overwritten fields, counters}   written, or written by
+--               this token before; counters: the new values, a space between them
+--          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session
+--          {-2, now (ms), field, value, field, value, ...}   others changed these, or a counter
+--               is no integer that Lua can add to; the value is what is stored, empty for none
+--          {-3, now (ms), bytes}   too large
+--          {-4, now (ms), ""}      written by a newer release
+local record, index = KEYS[1], KEYS[2]
+local token, replay_window, default_age, idle, max_bytes =
+  ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
+local mode, span, overwrite, clear = ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1", ARGV[9] == "1"
+local FIRST_CHANGE = 10
+local EXACT = 2 ^ 53
+
+-- The recent writes; the newest one's token is the record's version, so only an answer that is
+-- more than "done" has to be kept for it.
+local function read_replays(now)
+  local replays, packed, at = {}, redis.call("HGET", record, "m:replay") or "", 1
+  while at <= #packed do
+    local write, written, length
+    write, written, length, at = struct.unpack(">c8I6I2", packed, at)
+    if written + replay_window >= now then
+      replays[write] = {at = written, answer = string.sub(packed, at, at + length - 1)}
+    end
+    at = at + length
+  end
+  return replays
+end
+
+local function write_replays(replays)
+  local packed = {}
+  for write, replay in pairs(replays) do
+    packed[#packed + 1] = struct.pack(">c8I6I2", write, replay.at, #replay.answer) .. replay.answer
+  end
+  if #packed > 0 then
+    redis.call("HSET", record, "m:replay", table.concat(packed))
+  else
+    redis.call("HDEL", record, "m:replay")
+  end
+end
+
+-- The integer in a stored value, 0 where there is none, nil where it is no exact integer.
+local function counter(stored)
+  if not stored then
+    return 0
+  end
+  local codec, payload = string.sub(stored, 9, 9), string.sub(stored, 10)
+  if (codec == "i" or codec == "s") and string.match(payload, "^%-?%d+$") then
+    local number = tonumber(payload)
+    return math.abs(number) < EXACT and number or nil
+  end
+end
+
+local now = store_clock()
+local meta, why_not = read_meta(record, now)
+if not meta then
+  return why_not
+end
+local replays = read_replays(now)
+if replays[token] or meta.version == token then
+  return {DONE, now, meta.deadline, 0, replays[token] and replays[token].answer or ""}
+end
+
+local sets, removes, counters = {}, {}, {}
+local conflicts, overwritten = {CONFLICT, now}, 0
+local bytes = clear and 0 or meta.bytes
+for i = FIRST_CHANGE, #ARGV, 4 do
+  local operation, field, loaded, operand = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
+  local stored = not clear and redis.call("HGET", record, field) or nil
+  local changed_by_others
+  if operation == "+" then
+    local number = counter(stored)
+    number = number and number + tonumber(operand)
+    if number and math.abs(number) < EXACT then
+      operand = string.format("%.0f", number)
+      counters[#counters + 1] = operand
+      operand = "i" .. operand
+    else
+      changed_by_others = true
+    end
+  else
+    changed_by_others = not clear and loaded ~= (stored and string.sub(stored, 1, 8) or "")
+      and (stored or operation == "=")
+    if changed_by_others and overwrite then
+      changed_by_others = false
+      overwritten = overwritten + 1
+    end
+  end
+  if changed_by_others then
+    conflicts[#conflicts + 1] = field
+    conflicts[#conflicts + 1] = stored or ""
+  end
+  if stored then
+    bytes = bytes - #field - #stored
+  end
+  if operation == "-" then
+    removes[#removes + 1] = field
+  else
+    sets[#sets + 1] = field
+    sets[#sets + 1] = token .. operand
+    bytes = bytes + #field + 8 + #operand
+  end
+end
+if #conflicts > 2 then
+  return conflicts
+end
+if bytes > max_bytes and bytes > meta.bytes then
+  return {TOO_LARGE, now, bytes}
+end
+
+if clear then
+  for _, field in ipairs(redis.call("HKEYS", record)) do
+    local kind = string.sub(field, 1, 2)
+    if kind == "d:" or kind == "k:" then
+      redis.call("HDEL", record, field)
+    end
+  end
+end
+for _, field in ipairs(removes) do
+  redis.call("HDEL", record, field)
+end
+put(record, sets)
+
+local answer = table.concat(counters, " ")
+if not replays[meta.version] then
+  replays[meta.version] = {at = now, answer = ""}
+end
+if answer ~= "" then
+  replays[token] = {at = now, answer = answer}
+end
+write_replays(replays)
+
+if mode == "" then
+  mode, span = meta.mode, meta.span
+end
+meta.version, meta.bytes = token, bytes
+renew(meta, mode, span, now, default_age, idle)
+if meta.deadline > now then
+  write_meta(record, index, meta)
+else
+  forget(record, index)
+end
+return {DONE, now, meta.deadline, overwritten, answer}

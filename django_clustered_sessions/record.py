@@ -1,0 +1,273 @@
+"""The stored form of a session: keys, the meta field, one value's bytes.
+
+``lua/prelude.lua`` describes the same record from the store's side.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from hashlib import sha256
+from struct import Struct
+from typing import Any, Final, Protocol
+
+from .exceptions import SessionStoreUnavailable
+
+#: Version of the record's format that this release reads and writes.
+FORMAT: Final = 1
+
+META: Final = b"m:"
+ENDED: Final = b"m:end"
+#: Prefix of the field of a session key that is a string.
+DATA: Final = b"d:"
+#: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
+ODD_DATA: Final = b"k:"
+
+#: Bytes of a version, which is the random token of the write that made it.
+VERSION_BYTES: Final = 8
+BUCKETS: Final = 1024
+
+#: Values from this size on are compressed, in bytes.
+COMPRESS_FROM: Final = 4096
+
+_META = Struct(">Bc8s6s6s6sI")
+_HEX_STRING = re.compile(rb'"((?:[0-9a-f]{2}){16,})"')
+
+
+class Mode(StrEnum):
+    """How a session's deadline moves; ``lua/prelude.lua`` has the meaning of each."""
+
+    DEFAULT = "d"
+    BROWSER = "b"
+    SLIDING = "s"
+    ABSOLUTE = "a"
+    #: Only on its way to the store, which keeps it as ABSOLUTE.
+    FROM_NOW = "r"
+
+
+class EndReason(StrEnum):
+    """Why a session is no more, as its tombstone tells."""
+
+    #: Nothing is known: it never was, or it expired.
+    UNKNOWN = ""
+    #: ``flush()``, which is what a logout does.
+    FLUSHED = "flushed"
+    #: ``delete(session_key)``, by somebody else.
+    DELETED = "deleted"
+    #: It lives on under another key, as after a login.
+    ROTATED = "rotated"
+
+    @classmethod
+    def of(cls, tombstone: bytes) -> EndReason:
+        """Return the reason that a tombstone gives; a later release's is read as DELETED."""
+        try:
+            return cls(tombstone.decode())
+        except ValueError:
+            return cls.DELETED
+
+
+class Damaged(Exception):
+    """Stored bytes are not what this release or an older one writes."""
+
+
+class NewerFormat(SessionStoreUnavailable):
+    """A newer release wrote this record; it is left as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session was written by a newer release of django-clustered-sessions than this "
+            "process runs, and is left as it is. Finish the deploy on this node, or take it out "
+            "of service."
+        )
+
+
+def session_id(session_key: str) -> str:
+    """Return the public id of a session: the SHA-256 of its key, base64url, 43 characters."""
+    digest = sha256(session_key.encode("utf-8", "surrogatepass")).digest()
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session is kept: the keys of its record and of its bucket's index.
+
+    All of a bucket's keys share one hash tag, so that one script can change them together, on
+    Cluster too.
+    """
+
+    id: str
+    record: str
+    index: str
+
+    @classmethod
+    def of(cls, prefix: str, session_key: str) -> Place:
+        """Return the place of the session ``session_key`` under the setting KEY_PREFIX."""
+        digest = session_id(session_key)
+        start = base64.urlsafe_b64decode(digest[:4])
+        bucket = bucket_tag(prefix, start[0] << 2 | start[1] >> 6)
+        return cls(digest, f"{bucket}:{digest}", f"{bucket}:index")
+
+
+def bucket_tag(prefix: str, bucket: int) -> str:
+    """Return what the keys of bucket 0 to 1023 start with."""
+    return f"{prefix}:{{{bucket:03x}}}"
+
+
+@dataclass(frozen=True, slots=True)
+class Meta:
+    """The meta field: version, times in ms since the epoch by the store's clock, size in bytes."""
+
+    mode: Mode
+    version: bytes
+    created_ms: int
+    deadline_ms: int
+    span_ms: int
+    size: int
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Meta:
+        """Read a meta field.
+
+        Raises NewerFormat, or Damaged.
+        """
+        if packed[:1] != bytes([FORMAT]) and packed:
+            raise NewerFormat
+        try:
+            _, mode, version, created, deadline, span, size = _META.unpack(packed)
+            return cls(
+                Mode(mode.decode("ascii")),
+                version,
+                int.from_bytes(created),
+                int.from_bytes(deadline),
+                int.from_bytes(span),
+                size,
+            )
+        except Exception as error:
+            raise Damaged("its meta field is damaged") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A session as the store holds it, nothing decoded: raw values by field."""
+
+    meta: Meta
+    values: dict[bytes, bytes]
+
+    @classmethod
+    def parse(cls, fields: Mapping[bytes, bytes]) -> Loaded | EndReason:
+        """Read all fields of a record, or why there is none.
+
+        Raises NewerFormat, or Damaged.
+        """
+        packed = fields.get(META)
+        if packed is None:
+            if not fields:
+                return EndReason.UNKNOWN
+            if ENDED in fields:
+                return EndReason.of(fields[ENDED])
+            raise Damaged("its meta field is missing")
+        meta = Meta.parse(packed)
+        return cls(meta, {f: v for f, v in fields.items() if f[:2] in (DATA, ODD_DATA)})
+
+
+class Serializer(Protocol):
+    """What ``SESSION_SERIALIZER`` names, instantiated."""
+
+    def dumps(self, obj: Any) -> bytes:
+        """Return ``obj`` as bytes."""
+
+    def loads(self, data: bytes) -> Any:
+        """Return what ``dumps`` made bytes of."""
+
+
+def _plain(payload: bytes) -> bytes:
+    return payload
+
+
+def _hex_string(payload: bytes) -> bytes:
+    return b'"' + payload.hex().encode() + b'"'
+
+
+#: Codec byte -> how to get the serialiser's bytes back. ``s`` as they are; ``z`` compressed;
+#: ``h`` a JSON string of hexadecimal digits, as Django's session hash is, at half its size: it
+#: keeps a logged-in session's values within the 64 bytes of a compact hash. ``i`` is a counter,
+#: whose digits every serialiser's record holds alike.
+_UNPACK: Final[Mapping[bytes, Callable[[bytes], bytes]]] = {
+    b"s": _plain,
+    b"z": zlib.decompress,
+    b"h": _hex_string,
+}
+_COUNTER: Final = b"i"
+
+
+def pack(serialized: bytes) -> bytes:
+    """Return a serialised value as stored: the codec's byte and the payload."""
+    if len(serialized) >= COMPRESS_FROM:
+        compressed = zlib.compress(serialized, 1)
+        if len(compressed) < len(serialized):
+            return b"z" + compressed
+    elif match := _HEX_STRING.fullmatch(serialized):
+        return b"h" + bytes.fromhex(match[1].decode())
+    return b"s" + serialized
+
+
+def pack_counter(number: int) -> bytes:
+    """Return an integer as a counter is stored, which the store itself can add to."""
+    return _COUNTER + b"%d" % number
+
+
+def serialized(stored: bytes) -> bytes:
+    """Return what the serialiser wrote into a stored field's bytes: version, codec, payload.
+
+    Raises Damaged for a codec that this release lacks, or what the codec raises.
+    """
+    codec, payload = stored[VERSION_BYTES : VERSION_BYTES + 1], stored[VERSION_BYTES + 1 :]
+    try:
+        return _UNPACK[codec](payload)
+    except KeyError:
+        raise Damaged(f"its codec {codec!r} is unknown") from None
+
+
+def unpack(stored: bytes, serializer: Serializer) -> Any:
+    """Return the value in a stored field's bytes.
+
+    Raises what ``serialized`` and the serialiser raise.
+    """
+    if is_counter(stored):
+        return int(stored[VERSION_BYTES + 1 :])
+    return serializer.loads(serialized(stored))
+
+
+def is_counter(stored: bytes) -> bool:
+    """Return whether a stored field's bytes are a counter."""
+    return stored[VERSION_BYTES : VERSION_BYTES + 1] == _COUNTER
+
+
+def version_of(stored: bytes) -> bytes:
+    """Return the version in a stored field's bytes."""
+    return stored[:VERSION_BYTES]
+
+
+def field_of(key: Any, serializer: Serializer) -> bytes:
+    """Return the field of a session key.
+
+    Keys that are not strings become what the serialiser makes of the keys of a dict: under JSON
+    1 becomes "1", under pickle it stays 1.
+    """
+    if not isinstance(key, str):
+        (key,) = serializer.loads(serializer.dumps({key: None}))
+        if not isinstance(key, str):
+            return ODD_DATA + serializer.dumps(key)
+    return DATA + key.encode("utf-8", "surrogatepass")
+
+
+def key_of(field: bytes, serializer: Serializer) -> Any:
+    """Return the session key of a field."""
+    name = field[2:]
+    if field.startswith(ODD_DATA):
+        return serializer.loads(name)
+    return name.decode("utf-8", "surrogatepass")

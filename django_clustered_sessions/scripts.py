@@ -1,0 +1,39 @@
+"""The Lua scripts of ``lua/``, read once as package resources.
+
+A script's source is its own file behind ``prelude.lua``, which alone knows how a record's meta
+field is packed and how a deadline follows from a session's mode. Redis runs one text per script
+and has no includes; joining two files is all the machinery that this takes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from hashlib import sha1
+from importlib.resources import files
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua script: its ``name``, its ``source`` as the store gets it, and the source's SHA-1."""
+
+    name: str
+    source: bytes
+    sha: bytes
+
+
+def read(name: str) -> bytes:
+    """Return the text of the resource ``lua/<name>.lua``."""
+    return files(__package__).joinpath("lua", f"{name}.lua").read_bytes()
+
+
+@cache
+def script(name: str) -> Script:
+    """Return the script ``name``, its own text behind the prelude's.
+
+    The first line, ``#!lua``, has to stay the first: it makes the store check before the first
+    write that it may write at all, so that a full or read-only store changes nothing.
+    """
+    shebang, _, body = read(name).partition(b"\n")
+    source = b"\n".join((shebang, read("prelude"), body))
+    return Script(name, source, sha1(source, usedforsecurity=False).hexdigest().encode())
