@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
 from django.conf import settings
@@ -36,6 +36,7 @@ from .drivers import Budget
 from .exceptions import SessionStoreUnavailable
 from .fields import Fields
 from .flows import Flow
+from .lifetime import Lifetime
 from .record import VERSION_BYTES, Damaged, EndReason, Loaded, Mode, Place, Serializer
 
 T = TypeVar("T")
@@ -68,11 +69,10 @@ class SessionStore(SessionBase):
     _fields: Fields | None = None
     _modified: bool = False
     _tolerates_outage: bool = False
-    _deadline_ms: int | None = None
-    _mode: Mode | None = None
-    _seen_ms: int = 0
-    _seen_at_s: float = 0.0
-    _from_now: tuple[str, float] | None = None
+
+    def __init__(self, session_key: str | None = None) -> None:
+        super().__init__(session_key)
+        self._lifetime = Lifetime()
 
     # Reading and changing, where Django's base class does not do already.
 
@@ -170,17 +170,17 @@ class SessionStore(SessionBase):
 
     def encode(self, session_dict: Mapping[Any, Any]) -> str:
         """Return the given values serialised, compressed and signed, as Django's engines do."""
-        return cast(str, super().encode(dict(session_dict)))
+        return super().encode(dict(session_dict))
 
-    # Expiry. The store's clock decides; what it said is carried on by a clock that never jumps.
+    # Expiry: the store's clock decides.
 
     def get_expiry_age(self, **kwargs: Any) -> int:
         """Return the seconds until the session expires, by the store's clock once it is known.
 
-        With ``modification`` or ``expiry``: Django's arithmetic, without a load.
+        With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and (left_ms := self._left_ms(self._get_session())) is not None:
-            return math.ceil(left_ms / 1000)
+        if not kwargs and (left_s := self._left_s(self._get_session())) is not None:
+            return math.ceil(left_s)
         return super().get_expiry_age(**kwargs)
 
     async def aget_expiry_age(self, **kwargs: Any) -> int:
@@ -192,12 +192,11 @@ class SessionStore(SessionBase):
     def get_expiry_date(self, **kwargs: Any) -> datetime:
         """Return when the session expires, by the store's clock once it is known.
 
-        With ``modification`` or ``expiry``: Django's arithmetic, without a load.
+        With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and self._left_ms(self._get_session()) is not None:
-            assert self._deadline_ms is not None
-            date = datetime.fromtimestamp(self._deadline_ms / 1000, UTC)
-            return date if settings.USE_TZ else make_naive(date)
+        if not kwargs and self._left_s(self._get_session()) is not None:
+            deadline = cast(datetime, self._lifetime.deadline)
+            return deadline if settings.USE_TZ else make_naive(deadline)
         return super().get_expiry_date(**kwargs)
 
     async def aget_expiry_date(self, **kwargs: Any) -> datetime:
@@ -212,49 +211,36 @@ class SessionStore(SessionBase):
         A timedelta counts from the store's now, so a node whose clock is wrong sets it right.
         """
         super().set_expiry(value)
-        self._note_expiry(value, self._get_session())
+        self._lifetime.note(value, self._get_session().get(_EXPIRY))
 
     async def aset_expiry(self, value: datetime | timedelta | int | None) -> None:
         """See set_expiry()."""
         await super().aset_expiry(value)
-        self._note_expiry(value, await self._aget_session())
-
-    def _note_expiry(self, value: object, fields: Fields) -> None:
-        if isinstance(value, timedelta):
-            self._from_now = fields[_EXPIRY], time.monotonic() + value.total_seconds()
+        self._lifetime.note(value, (await self._aget_session()).get(_EXPIRY))
 
     @property
     def expires_with_browser(self) -> bool:
         """Whether the cookie ends with the browser; never loads."""
-        if self._fields is None:
-            if self._mode in (None, Mode.DEFAULT):
-                return settings.SESSION_EXPIRE_AT_BROWSER_CLOSE
-            return self._mode is Mode.BROWSER
-        return self.get_expire_at_browser_close()
+        if self._fields is not None:
+            return self.get_expire_at_browser_close()
+        if self._lifetime.mode in (None, Mode.DEFAULT):
+            return bool(settings.SESSION_EXPIRE_AT_BROWSER_CLOSE)
+        return self._lifetime.mode is Mode.BROWSER
 
     @property
     def cookie_age(self) -> int:
         """Seconds that the cookie is good for; never loads."""
-        left_ms = self._left_ms(self._fields)
-        return self.get_session_cookie_age() if left_ms is None else math.ceil(left_ms / 1000)
+        left_s = self._left_s(self._fields)
+        return self.get_session_cookie_age() if left_s is None else math.ceil(left_s)
 
-    def _left_ms(self, fields: Fields | None) -> float | None:
+    def _left_s(self, fields: Fields | None) -> float | None:
         """Return the store's remaining time, or None where this request has set another."""
-        if self._deadline_ms is None or (fields is not None and not fields.as_stored(_EXPIRY)):
+        if fields is not None and not fields.as_stored(_EXPIRY):
             return None
-        return self._deadline_ms - self._seen_ms - (time.monotonic() - self._seen_at_s) * 1000
+        return self._lifetime.left_s
 
     def _expiry(self, fields: Fields) -> Expiry:
-        value = fields.get(_EXPIRY)
-        if value is None:
-            return Expiry(Mode.DEFAULT, 0)
-        if self._from_now is not None and self._from_now[0] == value:
-            return Expiry(Mode.FROM_NOW, round((self._from_now[1] - time.monotonic()) * 1000))
-        if isinstance(value, str):
-            value = datetime.fromisoformat(value)
-        if isinstance(value, datetime):
-            return Expiry(Mode.ABSOLUTE, round(value.timestamp() * 1000))
-        return Expiry(Mode.SLIDING, round(value * 1000)) if value else Expiry(Mode.BROWSER, 0)
+        return self._lifetime.expiry(fields.get(_EXPIRY))
 
     # Django's operations on the store.
 
@@ -359,7 +345,7 @@ class SessionStore(SessionBase):
         if isinstance(read.found, EndReason):
             self._vanish(read.found)
             return self._new_fields()
-        self._see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
+        self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
         self.renewed = terms is not None
         return self._new_fields(read.found)
 
@@ -400,7 +386,7 @@ class SessionStore(SessionBase):
         if isinstance(found, Gone):
             self._vanish(found.reason)
         else:
-            self._see(found.now_ms, found.deadline_ms, found.mode)
+            self._lifetime.see(found.now_ms, found.deadline_ms, found.mode)
             self.renewed = True
 
     def _committing(self, key: str, fields: Fields) -> Flow[None]:
@@ -409,9 +395,8 @@ class SessionStore(SessionBase):
         )
         if isinstance(outcome, Gone):
             raise UpdateError(f"the session is gone{_because(outcome.reason)}")
-        self._see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
+        self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
         self.renewed = True
-        self._from_now = None
         counters.add(
             commits=1,
             fields_written=len(outcome.delta.changes),
@@ -427,9 +412,8 @@ class SessionStore(SessionBase):
             return False
         fields.created(values, token)
         self._session_key = key
-        self._see(found.now_ms, found.deadline_ms, None)
+        self._lifetime.see(found.now_ms, found.deadline_ms)
         self.renewed = True
-        self._from_now = None
         counters.add(
             created=1, commits=1, fields_written=len(values), fields_held=len(values)
         )
@@ -455,7 +439,8 @@ class SessionStore(SessionBase):
                 raise UpdateError(f"the session is gone{_because(found.reason)}")
         if isinstance(found, Alive):
             self._session_key = new_key
-            self._see(found.now_ms, found.deadline_ms, self._mode)
+            self._lifetime.see(found.now_ms, found.deadline_ms)
+            self.renewed = True
             self.modified = True
         else:
             yield from self.creating()
@@ -466,10 +451,12 @@ class SessionStore(SessionBase):
         return (yield from flows.exists(self._place(session_key)))
 
     def _ending(self, session_key: str | None) -> Flow[None]:
-        key = session_key or self.session_key
+        key, reason = session_key, EndReason.DELETED
+        if not key:
+            # A logout is one, also where the session has moved meanwhile: the cookie goes.
+            key, reason, self.ended = self.session_key, EndReason.FLUSHED, None
         if key is None:
             return
-        reason = EndReason.DELETED if session_key else EndReason.FLUSHED
         if (yield from flows.end(self._place(key), reason)):
             counters.add(ended=1)
 
@@ -518,8 +505,8 @@ class SessionStore(SessionBase):
         counters.add(store_errors=1)
 
     def _note_clock(self, started_s: float, sent_s: float) -> None:
-        if self._seen_at_s > started_s:
-            counters.observe_clock(self._seen_ms, sent_s, time.time())
+        if self._lifetime.seen_at_s > started_s:
+            counters.observe_clock(self._lifetime.seen_ms, sent_s, time.time())
 
     # Small things.
 
@@ -556,11 +543,6 @@ class SessionStore(SessionBase):
             type(error).__name__,
             error,
         )
-
-    def _see(self, now_ms: int, deadline_ms: int, mode: Mode | None) -> None:
-        self._seen_ms, self._seen_at_s = now_ms, time.monotonic()
-        self._deadline_ms = deadline_ms
-        self._mode = mode or self._mode
 
     def _vanish(self, reason: EndReason) -> None:
         self._session_key = None

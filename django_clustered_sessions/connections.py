@@ -106,7 +106,7 @@ def url(of: Mapping[str, Any]) -> str:
 
 
 def _build(
-    parse: Callable[[str], dict[str, Any]], retry: Any, sentinel: Callable[..., Any], world: int
+    parse: Callable[[str], Mapping[str, Any]], retry: Any, sentinel: Callable[..., Any], world: int
 ) -> Any:
     """Build the pool of one world: synchronous (0) or asynchronous (1)."""
     found = entry()
@@ -132,7 +132,7 @@ def _build(
     }
     ours: dict[str, Any] = {
         "protocol": 2,
-        "retry": retry(NoBackoff(), 0),  # type: ignore[no-untyped-call]
+        "retry": retry(NoBackoff(), 0),
         "socket_connect_timeout": timeout_s,
         "socket_timeout": timeout_s,
     }

@@ -107,9 +107,9 @@ async def arun(flow: Flow[T], pool: Callable[[], AsyncPool], budget: Budget) -> 
         return stop.value  # type: ignore[no-any-return]
 
 
-def _send(trip: Trip, pool: Pool, seconds: float) -> list[Any]:
+def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     deadline = _deadline(seconds)
-    connection = None
+    connection: Any = None
     try:
         connection = pool.get_connection()
         try:
@@ -131,9 +131,9 @@ def _send(trip: Trip, pool: Pool, seconds: float) -> list[Any]:
             pool.release(connection)
 
 
-async def _asend(trip: Trip, pool: AsyncPool, seconds: float) -> list[Any]:
+async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     deadline = _deadline(seconds)
-    connection = None
+    connection: Any = None
     try:
         async with asyncio.timeout(seconds):
             connection = await pool.get_connection()

@@ -88,7 +88,8 @@ class Fields(MutableMapping[Any, Any]):
         self._atoms: dict[Any, Any] = {}
         self._added: dict[Any, int] = {}
         self._set_aside: set[bytes] = set()
-        self._unsettle()
+        self._settled: dict[bytes, bytes] = {}
+        self._settled_missing: set[bytes] = set()
         for field in self._stored:
             try:
                 self._waiting[record.key_of(field, serializer)] = field
@@ -239,21 +240,21 @@ class Fields(MutableMapping[Any, Any]):
         for field, stored in theirs.items():
             key = self._key(field)
             base = self._read(key, self._stored.get(field, b""))
-            mine = self._values.pop(key, MISSING)
+            mine = live = self._values.pop(key, MISSING)
             current = self._read(key, stored)
             if self._is_sum(key, field, mine):
                 by = self._added.pop(key)
                 if current is not MISSING:
                     self._values[key] = current
-                merged = self.increment(key, by)
+                self.increment(key, by)
                 del self._added[key]
             else:
                 # As a reader would find it: under JSON, 1 as a key is "1", and a tuple a list.
                 if mine is not MISSING:
                     mine = self._serializer.loads(self._serialize(key, mine))
                 merged = merge(str(key), base, mine, current)
-            if merged is not MISSING:
-                self._values[key] = merged
+                if merged is not MISSING:
+                    self._values[key] = _replant(live, merged)
             if stored:
                 self._stored[field] = stored
             else:
@@ -359,8 +360,8 @@ class Fields(MutableMapping[Any, Any]):
         return serialized
 
     def _unsettle(self) -> None:
-        self._settled: dict[bytes, bytes] = {}
-        self._settled_missing: set[bytes] = set()
+        self._settled = {}
+        self._settled_missing = set()
 
     def _missing(self) -> set[bytes]:
         present = {record.field_of(key, self._serializer) for key in self._values}
@@ -382,3 +383,16 @@ class Fields(MutableMapping[Any, Any]):
         # Only a key that is no string can be written differently.
         odd = (k for k in self._values if not isinstance(k, str))
         return next((k for k in odd if record.field_of(k, self._serializer) == field), key)
+
+
+def _replant(live: Any, merged: Any) -> Any:
+    """Return ``merged`` inside the containers of ``live``, which a view may still hold."""
+    if type(live) is dict and type(merged) is dict:
+        before = dict(live)
+        live.clear()
+        live.update((key, _replant(before.get(key), value)) for key, value in merged.items())
+        return live
+    if type(live) is list and type(merged) is list:
+        live[:] = merged
+        return live
+    return merged

@@ -13,7 +13,6 @@ from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest, HttpResponse
-from django.http.response import HttpResponseBase
 from django.template import TemplateDoesNotExist, loader
 from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date
@@ -50,27 +49,27 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             counters.add(requests=1)
 
     def process_response(
-        self, request: HttpRequest, response: HttpResponseBase
-    ) -> HttpResponseBase:
+        self, request: HttpRequest, response: HttpResponse
+    ) -> HttpResponse:
         """Save the session, and set or delete its cookie.
 
         Raises SessionInterrupted (400) where the session was ended during the request.
         """
         session = getattr(request, "session", None)
         if not isinstance(session, SessionStore):
-            return cast(HttpResponseBase, super().process_response(request, response))
+            return super().process_response(request, response)
         return session.run(self._finishing(request, response, session), "asave()")
 
     async def aprocess_response(
-        self, request: HttpRequest, response: HttpResponseBase
-    ) -> HttpResponseBase:
+        self, request: HttpRequest, response: HttpResponse
+    ) -> HttpResponse:
         """See process_response()."""
         session = getattr(request, "session", None)
         if not isinstance(session, SessionStore):
             return await sync_to_async(super().process_response)(request, response)
         return await session.arun(self._finishing(request, response, session))
 
-    async def __acall__(self, request: HttpRequest) -> HttpResponseBase:
+    async def __acall__(self, request: HttpRequest) -> HttpResponse:
         self.process_request(request)
         get_response = cast(Callable[[HttpRequest], Awaitable[Any]], self.get_response)
         return await self.aprocess_response(request, await get_response(request))
@@ -89,8 +88,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         return None
 
     def _finishing(
-        self, request: HttpRequest, response: HttpResponseBase, session: SessionStore
-    ) -> Flow[HttpResponseBase]:
+        self, request: HttpRequest, response: HttpResponse, session: SessionStore
+    ) -> Flow[HttpResponse]:
         accessed = session.accessed
         saved = False
         if session.outage is None and response.status_code < 500 and not session.is_empty():
@@ -128,14 +127,15 @@ def _keeping(session: SessionStore) -> Flow[bool]:
     """Save or renew the session as the settings want it; return whether it is to have a cookie."""
     if session.modified:
         yield from session.saving()
-    elif settings.SESSION_SAVE_EVERY_REQUEST:
+    elif settings.SESSION_SAVE_EVERY_REQUEST or session.renewed:
+        # Renewed: an idle timeout did, and the cookie has to last as long.
         yield from session.renewing()
     else:
         return False
     return not session.is_empty()
 
 
-def _set_cookie(response: HttpResponseBase, session: SessionStore) -> None:
+def _set_cookie(response: HttpResponse, session: SessionStore) -> None:
     if session.expires_with_browser:
         max_age = expires = None
     else:
@@ -154,7 +154,7 @@ def _set_cookie(response: HttpResponseBase, session: SessionStore) -> None:
     )
 
 
-def _delete_cookie(response: HttpResponseBase) -> None:
+def _delete_cookie(response: HttpResponse) -> None:
     response.delete_cookie(
         settings.SESSION_COOKIE_NAME,
         path=settings.SESSION_COOKIE_PATH,

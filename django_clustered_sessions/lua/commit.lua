@@ -30,32 +30,33 @@ local token, replay_window, default_age, idle, max_bytes =
 local mode, span, overwrite, clear = ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1", ARGV[9] == "1"
 local FIRST_CHANGE = 10
 local EXACT = 2 ^ 53
+-- token, when (ms), length of the answer that follows
+local REPLAY = ">c8I6I2"
 
--- The recent writes; the newest one's token is the record's version, so only an answer that is
--- more than "done" has to be kept for it.
-local function read_replays(now)
-  local replays, packed, at = {}, redis.call("HGET", record, "m:replay") or "", 1
+-- The recent writes, oldest first, without those that are too old to be replayed. The newest
+-- write's token is the record's version, so it is here only if its answer is more than "done".
+local function recent_writes(now)
+  local packed, at = redis.call("HGET", record, "m:replay") or "", 1
   while at <= #packed do
-    local write, written, length
-    write, written, length, at = struct.unpack(">c8I6I2", packed, at)
+    local _, written, length, next = struct.unpack(REPLAY, packed, at)
     if written + replay_window >= now then
-      replays[write] = {at = written, answer = string.sub(packed, at, at + length - 1)}
+      break
     end
-    at = at + length
+    at = next + length
   end
-  return replays
+  return string.sub(packed, at)
 end
 
-local function write_replays(replays)
-  local packed = {}
-  for write, replay in pairs(replays) do
-    packed[#packed + 1] = struct.pack(">c8I6I2", write, replay.at, #replay.answer) .. replay.answer
+local function answer_to(write, recent)
+  local at = string.find(recent, write, 1, true)
+  if at then
+    local _, _, length, next = struct.unpack(REPLAY, recent, at)
+    return string.sub(recent, next, next + length - 1)
   end
-  if #packed > 0 then
-    redis.call("HSET", record, "m:replay", table.concat(packed))
-  else
-    redis.call("HDEL", record, "m:replay")
-  end
+end
+
+local function add_write(recent, write, now, answer)
+  return recent .. struct.pack(REPLAY, write, now, #answer) .. answer
 end
 
 -- The integer in a stored value, 0 where there is none, nil where it is no exact integer.
@@ -75,9 +76,10 @@ local meta, why_not = read_meta(record, now)
 if not meta then
   return why_not
 end
-local replays = read_replays(now)
-if replays[token] or meta.version == token then
-  return {DONE, now, meta.deadline, 0, replays[token] and replays[token].answer or ""}
+local recent = recent_writes(now)
+local first_answer = answer_to(token, recent) or (meta.version == token and "")
+if first_answer then
+  return {DONE, now, meta.deadline, 0, first_answer}
 end
 
 local sets, removes, counters = {}, {}, {}
@@ -141,13 +143,13 @@ end
 put(record, sets)
 
 local answer = table.concat(counters, " ")
-if not replays[meta.version] then
-  replays[meta.version] = {at = now, answer = ""}
+if not answer_to(meta.version, recent) then
+  recent = add_write(recent, meta.version, now, "")
 end
 if answer ~= "" then
-  replays[token] = {at = now, answer = answer}
+  recent = add_write(recent, token, now, answer)
 end
-write_replays(replays)
+redis.call("HSET", record, "m:replay", recent)
 
 if mode == "" then
   mode, span = meta.mode, meta.span

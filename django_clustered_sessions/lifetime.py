@@ -1,0 +1,69 @@
+"""How long a session lives, as one request knows it: by the store's clock.
+
+What the store said about the time that is left is carried on by a clock that never jumps, so a
+node whose own clock is wrong agrees with the others.
+"""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from .commands import Expiry
+from .record import Mode
+
+
+class Lifetime:
+    """A session's deadline and mode, once the store has told them."""
+
+    def __init__(self) -> None:
+        self.mode: Mode | None = None
+        #: The store's clock as last seen, in ms, and this process's monotonic one then, in s.
+        self.seen_ms = 0
+        self.seen_at_s = float("-inf")
+        self._deadline_ms: int | None = None
+        self._from_now: tuple[Any, float] | None = None
+
+    def see(self, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
+        """Take what the store said: its clock, the deadline (both ms) and, if it said, the mode."""
+        self.seen_ms, self.seen_at_s = now_ms, time.monotonic()
+        self._deadline_ms = deadline_ms
+        self.mode = mode or self.mode
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the session expires, or None while the store has said nothing."""
+        if self._deadline_ms is None:
+            return None
+        return (self._deadline_ms - self.seen_ms) / 1000 - (time.monotonic() - self.seen_at_s)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the session expires, or None while the store has said nothing."""
+        if self._deadline_ms is None:
+            return None
+        return datetime.fromtimestamp(self._deadline_ms / 1000, UTC)
+
+    def note(self, setting: object, value: Any) -> None:
+        """Remember what a ``_session_expiry`` was set by: a timedelta counts from the store's now.
+
+        ``value`` is what Django keeps for it, a date that is as wrong as this node's clock.
+        """
+        if isinstance(setting, timedelta):
+            self._from_now = value, time.monotonic() + setting.total_seconds()
+
+    def expiry(self, value: Any) -> Expiry:
+        """Return what the store is to make of a value of ``_session_expiry``.
+
+        Raises ValueError or TypeError for one that is neither a number nor a date.
+        """
+        if value is None:
+            return Expiry(Mode.DEFAULT, 0)
+        if self._from_now is not None and self._from_now[0] == value:
+            return Expiry(Mode.FROM_NOW, round((self._from_now[1] - time.monotonic()) * 1000))
+        if isinstance(value, str):
+            value = datetime.fromisoformat(value)
+        if isinstance(value, datetime):
+            return Expiry(Mode.ABSOLUTE, round(value.timestamp() * 1000))
+        return Expiry(Mode.SLIDING, round(value * 1000)) if value else Expiry(Mode.BROWSER, 0)
