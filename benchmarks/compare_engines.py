@@ -42,8 +42,13 @@ def configure(location: str, database: str) -> None:
             "django.contrib.sessions",
             "django_clustered_sessions",
         ],
-        DATABASES={"default": {"ENGINE": "django.db.backends.sqlite3", "NAME": database,
-                               "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"}}},
+        DATABASES={
+            "default": {
+                "ENGINE": "django.db.backends.sqlite3",
+                "NAME": database,
+                "OPTIONS": {"timeout": 30, "transaction_mode": "IMMEDIATE"},
+            }
+        },
         CACHES={"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": location}},
         LOGGING={"version": 1, "disable_existing_loggers": True},
     )

@@ -13,7 +13,7 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, Final, TypeVar, cast
 
@@ -28,8 +28,8 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.crypto import get_random_string
 from django.utils.timezone import make_naive
 
-from . import commands, connections, drivers, flows
-from .commands import Alive, Call, Exists, Expiry, Gone, Terms, Trip
+from . import connections, drivers, flows
+from .commands import Alive, Exists, Expiry, Gone, Terms
 from .conf import conf
 from .counters import counters
 from .drivers import Budget
@@ -38,6 +38,7 @@ from .fields import Fields
 from .flows import Flow
 from .lifetime import Lifetime
 from .record import VERSION_BYTES, Damaged, EndReason, Loaded, Mode, Place, Serializer
+from .reporting import Report
 
 T = TypeVar("T")
 
@@ -371,11 +372,13 @@ class SessionStore(SessionBase):
             if not (yield from self._inserting(fields, key)):
                 raise CreateError
         elif self._fields is None:
+            # Also what was renewed a moment ago may be gone by now.
+            self.renewed = False
             yield from self.renewing()
             if self.ended is not None:
                 raise UpdateError
-        else:
-            yield from self._committing(key, self._fields)
+        elif gone := (yield from self._committing(key, self._fields)):
+            raise UpdateError(f"the session is gone{_because(gone.reason)}")
 
     def renewing(self) -> Flow[None]:
         """Renew the session's deadline, unless its load has."""
@@ -389,12 +392,12 @@ class SessionStore(SessionBase):
             self._lifetime.see(found.now_ms, found.deadline_ms, found.mode)
             self.renewed = True
 
-    def _committing(self, key: str, fields: Fields) -> Flow[None]:
+    def _committing(self, key: str, fields: Fields) -> Flow[Gone | None]:
         outcome = yield from flows.commit(
             self._place(key), fields, self._expiry, self._terms(), _token()
         )
         if isinstance(outcome, Gone):
-            raise UpdateError(f"the session is gone{_because(outcome.reason)}")
+            return outcome
         self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
         self.renewed = True
         counters.add(
@@ -404,6 +407,7 @@ class SessionStore(SessionBase):
             conflicts_merged=outcome.merged,
             conflicts_overwritten=outcome.alive.overwritten,
         )
+        return None
 
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
@@ -414,29 +418,27 @@ class SessionStore(SessionBase):
         self._session_key = key
         self._lifetime.see(found.now_ms, found.deadline_ms)
         self.renewed = True
-        counters.add(
-            created=1, commits=1, fields_written=len(values), fields_held=len(values)
-        )
+        counters.add(created=1, commits=1, fields_written=len(values), fields_held=len(values))
         return True
 
     def _rotating(self) -> Flow[None]:
         key, fields = self.session_key, self._fields
-        if key is not None and fields is not None and fields.delta():
-            yield from self._committing(key, fields)
         found: Alive | Gone | Exists | None = None
-        while key is not None and not isinstance(found, Alive):
+        if key is not None and fields is not None and fields.delta():
+            found = yield from self._committing(key, fields)
+        while key is not None and not isinstance(found, Alive | Gone):
             new_key = self._new_key()
             found = yield from flows.rotate(
                 self._place(key), self._place(new_key), self._terms(), _token()
             )
-            if isinstance(found, Gone):
-                # Two clicks on "log in": the second one's session has moved meanwhile. It had
-                # nobody logged in, so a session of its own takes nothing from anybody.
-                if fields is None or (
-                    found.reason is EndReason.ROTATED and not fields.has_stored_user
-                ):
-                    break
-                raise UpdateError(f"the session is gone{_because(found.reason)}")
+        # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
+        # logged in, so a session of its own takes nothing from anybody.
+        if (
+            isinstance(found, Gone)
+            and fields is not None
+            and (found.reason is not EndReason.ROTATED or fields.has_stored_user)
+        ):
+            raise UpdateError(f"the session is gone{_because(found.reason)}")
         if isinstance(found, Alive):
             self._session_key = new_key
             self._lifetime.see(found.now_ms, found.deadline_ms)
@@ -472,7 +474,7 @@ class SessionStore(SessionBase):
                 "The session cannot talk to its store synchronously on an event loop. "
                 f"Use await request.session.{twin}, or load the session before."
             )
-        report = _Report()
+        report = Report()
         started_s, sent_s = time.monotonic(), time.time()
         try:
             result = drivers.run(flows.riding(flow, report), connections.pool, self._budget())
@@ -484,7 +486,7 @@ class SessionStore(SessionBase):
 
     async def arun(self, flow: Flow[T]) -> T:
         """See run()."""
-        report = _Report()
+        report = Report()
         started_s, sent_s = time.monotonic(), time.time()
         try:
             result = await drivers.arun(
@@ -499,7 +501,7 @@ class SessionStore(SessionBase):
     def _budget(self) -> Budget:
         return self.budget or Budget(conf.store_timeout)
 
-    def _note_outage(self, error: SessionStoreUnavailable, report: _Report) -> None:
+    def _note_outage(self, error: SessionStoreUnavailable, report: Report) -> None:
         self.outage = error
         report.put_back()
         counters.add(store_errors=1)
@@ -547,23 +549,6 @@ class SessionStore(SessionBase):
     def _vanish(self, reason: EndReason) -> None:
         self._session_key = None
         self.ended = reason
-
-
-class _Report:
-    """Figures of this process that ride along with a flow's first trip, when they are due."""
-
-    def __init__(self) -> None:
-        self._counts: Sequence[int] = ()
-
-    def __call__(self, trip: Trip) -> Call | None:
-        self._counts = counters.take()
-        if not self._counts:
-            return None
-        figures = commands.figures_beside(trip)
-        return commands.stats(figures, conf.node_name, counters.clock_offset_ms, self._counts)
-
-    def put_back(self) -> None:
-        counters.put_back(self._counts)
 
 
 def _on_event_loop() -> bool:

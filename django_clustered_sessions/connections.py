@@ -114,8 +114,9 @@ def _build(
     factory = options.get("CONNECTION_FACTORY") or getattr(
         settings, "DJANGO_REDIS_CONNECTION_FACTORY", PLAIN
     )
-    default = POOLS["redis.sentinel.SentinelConnectionPool" if factory == SENTINEL else
-                    "redis.ConnectionPool"]
+    default = POOLS[
+        "redis.sentinel.SentinelConnectionPool" if factory == SENTINEL else "redis.ConnectionPool"
+    ]
     pool_name = options.get("CONNECTION_POOL_CLASS")
     pools = POOLS.get(pool_name) if pool_name else default
     if factory not in (PLAIN, SENTINEL) or pools is None:
@@ -137,9 +138,7 @@ def _build(
         "socket_timeout": timeout_s,
     }
     keywords = {
-        name: value
-        for name, value in given.items()
-        if name not in _OURS and value is not None
+        name: value for name, value in given.items() if name not in _OURS and value is not None
     } | ours
     pool_class = pools[world]
     if factory == SENTINEL:

@@ -1,7 +1,7 @@
 """What this process counts, until a trip to the store takes it along.
 
 Counting costs a request no round trip: once a second at most, the figures ride on a trip that
-goes to the store anyway, and what is left rides with the process's last one.
+goes to the store anyway (``reporting``).
 """
 
 from __future__ import annotations

@@ -147,9 +147,7 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
                 await connection.connect()
                 replies = await _aexchange(connection, _pack(trip), deadline)
             at = _first_unknown(replies)
-            replies[at:] = await _aexchange(
-                connection, _pack(trip[at:], by_source=True), deadline
-            )
+            replies[at:] = await _aexchange(connection, _pack(trip[at:], by_source=True), deadline)
             return _checked(replies)
     except (RedisError, OSError) as error:
         raise _unavailable(error) from error
@@ -246,7 +244,7 @@ def _checked(replies: list[Any]) -> list[Any]:
 
 
 def _unavailable(error: Exception) -> SessionStoreUnavailable:
-    text = str(error) or type(error).__name__
+    text = str(error) or "no reply in time"
     word = getattr(error, "status_code", None) or text.partition(" ")[0]
     if advice := _ADVICE.get(word):
         return SessionStoreUnavailable(f"the session store refuses: {advice} ({word}: {text})")

@@ -188,7 +188,7 @@ class Fields(MutableMapping[Any, Any]):
             for field, stored in self._stored.items()
             if field in self._set_aside
         }
-        for key, field in self._waiting.items():
+        for field in self._waiting.values():
             packed[field] = self._stored[field][record.VERSION_BYTES :]
         for key, value in self._values.items():
             field = record.field_of(key, self._serializer)

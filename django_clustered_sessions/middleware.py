@@ -48,9 +48,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             session.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
             counters.add(requests=1)
 
-    def process_response(
-        self, request: HttpRequest, response: HttpResponse
-    ) -> HttpResponse:
+    def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """Save the session, and set or delete its cookie.
 
         Raises SessionInterrupted (400) where the session was ended during the request.
@@ -60,9 +58,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return super().process_response(request, response)
         return session.run(self._finishing(request, response, session), "asave()")
 
-    async def aprocess_response(
-        self, request: HttpRequest, response: HttpResponse
-    ) -> HttpResponse:
+    async def aprocess_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """See process_response()."""
         session = getattr(request, "session", None)
         if not isinstance(session, SessionStore):
@@ -70,6 +66,13 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         return await session.arun(self._finishing(request, response, session))
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
+        own, ours = type(self), ClusteredSessionMiddleware
+        if own.aprocess_response is ours.aprocess_response and (
+            own.process_request is not ours.process_request
+            or own.process_response is not ours.process_response
+        ):
+            # A subclass with synchronous hooks of its own: in a thread, as by Django.
+            return cast(HttpResponse, await super().__acall__(request))
         self.process_request(request)
         get_response = cast(Callable[[HttpRequest], Awaitable[Any]], self.get_response)
         return await self.aprocess_response(request, await get_response(request))
@@ -79,7 +82,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 
         Raises SessionInterrupted for an UpdateError, as for one that the save meets.
         """
-        if isinstance(exception, UpdateError):
+        session = getattr(request, "session", None)
+        if isinstance(exception, UpdateError) and isinstance(session, SessionStore):
             raise _interrupted() from exception
         if isinstance(exception, SessionConflict):
             return _conflict()

@@ -165,9 +165,7 @@ def test_a_passenger_rides_on_the_first_trip_only():
     fields["a"] = 2
     passenger = Call(None, (), ("PING",))
     flow = flows.riding(commit(fields), lambda trip: passenger)
-    trips, committed = play(
-        flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], [[1, 6, 9, 0, b""]]
-    )
+    trips, committed = play(flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], [[1, 6, 9, 0, b""]])
     assert [names(trip) for trip in trips] == [["PING", "commit"], ["commit"]]
     assert committed.alive.deadline_ms == 9
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 from hypothesis import given
@@ -20,7 +21,9 @@ from django_clustered_sessions.record import (
     session_id,
 )
 
-META = bytes.fromhex("01" + "73" + "0102030405060708" + "01a1fc54000a" + "01a2446d0bf8" + "000000002710" + "0000002f")
+META = bytes.fromhex(
+    "01" + "73" + "0102030405060708" + "01a1fc54000a" + "01a2446d0bf8" + "000000002710" + "0000002f"
+)
 SERIALIZER = JSONSerializer()
 
 

@@ -90,7 +90,10 @@ def test_the_builder_sends_what_the_header_documents(name):
 def test_status_codes_returned_are_those_documented(name):
     statuses = {"DONE": 1, "GONE": 0, "EXISTS": -1, "CONFLICT": -2, "TOO_LARGE": -3, "NEWER": -4}
     code = body(name)
-    returned = {statuses[word] for word in re.findall(r"\{(DONE|GONE|EXISTS|CONFLICT|TOO_LARGE|NEWER)\b", code)}
+    returned = {
+        statuses[word]
+        for word in re.findall(r"\{(DONE|GONE|EXISTS|CONFLICT|TOO_LARGE|NEWER)\b", code)
+    }
     if "why_not" in code:
         returned |= {statuses["GONE"], statuses["NEWER"]}
     told = {int(number) for number in re.findall(r"(?:Returns|--)  +\{(-?\d+),", header(name))}

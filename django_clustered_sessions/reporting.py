@@ -1,0 +1,62 @@
+"""How what a process counts gets into the store: along with a trip, and at the process's end."""
+
+from __future__ import annotations
+
+import atexit
+import logging
+from collections.abc import Sequence
+from typing import Final
+
+from django.core.exceptions import ImproperlyConfigured
+
+from . import commands, connections, drivers
+from .commands import Call, Trip
+from .conf import conf
+from .counters import counters
+from .drivers import Budget
+from .exceptions import SessionStoreUnavailable
+from .flows import Flow
+from .record import bucket_tag
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: What a process gives the store at its end, in seconds.
+_LAST_BUDGET_S: Final = 0.5
+
+
+class Report:
+    """The figures that ride along with one flow's first trip, if they are due."""
+
+    def __init__(self) -> None:
+        self._counts: Sequence[int] = ()
+
+    def __call__(self, trip: Trip) -> Call | None:
+        """Return the call that is to ride along, or None."""
+        self._counts = counters.take()
+        return _call(commands.figures_beside(trip), self._counts) if self._counts else None
+
+    def put_back(self) -> None:
+        """Keep the figures for another trip: this one did not arrive."""
+        counters.put_back(self._counts)
+
+
+def report_the_rest() -> None:
+    """Send what no trip has taken along; a store that is away then does without."""
+    counts = counters.take(now=True)
+    if counts:
+        call = _call(f"{bucket_tag(conf.key_prefix, 0)}:figures", counts)
+        try:
+            drivers.run(_send(call), connections.pool, Budget(_LAST_BUDGET_S))
+        except (SessionStoreUnavailable, ImproperlyConfigured) as error:
+            logger.debug("the last figures of this process are lost: %s", error)
+
+
+def _call(figures: str, counts: Sequence[int]) -> Call:
+    return commands.stats(figures, conf.node_name, counters.clock_offset_ms, counts)
+
+
+def _send(call: Call) -> Flow[None]:
+    yield (call,)
+
+
+atexit.register(report_the_rest)
