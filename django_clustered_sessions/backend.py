@@ -180,7 +180,7 @@ class SessionStore(SessionBase):
 
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and (left_s := self._left_s(self._get_session())) is not None:
+        if not kwargs and (left_s := self._left_s(self._fields_unless_told())) is not None:
             return math.ceil(left_s)
         return super().get_expiry_age(**kwargs)
 
@@ -195,7 +195,7 @@ class SessionStore(SessionBase):
 
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and self._left_s(self._get_session()) is not None:
+        if not kwargs and self._left_s(self._fields_unless_told()) is not None:
             deadline = cast(datetime, self._lifetime.deadline)
             return deadline if settings.USE_TZ else make_naive(deadline)
         return super().get_expiry_date(**kwargs)
@@ -219,20 +219,20 @@ class SessionStore(SessionBase):
         await super().aset_expiry(value)
         self._lifetime.note(value, (await self._aget_session()).get(_EXPIRY))
 
-    @property
-    def expires_with_browser(self) -> bool:
-        """Whether the cookie ends with the browser; never loads."""
-        if self._fields is not None:
-            return self.get_expire_at_browser_close()
-        if self._lifetime.mode in (None, Mode.DEFAULT):
+    def get_expire_at_browser_close(self) -> bool:
+        """Return whether the cookie ends with the browser.
+
+        Needs no load where the store has told on another trip.
+        """
+        if self._fields is not None or self._lifetime.mode is None:
+            return super().get_expire_at_browser_close()
+        if self._lifetime.mode is Mode.DEFAULT:
             return bool(settings.SESSION_EXPIRE_AT_BROWSER_CLOSE)
         return self._lifetime.mode is Mode.BROWSER
 
-    @property
-    def cookie_age(self) -> int:
-        """Seconds that the cookie is good for; never loads."""
-        left_s = self._left_s(self._fields)
-        return self.get_session_cookie_age() if left_s is None else math.ceil(left_s)
+    def _fields_unless_told(self) -> Fields | None:
+        """Load, unless the store has told on another trip how long the session lives."""
+        return self._fields if self._lifetime.left_s is not None else self._get_session()
 
     def _left_s(self, fields: Fields | None) -> float | None:
         """Return the store's remaining time, or None where this request has set another."""

@@ -140,10 +140,10 @@ def _keeping(session: SessionStore) -> Flow[bool]:
 
 
 def _set_cookie(response: HttpResponse, session: SessionStore) -> None:
-    if session.expires_with_browser:
+    if session.get_expire_at_browser_close():
         max_age = expires = None
     else:
-        max_age = session.cookie_age
+        max_age = session.get_expiry_age()
         expires = http_date(time.time() + max_age)
     response.set_cookie(
         settings.SESSION_COOKIE_NAME,
