@@ -1,0 +1,98 @@
+"""Settings of the shop: the same for every node, but for the few that the environment names."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+
+# Sessions in the cluster -------------------------------------------------------------------------
+
+SESSION_ENGINE = "django_clustered_sessions.backend"
+SESSION_CACHE_ALIAS = "sessions"
+
+CACHES = {
+    "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "sessions": {
+        "BACKEND": "django_redis.cache.RedisCache",
+        "LOCATION": os.environ.get("SHOP_STORE", "redis://127.0.0.1:6379/1"),
+    },
+}
+
+INSTALLED_APPS = [
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.messages",
+    "django_clustered_sessions",
+    "cart",
+]
+
+MIDDLEWARE = [
+    "django.middleware.security.SecurityMiddleware",
+    "django_clustered_sessions.middleware.ClusteredSessionMiddleware",
+    "django.middleware.common.CommonMiddleware",
+    "django.middleware.csrf.CsrfViewMiddleware",
+    "django.contrib.auth.middleware.AuthenticationMiddleware",
+    "django.contrib.messages.middleware.MessageMiddleware",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+
+MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
+
+# This node and the other one ---------------------------------------------------------------------
+
+NODE = {
+    "name": os.environ.get("SHOP_NODE", "terracotta"),
+    "colour": os.environ.get("SHOP_COLOUR", "#a8452a"),
+    "port": int(os.environ.get("SHOP_PORT", "9081")),
+}
+PEER = {
+    "name": os.environ.get("SHOP_PEER", "cobalt"),
+    "colour": os.environ.get("SHOP_PEER_COLOUR", "#2a4fa8"),
+    "port": int(os.environ.get("SHOP_PEER_PORT", "9082")),
+}
+
+CLUSTERED_SESSIONS_NODE_NAME = NODE["name"]
+
+# Django ------------------------------------------------------------------------------------------
+
+# Every node needs the same key. This one is public: choose your own for anything but this demo.
+SECRET_KEY = os.environ.get("SHOP_SECRET_KEY", "public-and-therefore-for-the-demo-only-0f5c81d2e7")
+ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
+ROOT_URLCONF = "shop.urls"
+WSGI_APPLICATION = "shop.wsgi.application"
+ASGI_APPLICATION = "shop.asgi.application"
+
+DATABASES = {
+    "default": {
+        "ENGINE": "django.db.backends.sqlite3",
+        "NAME": os.environ.get("SHOP_DATABASE", BASE_DIR / "shop.sqlite3"),
+    }
+}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+                "cart.context.shop",
+            ]
+        },
+    }
+]
+
+LOGIN_URL = "login"
+LOGIN_REDIRECT_URL = "shop"
+LOGOUT_REDIRECT_URL = "shop"
+TIME_ZONE = "UTC"
+USE_TZ = True
+
+# The login page shows both.
+DEMO_USER = "ada"
+DEMO_PASSWORD = "fired-clay"
