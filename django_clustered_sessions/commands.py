@@ -269,7 +269,8 @@ def parse_exists(reply: Any) -> bool:
 def parse_create(reply: Any) -> Alive | Exists:
     """Read the reply of ``create``."""
     status, now_ms, rest = _parse(reply)
-    return Exists(now_ms) if status is Status.EXISTS else Alive(now_ms, rest[0])
+    # A record that is damaged takes its key as well.
+    return Alive(now_ms, rest[0]) if status is Status.DONE else Exists(now_ms)
 
 
 def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge:

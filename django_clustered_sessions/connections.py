@@ -79,6 +79,9 @@ _BUILT_FROM: Final = frozenset(
     }
 )
 
+#: As many connections as there are requests at once; the entry may say fewer.
+_UNLIMITED: Final = 2**31
+
 _Where = tuple[asyncio.AbstractEventLoop, int]
 
 
@@ -125,11 +128,15 @@ def _build(
             "asynchronous twin. Use django-redis' own factories and redis' own pools."
         )
     timeout_s = conf.store_timeout
+    try:
+        location = parse(url(found))
+    except ValueError as error:
+        raise ImproperlyConfigured(f"The sessions' CACHES entry has no good LOCATION: {error}") from error
     given = {
         "username": options.get("USERNAME"),
         "password": options.get("PASSWORD"),
         **options.get("CONNECTION_POOL_KWARGS", {}),
-        **parse(url(found)),
+        **location,
     }
     ours: dict[str, Any] = {
         "protocol": 2,
@@ -145,12 +152,18 @@ def _build(
         keywords["service_name"] = keywords.pop("host")
         keywords.pop("port", None)
         keywords["ssl"] = keywords.pop("connection_class", None) is not None
+        sentinels = options.get("SENTINELS", ())
+        # One that hangs leaves time to ask the next one, and the primary.
+        share_s = timeout_s / (len(sentinels) + 1)
+        brief = {"socket_connect_timeout": share_s, "socket_timeout": share_s}
         keywords["sentinel_manager"] = sentinel(
-            options.get("SENTINELS", ()),
-            sentinel_kwargs={**ours, **(options.get("SENTINEL_KWARGS") or {})},
+            sentinels, sentinel_kwargs={**ours, **brief, **(options.get("SENTINEL_KWARGS") or {})}
         )
-    elif issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
+    if issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
         keywords["timeout"] = timeout_s
+    else:
+        # redis-py's default is 100, and the task after that fails at once.
+        keywords.setdefault("max_connections", _UNLIMITED)
     return pool_class(**keywords)
 
 
@@ -175,7 +188,7 @@ class _Pools:
         if where not in self._async:
             for loop, changes in list(self._async):
                 if loop.is_closed():
-                    del self._async[loop, changes]
+                    self._async.pop((loop, changes), None)
             pool = _build(parse_async_url, AsyncRetry, AsyncSentinel, 1)
             self._async[where] = pool, self._close_with_loop(where, pool)
             _start(self._async[where][1])
@@ -195,6 +208,9 @@ class _Pools:
         finally:
             self._async.pop(where, None)
             await pool.disconnect()
+            if isinstance(pool, AsyncSentinelConnectionPool):
+                for client in pool.sentinel_manager.sentinels:
+                    await client.aclose()
 
     def forget(self) -> None:
         with self._lock:

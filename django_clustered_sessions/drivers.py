@@ -117,9 +117,7 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
         except (ConnectionError, TimeoutError) as error:
             if not _is_lost(error):
                 raise
-            connection.disconnect()
-            connection.socket_connect_timeout = max(deadline - time.monotonic(), _SHORTEST)
-            connection.connect()
+            _reconnect(connection, deadline)
             replies = _exchange(connection, _pack(trip), deadline)
         at = _first_unknown(replies)
         replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
@@ -156,17 +154,34 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
             await pool.release(connection)
 
 
+def _reconnect(connection: Any, deadline: float) -> None:
+    """Connect anew; only this time, what is left of the budget limits connecting and greeting."""
+    patience = connection.socket_connect_timeout, connection.socket_timeout
+    left = max(deadline - time.monotonic(), _SHORTEST)
+    connection.disconnect()
+    try:
+        connection.socket_connect_timeout = connection.socket_timeout = left
+        connection.connect()
+    finally:
+        connection.socket_connect_timeout, connection.socket_timeout = patience
+
+
 def _exchange(connection: Any, commands: list[tuple[Any, ...]], deadline: float) -> list[Any]:
     """Send commands and read their replies; an error reply stands among them."""
     replies: list[Any] = []
-    if commands:
-        connection.send_packed_command(connection.pack_commands(commands), check_health=False)
-    for _ in commands:
-        try:
-            left = max(deadline - time.monotonic(), _SHORTEST)
-            replies.append(connection.read_response(timeout=left))
-        except ResponseError as error:
-            replies.append(error)
+    try:
+        if commands:
+            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+        for _ in commands:
+            try:
+                left = max(deadline - time.monotonic(), _SHORTEST)
+                replies.append(connection.read_response(timeout=left))
+            except ResponseError as error:
+                replies.append(error)
+    except BaseException:
+        # A broken off exchange leaves replies behind that the next one would take for its own.
+        connection.disconnect()
+        raise
     return replies
 
 

@@ -13,7 +13,7 @@ from enum import StrEnum
 from typing import Any, Final
 
 from . import record
-from .merge import MISSING, merge
+from .merge import MISSING, merge, same
 from .record import Serializer
 
 #: Values of these types cannot change in place.
@@ -58,6 +58,11 @@ class Delta:
     def expiry_changed(self) -> bool:
         """Whether ``_session_expiry`` is among the changes."""
         return self.cleared or any(change.field == EXPIRY_FIELD for change in self.changes)
+
+    @property
+    def sums(self) -> set[bytes]:
+        """The fields that are added to."""
+        return {change.field for change in self.changes if change.operation is Operation.ADD}
 
 
 class Fields(MutableMapping[Any, Any]):
@@ -166,13 +171,13 @@ class Fields(MutableMapping[Any, Any]):
         """
         changes: dict[bytes, Change] = {}
         for key, value in self._values.items():
-            field = record.field_of(key, self._serializer)
+            field = self._field(key)
             if self._is_sum(key, field, value):
-                if self._added[key]:
+                if self._added[key] or field not in self._stored:
                     number = b"%d" % self._added[key]
                     changes[field] = Change(Operation.ADD, field, b"", number)
             elif (serialized := self._if_changed(key, field, value)) is not None:
-                packed = record.pack(serialized)
+                packed = _pack(value, serialized)
                 changes[field] = Change(Operation.SET, field, self._version(field), packed)
         for field in self._missing():
             changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
@@ -191,11 +196,8 @@ class Fields(MutableMapping[Any, Any]):
         for field in self._waiting.values():
             packed[field] = self._stored[field][record.VERSION_BYTES :]
         for key, value in self._values.items():
-            field = record.field_of(key, self._serializer)
-            if self._added.get(key) and isinstance(value, int):
-                packed[field] = record.pack_counter(value)
-            else:
-                packed[field] = record.pack(self._serialize(key, value))
+            field = self._field(key)
+            packed[field] = _pack(value, self._serialize(key, value))
         return list(packed.items())
 
     def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
@@ -274,12 +276,12 @@ class Fields(MutableMapping[Any, Any]):
 
     def settle(self) -> None:
         """Let ``changed_in_place`` look only at what changes from now on."""
-        self._settled = {}
-        self._settled_missing = self._missing()
+        self._unsettle()
+        with suppress(TypeError):
+            self._settled_missing = self._missing()
         for key, value in self._values.items():
-            field = record.field_of(key, self._serializer)
             with suppress(TypeError):
-                self._settled[field] = self._serialize(key, value)
+                self._settled[self._field(key)] = self._serialize(key, value)
 
     def changed_in_place(self) -> bool:
         """Return whether a value differs from what was loaded, or settled; never raise."""
@@ -324,6 +326,14 @@ class Fields(MutableMapping[Any, Any]):
     def _version(self, field: bytes) -> bytes:
         return record.version_of(self._stored.get(field, b""))
 
+    def _field(self, key: Any) -> bytes:
+        try:
+            return record.field_of(key, self._serializer)
+        except Exception as error:
+            raise TypeError(
+                f"session key {key!r}: {type(self._serializer).__name__} cannot write it: {error}"
+            ) from error
+
     def _serialize(self, key: Any, value: Any) -> bytes:
         try:
             return self._serializer.dumps(value)
@@ -347,32 +357,36 @@ class Fields(MutableMapping[Any, Any]):
         stored = self._stored.get(field)
         if stored is None or field in self._set_aside:
             return serialized
+        try:
+            return None if self._is_stored(value, serialized, stored) else serialized
+        except Exception:
+            # What is stored could not be read, and nobody has tried.
+            return serialized
+
+    def _is_stored(self, value: Any, serialized: bytes, stored: bytes) -> bool:
         if record.is_counter(stored):
-            number = record.unpack(stored, self._serializer)
-            return None if type(value) is int and value == number else serialized
+            return type(value) is int and value == record.unpack(stored, self._serializer)
         before = record.serialized(stored)
         if serialized == before:
-            return None
+            return True
         original = self._serializer.loads(before)
-        if self._serializer.dumps(original) != before and original == value:
-            # This serialiser writes equal values in different ways.
-            return None
-        return serialized
+        # A serialiser may write equal values in different ways.
+        return self._serializer.dumps(original) != before and same(original, value)
 
     def _unsettle(self) -> None:
         self._settled = {}
         self._settled_missing = set()
 
     def _missing(self) -> set[bytes]:
-        present = {record.field_of(key, self._serializer) for key in self._values}
+        present = {self._field(key) for key in self._values}
         return self._stored.keys() - present - self._set_aside - set(self._waiting.values())
 
     def _differs(self, key: Any, value: Any) -> bool:
-        field = record.field_of(key, self._serializer)
+        field = self._field(key)
         if field in self._settled:
             return self._serialize(key, value) != self._settled[field]
         if self._is_sum(key, field, value):
-            return bool(self._added[key])
+            return bool(self._added[key]) or field not in self._stored
         return self._if_changed(key, field, value) is not None
 
     def _key(self, field: bytes) -> Any:
@@ -383,6 +397,11 @@ class Fields(MutableMapping[Any, Any]):
         # Only a key that is no string can be written differently.
         odd = (k for k in self._values if not isinstance(k, str))
         return next((k for k in odd if record.field_of(k, self._serializer) == field), key)
+
+
+def _pack(value: Any, serialized: bytes) -> bytes:
+    """Return a value as stored; an integer in the form that the store can add to."""
+    return record.pack_counter(value) if type(value) is int else record.pack(serialized)
 
 
 def _replant(live: Any, merged: Any) -> Any:

@@ -103,8 +103,8 @@ def commit(
 
     Raises SessionTooLarge; SessionConflict after ``terms.attempts`` conflicts in a row.
     """
-    merged = 0
-    for attempt in range(1, terms.attempts + 1):
+    conflicts = merged = 0
+    while True:
         delta = fields.delta()
         if not delta:
             alive = yield from touch(place, terms)
@@ -117,14 +117,16 @@ def commit(
             case TooLarge(size=size):
                 raise SessionTooLarge(place.id, size, terms.max_bytes)
             case Conflict(values=theirs):
-                if attempt == terms.attempts:
+                # To add to what is no counter in the store is no conflict: it is given the sum.
+                if not theirs.keys() <= delta.sums:
+                    conflicts += 1
+                    merged += len(theirs)
+                if conflicts == terms.attempts:
                     raise SessionConflict(place.id, [_readable(field) for field in theirs])
-                merged += len(theirs)
                 fields.rebase(theirs)
             case Alive() as alive:
                 fields.written(delta, token, list(alive.counters))
                 return Committed(alive, delta, merged)
-    raise AssertionError("the last attempt returns or raises")
 
 
 def rotate(old: Place, new: Place, terms: Terms, token: bytes) -> Flow[Alive | Gone | Exists]:

@@ -64,7 +64,7 @@ def _merge(base: Any, mine: Any, theirs: Any) -> Any:
 
 
 def _last_write(base: Any, mine: Any, theirs: Any) -> Any:
-    return theirs if _same(mine, base) else mine
+    return theirs if same(mine, base) else mine
 
 
 def _merge_dicts(base: Any, mine: Any, theirs: Any) -> Any:
@@ -81,16 +81,16 @@ def _merge_dicts(base: Any, mine: Any, theirs: Any) -> Any:
 
 
 def _merge_lists(base: Any, mine: Any, theirs: Any) -> Any:
-    if _same(mine, base):
+    if same(mine, base):
         return theirs
-    if _same(mine, theirs) or any(side and not _continues(side, base) for side in (mine, theirs)):
+    if same(mine, theirs) or any(side and not _continues(side, base) for side in (mine, theirs)):
         return mine
     return _join_additions(base, mine, theirs)
 
 
 def _merge_messages(base: Any, mine: Any, theirs: Any) -> Any:
     versions = (base, mine, theirs)
-    if _same(mine, base) or _same(theirs, base) or _same(theirs, mine):
+    if same(mine, base) or same(theirs, base) or same(theirs, mine):
         return _merge(*versions)
     try:
         lists = [[] if version is MISSING else json.loads(version) for version in versions]
@@ -111,16 +111,17 @@ def _join_additions(base: Any, mine: Any, theirs: Any) -> Any:
 
 
 def _continues(side: Any, base: Any) -> bool:
-    return _same(side[: len(base)], base)
+    return same(side[: len(base)], base)
 
 
-def _same(one: Any, other: Any) -> bool:
+def same(one: Any, other: Any) -> bool:
+    """Return whether two values are equal and of equal types, at any depth."""
     if type(one) is not type(other):
         return False
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):
-        return len(one) == len(other) and all(map(_same, one, other))
+        return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, float):
         return repr(one) == repr(other)  # tells -0.0 from 0.0 and finds NaN equal to itself
     return bool(one == other)

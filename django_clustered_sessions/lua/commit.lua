@@ -31,20 +31,20 @@ local mode, span, overwrite, clear = ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1",
 local FIRST_CHANGE = 10
 local EXACT = 2 ^ 53
 -- token, when (ms), length of the answer that follows
-local REPLAY = ">c8I6I2"
+local REPLAY, REPLAY_BYTES = ">c8I6I2", 16
 
 -- The recent writes, oldest first, without those that are too old to be replayed. The newest
 -- write's token is the record's version, so it is here only if its answer is more than "done".
 local function recent_writes(now)
   local packed, at = redis.call("HGET", record, "m:replay") or "", 1
-  while at <= #packed do
+  while at + REPLAY_BYTES - 1 <= #packed do
     local _, written, length, next = struct.unpack(REPLAY, packed, at)
-    if written + replay_window >= now then
-      break
+    if math.abs(now - written) <= replay_window then
+      return string.sub(packed, at)
     end
     at = next + length
   end
-  return string.sub(packed, at)
+  return ""
 end
 
 local function answer_to(write, recent)
@@ -65,7 +65,7 @@ local function counter(stored)
     return 0
   end
   local codec, payload = string.sub(stored, 9, 9), string.sub(stored, 10)
-  if (codec == "i" or codec == "s") and string.match(payload, "^%-?%d+$") then
+  if codec == "i" and string.match(payload, "^%-?%d+$") then
     local number = tonumber(payload)
     return math.abs(number) < EXACT and number or nil
   end

@@ -28,10 +28,10 @@ end
 -- Returns the record's meta; or nil and the reply that says why there is none.
 local function read_meta(record, now)
   local packed = redis.call("HGET", record, "m:")
-  if packed and string.byte(packed) ~= FORMAT then
+  if packed and packed ~= "" and string.byte(packed) ~= FORMAT then
     return nil, {NEWER, now, ""}
   end
-  if not packed or #packed ~= META_BYTES then
+  if not packed or #packed ~= META_BYTES or not string.find(packed, "^.[dbsa]") then
     return nil, {GONE, now, redis.call("HGET", record, "m:end") or ""}
   end
   local meta = {}

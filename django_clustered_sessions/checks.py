@@ -1,0 +1,381 @@
+"""System checks; ``docs/checks.md`` lists them all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any, Final, get_args
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.checks import CheckMessage, Error, Info, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from . import connections, drivers, statistics
+from .backend import SessionStore
+from .conf import PREFIX, OnConflict, Settings, conf
+from .exceptions import SessionStoreUnavailable
+from .middleware import ClusteredSessionMiddleware
+from .statistics import StoreFacts
+
+_OURS: Final = f"{ClusteredSessionMiddleware.__module__}.{ClusteredSessionMiddleware.__qualname__}"
+
+#: Oldest supported release of each store.
+OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
+
+#: Clocks further apart than this are reported, in ms.
+CLOCK_TOLERANCE_MS: Final = 1000
+
+_CLIENT_CLASSES: Final = frozenset(
+    {"redis.Redis", "redis.StrictRedis", "redis.client.Redis", "redis.client.StrictRedis"}
+)
+#: Bytes of a session are counted in 32 bits.
+_MAX_BYTES: Final = 2**32 - 1
+#: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
+_SHORTEST_IDLE_S: Final = 2
+
+#: What each setting has to be: a test, and the same in words.
+_RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    "KEY_PREFIX": (
+        lambda value: isinstance(value, str) and bool(value) and not set(value) & set("{}"),
+        "a string that is not empty and has no { or }",
+    ),
+    "ON_CONFLICT": (
+        lambda value: value in get_args(OnConflict),
+        "one of " + ", ".join(map(repr, get_args(OnConflict))),
+    ),
+    "STORE_TIMEOUT": (
+        lambda value: _is_number(value) and value > 0,
+        "a number of seconds above 0",
+    ),
+    "MAX_BYTES": (
+        lambda value: _is_number(value) and isinstance(value, int) and 0 < value <= _MAX_BYTES,
+        f"a whole number of bytes from 1 to {_MAX_BYTES}",
+    ),
+    "IDLE_TIMEOUT": (
+        lambda value: value is None or (_is_number(value) and value >= _SHORTEST_IDLE_S),
+        f"None or a number of seconds, {_SHORTEST_IDLE_S} at least",
+    ),
+    "NODE_NAME": (
+        lambda value: value is None or isinstance(value, str),
+        "a string, or None for the name of the host",
+    ),
+}
+
+
+def check_settings(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check what the settings say; nothing while SESSION_ENGINE is not this package's."""
+    if not _is_our_engine():
+        return []
+    values = list(_values())
+    return [
+        *_middleware(),
+        *_unknown_names(),
+        *values,
+        *_entry(buildable=not values),
+        *_shared_database(),
+        *([] if values else _idle_timeout()),
+        *_serializer(),
+    ]
+
+
+def check_store(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Ask the store, within STORE_TIMEOUT; nothing while the settings have errors."""
+    if not _is_our_engine() or any(message.is_serious() for message in check_settings()):
+        return []
+    budget = drivers.Budget(conf.store_timeout)
+    try:
+        facts = drivers.run(statistics.store_facts(time.time), connections.pool, budget)
+    except SessionStoreUnavailable as error:
+        return [
+            Warning(
+                f"The session store could not be asked: {error}",
+                hint="Run this check where the site runs, with the store up.",
+                id="clustered_sessions.W006",
+            )
+        ]
+    return [*_eviction(facts), *_persistence(facts), *_clock(facts), *_version(facts)]
+
+
+def _is_our_engine() -> bool:
+    try:
+        engine = import_module(settings.SESSION_ENGINE).SessionStore
+    except (ImportError, AttributeError):
+        return False
+    return issubclass(engine, SessionStore)
+
+
+def _is_number(value: object) -> bool:
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    )
+
+
+def _middleware() -> Iterator[CheckMessage]:
+    classes = {path: _imported(path) for path in settings.MIDDLEWARE}
+    found = {
+        path: cls
+        for path, cls in classes.items()
+        if isinstance(cls, type) and issubclass(cls, SessionMiddleware)
+    }
+    if not found:
+        yield Warning(
+            "SESSION_ENGINE is django_clustered_sessions.backend, and MIDDLEWARE has no session "
+            "middleware: requests have no session.",
+            hint=f"Add '{_OURS}' to MIDDLEWARE, before AuthenticationMiddleware.",
+            id="clustered_sessions.W001",
+        )
+    for path, cls in found.items():
+        if not issubclass(cls, ClusteredSessionMiddleware):
+            yield Warning(
+                f"MIDDLEWARE has {path}. Under it a store that is away is an error 500 instead of "
+                "a 503 with Retry-After, sliding expiry costs a round trip of its own instead of "
+                "riding on the load, and each request under ASGI takes a hop to a thread.",
+                hint=f"Put '{_OURS}' in its place.",
+                id="clustered_sessions.W002",
+            )
+
+
+def _imported(path: str) -> Any:
+    try:
+        return import_string(path)
+    except ImportError:
+        return None
+
+
+def _unknown_names() -> Iterator[CheckMessage]:
+    known = [PREFIX + name for name in _names()]
+    for name in dir(settings):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            yield Warning(
+                f"There is no setting {name}; it has no effect.",
+                hint=f"The nearest one is {nearest}.",
+                id="clustered_sessions.W003",
+            )
+
+
+def _names() -> list[str]:
+    return [name.upper() for name, kind in vars(Settings).items() if isinstance(kind, property)]
+
+
+def _values() -> Iterator[CheckMessage]:
+    for name, (is_right, wanted) in _RULES.items():
+        if hasattr(settings, PREFIX + name):
+            value = getattr(settings, PREFIX + name)
+            if not is_right(value):
+                yield Error(
+                    f"{PREFIX}{name} is {value!r}.",
+                    hint=f"It has to be {wanted}.",
+                    id="clustered_sessions.E003",
+                )
+
+
+def _entry(*, buildable: bool) -> Iterator[CheckMessage]:
+    try:
+        options = connections.entry().get("OPTIONS", {})
+    except ImproperlyConfigured as error:
+        yield Error(
+            f"Sessions have no store: {error}",
+            hint="Point SESSION_CACHE_ALIAS at an entry of django-redis, best one of its own.",
+            id="clustered_sessions.E001",
+        )
+        return
+    strange = list(_strange_classes(options))
+    for name, value in strange:
+        yield Error(
+            f"{name} of the sessions' CACHES entry is {value!r}, which this package cannot use "
+            "both synchronously and asynchronously.",
+            hint="Leave it out, or name one of django-redis' or redis' own; docs/settings.md has "
+            "the list. Other entries of CACHES are not concerned.",
+            id="clustered_sessions.E002",
+        )
+    if strange or not buildable:
+        return
+    problem = None
+    if _factory(options) == connections.SENTINEL and not options.get("SENTINELS"):
+        problem = "OPTIONS has no SENTINELS"
+    else:
+        try:
+            connections.pool()
+        except Exception as error:
+            # Not its text, which may quote a password out of the URL.
+            problem = f"LOCATION or OPTIONS cannot be used ({type(error).__name__})"
+    if problem:
+        yield Error(
+            f"Sessions have no store: {problem} in the CACHES entry that SESSION_CACHE_ALIAS "
+            f"names, {settings.SESSION_CACHE_ALIAS!r}.",
+            hint="LOCATION is redis://HOST:6379/1, rediss://... or unix:///PATH?db=1, special "
+            "characters of a password percent-encoded; SENTINELS is a list of (host, port).",
+            id="clustered_sessions.E001",
+        )
+
+
+def _factory(options: Mapping[str, Any]) -> Any:
+    return options.get("CONNECTION_FACTORY") or getattr(
+        settings, "DJANGO_REDIS_CONNECTION_FACTORY", connections.PLAIN
+    )
+
+
+def _strange_classes(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    if (factory := _factory(options)) not in (connections.PLAIN, connections.SENTINEL):
+        yield "CONNECTION_FACTORY", factory
+    pool = options.get("CONNECTION_POOL_CLASS")
+    if pool and pool not in connections.POOLS:
+        yield "CONNECTION_POOL_CLASS", pool
+    client = options.get("REDIS_CLIENT_CLASS")
+    if client and client not in _CLIENT_CLASSES:
+        yield "REDIS_CLIENT_CLASS", client
+    parser = options.get("PARSER_CLASS")
+    if parser and not str(parser).startswith("redis."):
+        yield "PARSER_CLASS", parser
+    sharding = options.get("CLIENT_CLASS")
+    if sharding and str(sharding).endswith("ShardClient"):
+        yield "CLIENT_CLASS", sharding
+    connection = (options.get("CONNECTION_POOL_KWARGS") or {}).get("connection_class")
+    if connection:
+        yield "connection_class in CONNECTION_POOL_KWARGS", connection
+
+
+def _shared_database() -> Iterator[CheckMessage]:
+    alias = settings.SESSION_CACHE_ALIAS
+    ours = _database(settings.CACHES.get(alias, {}))
+    if ours is None:
+        return
+    sharing = [
+        name
+        for name, entry in settings.CACHES.items()
+        if name != alias and _database(entry) == ours
+    ]
+    if alias == "default":
+        sharing.insert(0, "default")
+    for name in sharing:
+        yield Warning(
+            f"Sessions are in the same database as the cache {name!r}: its clear() ends every "
+            "session.",
+            hint="Give sessions an entry of CACHES with a database of their own, better still a "
+            "server of their own, and name it in SESSION_CACHE_ALIAS.",
+            id="clustered_sessions.W004",
+        )
+
+
+def _database(entry: Mapping[str, Any]) -> tuple[str, int, int] | None:
+    """Return host or socket, port, and number of an entry's database; None if not Redis."""
+    if not isinstance(entry.get("LOCATION"), str | list | tuple):
+        return None
+    options = entry.get("OPTIONS", {})
+    given = {"db": 0, **options, **(options.get("CONNECTION_POOL_KWARGS") or {})}["db"]
+    try:
+        url = urlsplit(connections.url(entry))
+        asked = parse_qs(url.query).get("db")
+        if url.scheme == "unix":
+            return unquote(url.path), 0, int(asked[0] if asked else given)
+        if url.scheme in ("redis", "rediss", "valkey", "valkeys"):
+            host = url.hostname or "localhost"
+            host = "localhost" if host in ("127.0.0.1", "::1") else host
+            return host, url.port or 6379, int(asked[0] if asked else url.path[1:] or given)
+    except ValueError:
+        pass
+    return None
+
+
+def _idle_timeout() -> Iterator[CheckMessage]:
+    idle, age = conf.idle_timeout, settings.SESSION_COOKIE_AGE
+    if idle and idle > age:
+        yield Warning(
+            f"{PREFIX}IDLE_TIMEOUT ({idle} s) is larger than SESSION_COOKIE_AGE ({age} s), which "
+            "ends every session before that.",
+            hint="Raise SESSION_COOKIE_AGE, or leave the idle timeout out.",
+            id="clustered_sessions.W005",
+        )
+
+
+def _serializer() -> Iterator[CheckMessage]:
+    try:
+        serializer = import_string(settings.SESSION_SERIALIZER)()
+        for value in ("x", 1, ["x", 1], None):
+            stored = serializer.dumps(value)
+            if not isinstance(stored, bytes) or serializer.loads(stored) != value:
+                raise TypeError(f"{value!r} does not come back as it was")
+    except Exception as error:
+        yield Error(
+            f"SESSION_SERIALIZER {settings.SESSION_SERIALIZER} cannot take single values: "
+            f"{type(error).__name__}: {error}",
+            hint="Each key of a session is serialised by itself: dumps() has to take any value, "
+            "not only a dict, and return bytes that loads() reads.",
+            id="clustered_sessions.E004",
+        )
+
+
+def _unchecked(what: str, why: str) -> CheckMessage:
+    return Info(
+        f"It could not be checked {what}: {why}.",
+        hint="See to it in the settings of whoever runs the store, or let the store's user run "
+        "INFO and CONFIG GET.",
+        id="clustered_sessions.I001",
+    )
+
+
+def _eviction(facts: StoreFacts) -> Iterator[CheckMessage]:
+    policy = facts.info.get("maxmemory_policy")
+    if policy is None:
+        yield _unchecked("whether the store evicts sessions", facts.why_no_info)
+    elif policy != "noeviction":
+        yield Warning(
+            f"The session store's maxmemory-policy is {policy}: when it is full it drops "
+            "sessions, and people are logged out.",
+            hint="Set maxmemory-policy noeviction; volatile-... drops sessions too, for each has "
+            "a time to live. Keep caches on a server of their own.",
+            id="clustered_sessions.W007",
+        )
+
+
+def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if facts.appendonly:
+        return
+    if facts.appendonly is None:
+        yield _unchecked("whether the store keeps sessions on disk", facts.why_no_info)
+    elif facts.save is None:
+        yield _unchecked("whether the store keeps sessions on disk", facts.why_no_config)
+    elif not facts.save:
+        yield Warning(
+            "The session store keeps nothing on disk: a restart ends every session.",
+            hint="Set appendonly yes (a second's writes are lost at most), or save for snapshots.",
+            id="clustered_sessions.W008",
+        )
+
+
+def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if abs(facts.clock_offset_ms) - facts.clock_error_ms > CLOCK_TOLERANCE_MS:
+        yield Warning(
+            f"This node's clock is {abs(facts.clock_offset_ms) / 1000:.1f} s "
+            f"{'ahead of' if facts.clock_offset_ms > 0 else 'behind'} the session store's.",
+            hint="Sessions follow the store's clock; let NTP set both all the same: browsers are "
+            "told by this node's clock when the cookie ends.",
+            id="clustered_sessions.W009",
+        )
+
+
+def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if not facts.version:
+        yield _unchecked("which version the store has", facts.why_no_info)
+        return
+    oldest = OLDEST[facts.product]
+    parts = facts.version.split(".")
+    if all(map(str.isdigit, parts)) and tuple(map(int, parts)) < oldest:
+        name = facts.product.capitalize()
+        yield Warning(
+            f"The session store is {name} {facts.version}.",
+            hint=f"Use {name} {oldest[0]}.{oldest[1]} or newer.",
+            id="clustered_sessions.W010",
+        )

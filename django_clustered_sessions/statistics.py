@@ -1,0 +1,468 @@
+"""What goes on in the store: how many sessions, how large, what each node has counted. Pure.
+
+Nothing here grows with the number of sessions: they are counted by the buckets' indexes, and
+measured one small trip after the other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
+from random import Random
+from typing import Any, Final, TypeVar
+
+from .commands import Argument, Call
+from .counters import NAMES
+from .exceptions import SessionStoreUnavailable
+from .flows import Flow
+from .record import BUCKETS, META, Damaged, Meta, NewerFormat, bucket_tag
+
+T = TypeVar("T")
+
+#: Version of what ``document()`` returns.
+FORMAT: Final = 1
+
+#: Upper bounds of the classes of remaining life, in seconds; the last class has none.
+LIVES_S: Final = (60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 14 * 86400, 30 * 86400)
+
+#: Buckets, pages of an index, or sessions that one trip asks for.
+_PER_TRIP: Final = 64
+#: Sessions in a page of an index.
+_PAGE: Final = 64
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The store does not do what it was asked; its reason in words."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What the store says of itself: its clock in ms, INFO, and CONFIG's ``save``.
+
+    ``clock_offset_ms`` is this node's clock less the store's, right to ``clock_error_ms``. Where
+    the store refuses, ``info`` is empty or ``save`` None, and the reasons are given.
+    """
+
+    now_ms: int
+    clock_offset_ms: int
+    clock_error_ms: int
+    info: Mapping[str, str]
+    save: str | None
+    why_no_info: str = "INFO does not tell"
+    why_no_config: str = ""
+
+    @property
+    def product(self) -> str:
+        """``"valkey"`` or ``"redis"``, which is also what anything else calls itself."""
+        return "valkey" if "valkey_version" in self.info else "redis"
+
+    @property
+    def version(self) -> str | None:
+        """The server's version."""
+        return self.info.get(f"{self.product}_version")
+
+    @property
+    def role(self) -> str | None:
+        """``"primary"`` or ``"replica"``."""
+        roles = {"master": "primary", "slave": "replica"}
+        return roles.get(self.info.get("role", ""))
+
+    @property
+    def appendonly(self) -> bool | None:
+        """Whether the store writes an append-only file."""
+        enabled = self.info.get("aof_enabled")
+        return None if enabled is None else enabled == "1"
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number out of INFO."""
+        text = self.info.get(name, "")
+        return int(text) if text.isdigit() else None
+
+
+@dataclass(slots=True)
+class Distribution:
+    """How often each value occurs: as large as there are different values."""
+
+    seen: Counter[int] = field(default_factory=Counter)
+
+    def add(self, value: int) -> None:
+        """Take one more value."""
+        self.seen[value] += 1
+
+    @property
+    def count(self) -> int:
+        """How many values there are."""
+        return self.seen.total()
+
+    @property
+    def total(self) -> int:
+        """Their sum."""
+        return sum(value * count for value, count in self.seen.items())
+
+    def summary(self) -> dict[str, int] | None:
+        """Return least, median, 95th percentile (both by nearest rank), largest and mean."""
+        if not self.seen:
+            return None
+        return {
+            "min": min(self.seen),
+            "median": self._quantile(0.5),
+            "p95": self._quantile(0.95),
+            "max": max(self.seen),
+            "mean": round(self.total / self.count),
+        }
+
+    def _quantile(self, share: float) -> int:
+        left = math.ceil(share * self.count)
+        for value in sorted(self.seen):
+            left -= self.seen[value]
+            if left <= 0:
+                return value
+        raise AssertionError("the shares add up to one")
+
+
+@dataclass(slots=True)
+class Node:
+    """What one node has reported: when last (ms, the store's clock), its clock's offset (ms)."""
+
+    name: str
+    reported_ms: int = 0
+    clock_offset_ms: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, line: bytes) -> None:
+        """Take in what it has reported to one bucket; ``lua/stats.lua`` has the format."""
+        try:
+            reported_ms, clock_offset_ms, *counts = map(int, line.split())
+        except ValueError:
+            # Not what stats.lua writes; the other figures are good.
+            return
+        if reported_ms > self.reported_ms:
+            self.reported_ms, self.clock_offset_ms = reported_ms, clock_offset_ms
+        self.counts.update(dict(zip(NAMES, counts, strict=False)))
+
+
+@dataclass(slots=True)
+class Bucket:
+    """One bucket's index: its key, and how many sessions it has."""
+
+    index: str
+    logged_in: int
+    anonymous: int
+
+    def pages(self) -> Iterator[Page]:
+        """Cut the sessions, without those that have expired, into ranges of ranks."""
+        for count, start in ((self.anonymous, 0), (self.logged_in, -self.logged_in)):
+            for first in range(0, count, _PAGE):
+                yield Page(self.index, start + first, start + min(first + _PAGE, count) - 1)
+
+    def rank(self, number: int) -> int:
+        """Return the rank in the index of the bucket's session ``number``, from 0 on."""
+        # Between the two kinds are those that have expired and not yet left the index.
+        return number if number < self.anonymous else number - self.anonymous - self.logged_in
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Ranks of an index, both ends included; a negative one counts from the end."""
+
+    index: str
+    first: int
+    last: int
+
+
+@dataclass(slots=True)
+class Statistics:
+    """The whole cluster's figures. Sizes and memory are bytes."""
+
+    prefix: str
+    store: StoreFacts
+    exact: bool
+    logged_in: int = 0
+    anonymous: int = 0
+    unreadable: int = 0
+    sizes: Distribution = field(default_factory=Distribution)
+    #: Sessions by remaining life, in the classes of LIVES_S.
+    lives: list[int] = field(default_factory=lambda: [0] * (len(LIVES_S) + 1))
+    #: None where the store does not tell.
+    memory: Distribution | None = None
+    index_memory: int = 0
+    nodes: dict[str, Node] = field(default_factory=dict)
+    former: Node = field(default_factory=lambda: Node(""))
+
+    @property
+    def total(self) -> int:
+        """How many sessions there are."""
+        return self.logged_in + self.anonymous
+
+    @property
+    def counts(self) -> Counter[str]:
+        """What all nodes have counted, those that are no more included."""
+        return sum((node.counts for node in self.nodes.values()), self.former.counts.copy())
+
+    @property
+    def record_memory(self) -> int | None:
+        """Memory of all records, estimated from those that were measured."""
+        if self.memory is None or (self.total and not self.memory.count):
+            return None
+        return round(self.memory.total * self.total / self.memory.count) if self.total else 0
+
+
+def store_facts(clock: Callable[[], float]) -> Flow[StoreFacts]:
+    """Ask the store about itself; ``clock`` gives this node's time in seconds.
+
+    Raises SessionStoreUnavailable where it does not even tell its time.
+    """
+    yield (_call("TIME"),)
+    # The second answer, so that the time to connect is not taken for a wrong clock.
+    sent_s = clock()
+    ((seconds, microseconds),) = yield (_call("TIME"),)
+    received_s = clock()
+    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    facts: dict[str, Any] = {"info": {}, "save": None}
+    match (yield from _unless_refused(_call("INFO"))):
+        case Refused(why):
+            facts["why_no_info"] = why
+        case bytes() as reply:
+            facts["info"] = _parse_info(reply)
+    match (yield from _unless_refused(_call("CONFIG", "GET", "save"))):
+        case Refused(why):
+            facts["why_no_config"] = why
+        case [_, value]:
+            facts["save"] = value.decode()
+        case _:
+            facts["why_no_config"] = "CONFIG GET does not tell"
+    return StoreFacts(
+        now_ms,
+        clock_offset_ms=round((sent_s + received_s) * 500) - now_ms,
+        clock_error_ms=math.ceil(abs(received_s - sent_s) * 500),
+        **facts,
+    )
+
+
+def collect(
+    prefix: str,
+    clock: Callable[[], float],
+    *,
+    sample: int | None,
+    random: Random,
+    progress: Progress = lambda done, of: None,
+) -> Flow[Statistics]:
+    """Collect the figures of all sessions under the setting KEY_PREFIX.
+
+    ``sample`` sessions are measured, chosen evenly over the buckets; all for None.
+    ``progress`` is told how many are done.
+
+    Raises SessionStoreUnavailable.
+    """
+    store = yield from store_facts(clock)
+    figures = Statistics(prefix, store, exact=False)
+    probe = yield from _unless_refused(_memory_of(_index(prefix, 0)))
+    figures.memory = None if isinstance(probe, Refused) else Distribution()
+    buckets = yield from _count(figures)
+    if sample is None or sample >= figures.total:
+        pages: Iterator[Page] = chain.from_iterable(bucket.pages() for bucket in buckets)
+        of, figures.exact = figures.total, True
+    else:
+        pages = _sampled(buckets, _spread(figures.total, sample, random))
+        of = sample
+    done = 0
+    for some in _batches(pages, _PER_TRIP):
+        replies = yield tuple(_call("ZRANGE", at.first, at.last, key=at.index) for at in some)
+        records = (
+            page.index.removesuffix("index") + session_id.decode("utf-8", "replace")
+            for page, ids in zip(some, replies, strict=True)
+            for session_id in _or(ids, ())
+        )
+        for batch in _batches(records, _PER_TRIP):
+            yield from _measure(figures, batch)
+            done += len(batch)
+            progress(done, of)
+    return figures
+
+
+def document(figures: Statistics) -> dict[str, Any]:
+    """Return the figures as ``docs/sessionstats.md`` describes them, ready for JSON."""
+    store, memory = figures.store, figures.memory
+    records = figures.record_memory
+    return {
+        "format": FORMAT,
+        "time_ms": store.now_ms,
+        "key_prefix": figures.prefix,
+        "sessions": {
+            "total": figures.total,
+            "logged_in": figures.logged_in,
+            "anonymous": figures.anonymous,
+        },
+        "measured": {
+            "sessions": figures.sizes.count,
+            "unreadable": figures.unreadable,
+            "exact": figures.exact,
+        },
+        "stored_bytes": figures.sizes.summary(),
+        "remaining_life": [
+            {"up_to_s": up_to, "sessions": count}
+            for up_to, count in zip((*LIVES_S, None), figures.lives, strict=True)
+        ],
+        "memory_bytes": {
+            "record": memory.summary() if memory else None,
+            "records": records,
+            "indexes": None if memory is None else figures.index_memory,
+            "total": None if records is None else records + figures.index_memory,
+        },
+        "counters": _named(figures.counts),
+        "nodes": [
+            {
+                "name": node.name,
+                "reported_ms": node.reported_ms,
+                "clock_offset_ms": node.clock_offset_ms,
+                "counters": _named(node.counts),
+            }
+            for _, node in sorted(figures.nodes.items())
+        ],
+        "former_nodes": {"counters": _named(figures.former.counts)},
+        "store": {
+            "product": store.product if store.version else None,
+            "version": store.version,
+            "role": store.role,
+            "replicas": store.number("connected_slaves"),
+            "used_memory_bytes": store.number("used_memory"),
+            "maxmemory_bytes": store.number("maxmemory"),
+            "eviction_policy": store.info.get("maxmemory_policy"),
+            "appendonly": store.appendonly,
+            "save": store.save,
+        },
+    }
+
+
+def _named(counts: Counter[str]) -> dict[str, int]:
+    return {name: counts[name] for name in NAMES}
+
+
+def _call(*words: Argument, key: str | None = None) -> Call:
+    return Call(None, () if key is None else (key,), words)
+
+
+def _memory_of(key: str) -> Call:
+    return _call("MEMORY USAGE", key=key)
+
+
+def _unless_refused(call: Call) -> Flow[Any]:
+    try:
+        (reply,) = yield (call,)
+    except SessionStoreUnavailable as error:
+        return Refused(str(error))
+    return reply
+
+
+def _parse_info(reply: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}
+
+
+def _count(figures: Statistics) -> Flow[list[Bucket]]:
+    """Ask each bucket how many sessions it has, and for its nodes' figures."""
+    buckets = []
+    now_ms, with_memory = figures.store.now_ms, figures.memory is not None
+    for some in _batches(range(BUCKETS), _PER_TRIP):
+        replies = iter((yield tuple(
+            call
+            for bucket in some
+            for call in _about_bucket(figures.prefix, bucket, now_ms, with_memory)
+        )))
+        for bucket in some:
+            anonymous, logged_in = (_or(next(replies), 0) for _ in range(2))
+            buckets.append(Bucket(_index(figures.prefix, bucket), logged_in, anonymous))
+            figures.logged_in += logged_in
+            figures.anonymous += anonymous
+            _add_figures(figures, _or(next(replies), ()))
+            if with_memory:
+                figures.index_memory += next(replies) or 0
+    return buckets
+
+
+def _index(prefix: str, bucket: int) -> str:
+    return f"{bucket_tag(prefix, bucket)}:index"
+
+
+def _about_bucket(prefix: str, bucket: int, now_ms: int, with_memory: bool) -> Iterator[Call]:
+    index = _index(prefix, bucket)
+    yield _call("ZCOUNT", "-inf", f"(-{now_ms}", key=index)
+    yield _call("ZCOUNT", f"({now_ms}", "+inf", key=index)
+    yield _call("HGETALL", key=f"{bucket_tag(prefix, bucket)}:figures")
+    if with_memory:
+        yield _memory_of(index)
+
+
+def _add_figures(figures: Statistics, lines: Sequence[bytes]) -> None:
+    flat = iter(lines)
+    for name, line in zip(flat, flat, strict=True):
+        text = name.decode("utf-8", "replace")
+        node = figures.nodes.setdefault(text, Node(text)) if text else figures.former
+        node.add(line)
+
+
+def _spread(total: int, sample: int, random: Random) -> Iterator[int]:
+    """Choose one number at random out of each of ``sample`` equal parts of range(total)."""
+    for part in range(sample):
+        yield random.randrange(part * total // sample, (part + 1) * total // sample)
+
+
+def _sampled(buckets: Iterable[Bucket], numbers: Iterable[int]) -> Iterator[Page]:
+    """Return where the sessions with these numbers, which rise, are: a page for each."""
+    upcoming = iter(buckets)
+    bucket, before = next(upcoming), 0
+    for number in numbers:
+        while number - before >= bucket.anonymous + bucket.logged_in:
+            before += bucket.anonymous + bucket.logged_in
+            bucket = next(upcoming)
+        rank = bucket.rank(number - before)
+        yield Page(bucket.index, rank, rank)
+
+
+def _measure(figures: Statistics, records: Sequence[str]) -> Flow[None]:
+    with_memory = figures.memory is not None
+    replies = iter((yield tuple(
+        call
+        for record in records
+        for call in (
+            _call("HGET", META, key=record),
+            *([_memory_of(record)] if with_memory else ()),
+        )
+    )))
+    for _ in records:
+        packed = next(replies)
+        memory = next(replies) if with_memory else None
+        if packed is None:
+            # It ended meanwhile, or an eviction took it.
+            continue
+        try:
+            if isinstance(packed, Damaged):
+                raise packed
+            meta = Meta.parse(packed)
+        except (Damaged, NewerFormat):
+            figures.unreadable += 1
+            continue
+        figures.sizes.add(meta.size)
+        left_s = (meta.deadline_ms - figures.store.now_ms) / 1000
+        figures.lives[sum(left_s > up_to for up_to in LIVES_S)] += 1
+        if figures.memory is not None and memory:
+            figures.memory.add(memory)
+
+
+def _or(reply: Any, instead: Any) -> Any:
+    """Return a reply, or something else instead of damage: a key of another type."""
+    return instead if isinstance(reply, Damaged) else reply
+
+
+def _batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
+    upcoming = iter(items)
+    while batch := list(islice(upcoming, size)):
+        yield batch
