@@ -423,6 +423,9 @@ class SessionStore(SessionBase):
 
     def _rotating(self) -> Flow[None]:
         key, fields = self.session_key, self._fields
+        if self._tolerates_outage and self.outage is not None:
+            # The cookie stays as it is, and so the session has to stay under its key.
+            raise self.outage
         found: Alive | Gone | Exists | None = None
         if key is not None and fields is not None and fields.delta():
             found = yield from self._committing(key, fields)

@@ -131,7 +131,9 @@ def _build(
     try:
         location = parse(url(found))
     except ValueError as error:
-        raise ImproperlyConfigured(f"The sessions' CACHES entry has no good LOCATION: {error}") from error
+        raise ImproperlyConfigured(
+            f"The sessions' CACHES entry has no good LOCATION: {error}"
+        ) from error
     given = {
         "username": options.get("USERNAME"),
         "password": options.get("PASSWORD"),

@@ -173,7 +173,7 @@ class Fields(MutableMapping[Any, Any]):
         for key, value in self._values.items():
             field = self._field(key)
             if self._is_sum(key, field, value):
-                if self._added[key] or field not in self._stored:
+                if self._added[key]:
                     number = b"%d" % self._added[key]
                     changes[field] = Change(Operation.ADD, field, b"", number)
             elif (serialized := self._if_changed(key, field, value)) is not None:
@@ -386,7 +386,7 @@ class Fields(MutableMapping[Any, Any]):
         if field in self._settled:
             return self._serialize(key, value) != self._settled[field]
         if self._is_sum(key, field, value):
-            return bool(self._added[key]) or field not in self._stored
+            return bool(self._added[key])
         return self._if_changed(key, field, value) is not None
 
     def _key(self, field: bytes) -> Any:

@@ -122,7 +122,7 @@ def test_new_and_removed_keys():
     del session["a"]
     assert changes(session) == {
         b"d:a": Change(Operation.REMOVE, b"d:a", VERSION, b""),
-        b"d:c": Change(Operation.SET, b"d:c", b"", b"s3"),
+        b"d:c": Change(Operation.SET, b"d:c", b"", b"i3"),
     }
 
 
@@ -213,7 +213,7 @@ class TestUnreadable:
         session, _ = self.session()
         assert "bad" not in session
         session["bad"] = 1
-        assert changes(session)[b"d:bad"] == Change(Operation.SET, b"d:bad", VERSION, b"s1")
+        assert changes(session)[b"d:bad"] == Change(Operation.SET, b"d:bad", VERSION, b"i1")
 
 
 class TestIncrement:
@@ -239,13 +239,13 @@ class TestIncrement:
         session = fields(n=5)
         session["n"] = 10
         session.increment("n", 1)
-        assert changes(session)[b"d:n"].operand == b"s11"
+        assert changes(session)[b"d:n"].operand == b"i11"
 
     def test_then_set_is_a_value(self):
         session = fields(n=5)
         session.increment("n", 1)
         session["n"] = 50
-        assert changes(session)[b"d:n"].operand == b"s50"
+        assert changes(session)[b"d:n"].operand == b"i50"
 
     def test_then_removed_is_removed(self):
         session = fields(n=5)

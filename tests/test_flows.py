@@ -75,7 +75,7 @@ def test_a_commit_sends_only_what_changed():
     fields["a"] = 3
     assert fields["b"] == 2
     trips, committed = play(commit(fields), [[1, 5, 9, 0, b""]])
-    assert trips[0][0].arguments[9:] == ("=", b"d:a", b"loadedv1", b"s3")
+    assert trips[0][0].arguments[9:] == ("=", b"d:a", b"loadedv1", b"i3")
     assert committed.merged == 0
     assert not fields.delta()
 
@@ -123,7 +123,7 @@ def test_a_counter_that_lua_cannot_add_to_is_added_to_here():
     stored = b"othersv1s%d" % (2**60 + 5)
     trips, _ = play(commit(fields), [[-2, 5, b"d:n", stored]], [[1, 6, 9, 0, b""]])
     assert trips[0][0].arguments[9:] == ("+", b"d:n", b"", b"1")
-    assert trips[1][0].arguments[9:] == ("=", b"d:n", b"othersv1", b"s%d" % (2**60 + 6))
+    assert trips[1][0].arguments[9:] == ("=", b"d:n", b"othersv1", b"i%d" % (2**60 + 6))
 
 
 def test_a_counter_takes_the_sum_that_the_store_made():

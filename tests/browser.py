@@ -1,0 +1,74 @@
+"""One browser for both protocols, and what the store holds, for tests of whole requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import redis
+from asgiref.sync import async_to_sync
+from django.test import AsyncClient, Client
+from django.urls import path
+
+from django_clustered_sessions.record import Place
+from django_clustered_sessions.scripts import script
+
+#: What a test's view is: synchronous or asynchronous.
+View = Callable[..., Any]
+
+
+class Browser:
+    """Visit one view after another with the same cookies, under WSGI or ASGI.
+
+    Under ASGI each visit has an event loop of its own, as under ``async_to_sync`` anywhere, so
+    that the database of the test is reached from its own thread. Errors become responses.
+    """
+
+    def __init__(self, settings: Any, *, asgi: bool = False) -> None:
+        self.settings = settings
+        self.asgi = asgi
+        kind = AsyncClient if asgi else Client
+        self.client: Any = kind(raise_request_exception=False)
+
+    def visit(self, view: View, method: str = "get", **arguments: Any) -> Any:
+        """Return the response of ``view``, which is the site's only page."""
+        self.settings.ROOT_URLCONF = (path("", view),)
+        return self.request("/", method, **arguments)
+
+    def request(self, url: str, method: str = "get", **arguments: Any) -> Any:
+        """Return the response of the page under ``url``."""
+        send = getattr(self.client, method)
+        return async_to_sync(send)(url, **arguments) if self.asgi else send(url, **arguments)
+
+    @property
+    def key(self) -> str:
+        """The session cookie's value, empty where there is none."""
+        cookie = self.client.cookies.get(self.settings.SESSION_COOKIE_NAME)
+        return cookie.value if cookie else ""
+
+    @key.setter
+    def key(self, value: str) -> None:
+        self.client.cookies[self.settings.SESSION_COOKIE_NAME] = value
+
+    def another_tab(self) -> Browser:
+        """Return a browser with the cookies of now, which then go their own way."""
+        other = Browser(self.settings, asgi=self.asgi)
+        other.client.cookies.load(self.client.cookies.output(header="", sep=";"))
+        return other
+
+
+def place(session_key: str) -> Place:
+    """Return where the session of that key is, under the default KEY_PREFIX."""
+    return Place.of("session", session_key)
+
+
+def load_scripts(store: redis.Redis) -> None:
+    """Make the scripts known, so that no request finds out that they are not."""
+    for name in ("commit", "create", "end", "rotate", "stats", "touch"):
+        store.script_load(script(name).source)
+
+
+def records(store: redis.Redis) -> list[bytes]:
+    """Return the store's keys that hold a living session."""
+    keys = [key for key in store.scan_iter("session:*") if store.type(key) == b"hash"]
+    return [key for key in keys if store.hexists(key, "m:")]

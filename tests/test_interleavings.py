@@ -1,0 +1,781 @@
+"""Requests on one session, interleaved at random, against a plain model of what is promised.
+
+The model is written from the promises, not from the code: it keeps values and stamps in dicts, and
+what two requests made of one value it works out as additions to what both had loaded. After every
+step the store has to hold what the model holds: the same values, of the same writes.
+
+A failure prints its seed and the steps. Replay it with
+``CLUSTERED_SESSIONS_SEED=<seed> pytest tests/test_interleavings.py -k <server and policy>``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Generator, Iterator
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar
+
+import pytest
+import redis
+from django.contrib.sessions.backends.base import UpdateError
+from hypothesis import HealthCheck, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from django_clustered_sessions import connections, drivers
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.commands import Trip
+from django_clustered_sessions.drivers import Budget
+from django_clustered_sessions.exceptions import SessionConflict
+from django_clustered_sessions.flows import Flow
+from django_clustered_sessions.record import FORMAT, Meta, Place
+from tests.conftest import DATABASE, use_store
+from tests.servers import StoreServer
+
+AGE_S = 14 * 24 * 60 * 60
+EXPIRY = "_session_expiry"
+
+
+class Nothing:
+    def __bool__(self) -> bool:
+        return False
+
+    def __deepcopy__(self, memo: Any) -> Nothing:
+        return self
+
+    def __repr__(self) -> str:
+        return "NOTHING"
+
+
+NOTHING = Nothing()
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return whether JSON values are the same: True is not 1, and 1 is not 1.0."""
+    if one is NOTHING or other is NOTHING:
+        return one is other
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def additions(base: Any, side: Any) -> Any:
+    """Return what a side added to what was loaded, at any depth."""
+    if type(base) is type(side) is dict:
+        parts = {k: additions(base[k], v) if k in base else v for k, v in side.items()}
+        return {k: v for k, v in parts.items() if v is not NOTHING} or NOTHING
+    if type(base) is type(side) is list and same(side[: len(base)], base):
+        return side[len(base) :] or NOTHING
+    return NOTHING
+
+
+def joined(base: Any, mine: Any, theirs: Any) -> Any:
+    """Return what becomes of a value that two requests changed, mine being the later save."""
+    if same(mine, base) or same(mine, theirs):
+        return theirs
+    kinds = {type(value) for value in (base, mine, theirs) if value is not NOTHING}
+    if kinds not in ({dict}, {list}):
+        return mine
+    empty = kinds.pop()()
+    before = base if base is not NOTHING else empty
+    if not mine or not theirs:
+        if mine and type(mine) is list and not same(mine[: len(before)], before):
+            return mine
+        if (added := additions(before, theirs or mine)) is not NOTHING:
+            return added
+        # Whether it is there at all is for the last who changed that.
+        last = theirs if (mine is NOTHING) == (base is NOTHING) else mine
+        return NOTHING if last is NOTHING else empty
+    if type(mine) is dict:
+        keys = [*theirs, *(key for key in mine if key not in theirs)]
+        parts = {
+            key: joined(before.get(key, NOTHING), mine.get(key, NOTHING), theirs.get(key, NOTHING))
+            for key in keys
+        }
+        return {key: value for key, value in parts.items() if value is not NOTHING}
+    if same(mine[: len(before)], before) and same(theirs[: len(before)], before):
+        return before + theirs[len(before) :] + mine[len(before) :]
+    return mine
+
+
+@dataclass
+class Cell:
+    """A stored value, and which write put it there."""
+
+    value: Any
+    stamp: int
+
+
+@dataclass
+class World:
+    """What the store is to hold: sessions by key, and why others are no more."""
+
+    sessions: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    graves: dict[str, str] = field(default_factory=dict)
+    writes: int = 0
+
+    def stamp(self) -> int:
+        self.writes += 1
+        return self.writes
+
+    def bury(self, key: str, reason: str) -> None:
+        if self.sessions.pop(key, None) is not None:
+            self.graves[key] = reason
+
+
+@dataclass
+class Request:
+    """What one request is to see and to do; a generator stops before each round trip."""
+
+    world: World
+    policy: str
+    key: str | None
+    loaded: bool = False
+    cleared: bool = False
+    why: str | None = None
+    base: dict[str, Cell] = field(default_factory=dict)
+    mine: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def load(self) -> None:
+        if self.loaded:
+            return
+        self.loaded = True
+        if self.key is None:
+            return
+        if (session := self.world.sessions.get(self.key)) is None:
+            self.key, self.why = None, self.world.graves.get(self.key, "")
+            return
+        self.base = {name: Cell(cell.value, cell.stamp) for name, cell in session.items()}
+        self.mine = {name: deepcopy(cell.value) for name, cell in session.items()}
+
+    def clear(self) -> None:
+        self.loaded, self.cleared = True, True
+        self.base, self.mine, self.counts = {}, {}, {}
+
+    def increment(self, name: str, by: int) -> int:
+        self.load()
+        self.mine[name] = self.mine.get(name, 0) + by
+        self.counts[name] = self.counts.get(name, 0) + by
+        total: int = self.mine[name]
+        return total
+
+    def loaded_value(self, name: str) -> Any:
+        return self.base[name].value if name in self.base else NOTHING
+
+    def counted(self, name: str) -> bool:
+        """Return whether all that happened to a value is that it was counted up or down."""
+        loaded = self.loaded_value(name)
+        value = self.mine.get(name)
+        return name in self.counts and same(value, (loaded or 0) + self.counts[name])
+
+    def changes(self) -> set[str]:
+        return {
+            name
+            for name in self.base.keys() | self.mine.keys()
+            if (self.counts[name] != 0 if self.counted(name) else self.differs(name))
+        }
+
+    def differs(self, name: str) -> bool:
+        # In the order in which a dict is: another order is another text, and so a change.
+        before, now = self.loaded_value(name), self.mine.get(name, NOTHING)
+        if before is NOTHING or now is NOTHING:
+            return before is not now
+        return json.dumps(before) != json.dumps(now)
+
+    def saving(self) -> Iterator[None]:
+        if self.key is None:
+            if self.why == "rotated":
+                raise UpdateError
+            yield from self.creating()
+        elif not self.loaded:
+            yield
+            if self.key not in self.world.sessions:
+                raise UpdateError
+        else:
+            yield from self.committing()
+
+    def creating(self) -> Iterator[None]:
+        yield
+        self.loaded, self.cleared, self.why, self.counts = True, False, None, {}
+        stamp = self.world.stamp()
+        self.base = {name: Cell(deepcopy(value), stamp) for name, value in self.mine.items()}
+        self.key = "new"
+
+    def committing(self) -> Iterator[None]:
+        for attempts_left in (0,) if self.policy == "error" else (2, 1, 0):
+            yield
+            if (session := self.world.sessions.get(self.key or "")) is None:
+                raise UpdateError
+            changes = self.changes()
+            conflicts = (
+                []
+                if self.policy == "overwrite" or self.cleared
+                else [
+                    name
+                    for name in changes
+                    if not self.counted(name)
+                    if (name in session or name in self.mine)
+                    if self.stamp_of(name, self.base) != self.stamp_of(name, session)
+                ]
+            )
+            if not conflicts:
+                self.write(session, changes)
+                return
+            if not attempts_left:
+                raise SessionConflict("", conflicts)
+            for name in conflicts:
+                theirs = session[name].value if name in session else NOTHING
+                merged = joined(self.loaded_value(name), self.mine.pop(name, NOTHING), theirs)
+                self.know(name, session)
+                if merged is not NOTHING:
+                    self.mine[name] = deepcopy(merged)
+
+    @staticmethod
+    def stamp_of(name: str, cells: dict[str, Cell]) -> int:
+        return cells[name].stamp if name in cells else 0
+
+    def know(self, name: str, session: dict[str, Cell]) -> None:
+        if name in session:
+            self.base[name] = Cell(deepcopy(session[name].value), session[name].stamp)
+        else:
+            self.base.pop(name, None)
+
+    def write(self, session: dict[str, Cell], changes: set[str]) -> None:
+        counted = {name for name in changes if self.counted(name)}
+        if self.cleared:
+            session.clear()
+        stamp = self.world.stamp()
+        for name in changes:
+            if name in counted:
+                before = session[name].value if name in session else 0
+                self.mine[name] = before + self.counts[name]
+            if name in self.mine:
+                session[name] = Cell(deepcopy(self.mine[name]), stamp)
+            else:
+                session.pop(name, None)
+            self.know(name, session)
+        if changes or self.cleared:
+            self.cleared, self.counts = False, {}
+
+    def rotating(self) -> Iterator[None]:
+        key, is_gone = self.key, self.key is None
+        if key is not None and self.loaded and (self.changes() or self.cleared):
+            try:
+                yield from self.committing()
+            except UpdateError:
+                is_gone = True
+        if not is_gone:
+            yield
+        if not is_gone and key in self.world.sessions:
+            session = self.world.sessions[key]
+            self.world.bury(key, "rotated")
+            self.key = "new"
+            self.world.sessions[self.key] = session
+            return
+        # It had nobody logged in, so that a session of its own takes nothing from anybody.
+        if key is not None and self.loaded and self.world.graves.get(key) != "rotated":
+            raise UpdateError
+        yield from self.creating()
+
+
+def once(trip: Trip) -> Flow[Any]:
+    return (yield trip)
+
+
+Steps = Generator[Trip, Any, None]
+
+
+@dataclass
+class Slot:
+    """One request: the real one and the model's, and what both are in the middle of."""
+
+    session: SessionStore
+    request: Request
+    is_async: bool
+    steps: Steps | None = None
+    trip: Trip | None = None
+    model: Iterator[None] | None = None
+
+
+# Few names and few sessions, so that requests often meet; endings are rare, or they never would.
+names = st.sampled_from(["cart", "cart", "any", "seen"])
+counters = st.sampled_from(["n", "m"])
+rarely = st.sampled_from([False] * 7 + [True])
+inner_keys = st.sampled_from(["a", "b"])
+leaves = st.sampled_from([None, True, False, 0, 1, 1.0, -1, "", "x", "[1]"])
+values = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(inner_keys, inner, max_size=3),
+    max_leaves=5,
+)
+slots = st.integers(0, 2)
+edits = st.tuples(
+    st.lists(inner_keys, max_size=2),
+    st.sampled_from(["add", "add", "remove", "empty"]),
+    inner_keys,
+    values,
+)
+
+
+def edit(value: Any, path: list[str], action: str, key: str, argument: Any) -> None:
+    """Change a container in place, at the end of a path as far as there is one."""
+    for step in path:
+        if isinstance(value, dict) and isinstance(value.get(step), (dict, list)):
+            value = value[step]
+    if isinstance(value, dict):
+        if action == "add":
+            value[key] = deepcopy(argument)
+        elif action == "remove":
+            value.pop(key, None)
+    elif isinstance(value, list):
+        if action == "add":
+            value.append(deepcopy(argument))
+        elif action == "remove":
+            value[:1] = []
+    if action == "empty" and isinstance(value, (dict, list)):
+        value.clear()
+
+
+class Interleavings(RuleBasedStateMachine):
+    """Three requests at a time, on sessions that they share, end, move and lose."""
+
+    client: ClassVar[redis.Redis]
+    runner: ClassVar[asyncio.Runner]
+    policy: ClassVar[str]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.client.flushdb()
+        self.world = World()
+        self.slots: list[Slot] = []
+        self.unknown: list[str] = []
+        self.done: list[tuple[Trip, bool]] = []
+        self.versions: dict[tuple[str, str], tuple[int, bytes]] = {}
+
+    # The two ways to do one thing.
+
+    def call(self, slot: Slot, sync: Callable[[], Any], twin: Callable[[], Awaitable[Any]]) -> Any:
+        if not slot.is_async:
+            return sync()
+
+        async def go() -> Any:
+            return await twin()
+
+        return self.runner.run(go())
+
+    def send(self, slot_is_async: bool, trip: Trip) -> Any:
+        budget = Budget(5.0)
+        if not slot_is_async:
+            return drivers.run(once(trip), connections.pool, budget)
+
+        async def go() -> Any:
+            return await drivers.arun(once(trip), connections.apool, budget)
+
+        return self.runner.run(go())
+
+    def both(self, slot: Slot, real: Callable[[], Any], model: Iterator[None]) -> None:
+        """Do a thing for real and in the model; both have to end alike."""
+        errors: list[type | None] = []
+        for do in (real, lambda: list(model)):
+            try:
+                do()
+                errors.append(None)
+            except (UpdateError, SessionConflict) as error:
+                errors.append(type(error))
+        self.ended(slot, *errors)
+
+    def ended(self, slot: Slot, real: type | None, model: type | None) -> None:
+        assert real == model, f"{real} instead of {model}"
+        if real in (UpdateError, SessionConflict):
+            # That request is over; the next one comes with the cookie that is good now.
+            self.replace(slot, next(iter(self.world.sessions), None))
+        elif slot.request.key == "new":
+            self.named(slot)
+
+    def named(self, slot: Slot) -> None:
+        """Take over the key that was drawn for a session."""
+        key = slot.session.session_key
+        assert key is not None
+        assert key not in self.world.sessions, "a key that somebody else's session has"
+        assert key not in self.world.graves, "a key that was buried"
+        assert key not in self.unknown, "a key that a client made up"
+        slot.request.key = key
+        moved = self.world.sessions.pop("new", None)
+        if moved is None:
+            base = slot.request.base
+            moved = {name: Cell(deepcopy(c.value), c.stamp) for name, c in base.items()}
+        self.world.sessions[key] = moved
+
+    def replace(self, slot: Slot, key: str | None) -> None:
+        slot.session = SessionStore(key)
+        slot.request = Request(self.world, self.policy, key)
+
+    def free(self, number: int) -> Slot | None:
+        slot = self.slots[number]
+        return None if slot.steps is not None else slot
+
+    # Requests come and go.
+
+    @initialize(first=st.dictionaries(names, values), is_async=st.lists(st.booleans(), min_size=3))
+    def start(self, first: dict[str, Any], is_async: list[bool]) -> None:
+        session = SessionStore()
+        session.update(deepcopy(first))
+        session.save()
+        key = session.session_key
+        assert key is not None
+        stamp = self.world.stamp()
+        self.world.sessions[key] = {k: Cell(deepcopy(v), stamp) for k, v in first.items()}
+        for number in range(3):
+            request = Request(self.world, self.policy, key)
+            self.slots.append(Slot(SessionStore(key), request, is_async[number]))
+
+    @rule(number=slots, which=st.integers(0, 9), is_async=st.booleans())
+    def begin(self, number: int, which: int, is_async: bool) -> None:
+        if (slot := self.free(number)) is None:
+            return
+        keys = list(self.world.sessions) or [None]
+        slot.is_async = is_async
+        self.replace(slot, keys[which % len(keys)])
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(
+        name=names,
+        changes=st.lists(edits, min_size=3, max_size=3),
+        order=st.lists(slots, max_size=9),
+        repeated=st.booleans(),
+    )
+    def meet(self, name: str, changes: list[Any], order: list[int], repeated: bool) -> None:
+        """Three requests of one page change one thing, and their saves get in each other's way."""
+        free = [number for number in range(3) if self.free(number)]
+        for number in free:
+            self.replace(self.slots[number], next(iter(self.world.sessions)))
+            self.read(number, name)
+        for number, how in zip(free, changes, strict=False):
+            if self.slots[number].request.mine.get(name, NOTHING) is NOTHING:
+                self.set_value(number, name, how[-1])
+            self.edit_in_place(number, name, how, 1)
+        for number in order and free:
+            self.start_saving(number, False)
+        for number in order:
+            self.deliver(number, repeated)
+
+    @rule(number=slots, which=st.integers(0, 9), is_known=st.booleans(), now=rarely)
+    def begin_with_a_dead_key(self, number: int, which: int, is_known: bool, now: bool) -> None:
+        if not now or (slot := self.free(number)) is None:
+            return
+        if not is_known or not self.world.graves:
+            self.unknown.append(secrets.token_hex(16))
+            self.replace(slot, self.unknown[-1])
+        else:
+            self.replace(slot, list(self.world.graves)[which % len(self.world.graves)])
+
+    # Reading and changing.
+
+    @rule(number=slots, name=names | counters)
+    def read(self, number: int, name: str) -> None:
+        if slot := self.free(number):
+            s = slot.session
+            value = self.call(slot, lambda: s.get(name, NOTHING), lambda: s.aget(name, NOTHING))
+            slot.request.load()
+            assert same(value, slot.request.mine.get(name, NOTHING))
+            assert s.session_key == slot.request.key
+            self.seen(slot)
+
+    @rule(number=slots)
+    def read_all(self, number: int) -> None:
+        if slot := self.free(number):
+            found = dict(self.call(slot, slot.session.items, slot.session.aitems))
+            slot.request.load()
+            assert same(found, slot.request.mine)
+            self.seen(slot)
+
+    def seen(self, slot: Slot) -> None:
+        """Every change is seen, however it was made."""
+        assert slot.session.modified or not slot.request.changes()
+
+    @rule(number=slots, name=names, value=values)
+    def set(self, number: int, name: str, value: Any) -> None:
+        self.set_value(number, name, value)
+
+    @rule(number=slots, name=counters, value=st.integers(-3, 3))
+    def set_number(self, number: int, name: str, value: int) -> None:
+        self.set_value(number, name, value)
+
+    def set_value(self, number: int, name: str, value: Any) -> None:
+        if slot := self.free(number):
+            s, own = slot.session, deepcopy(value)
+            self.call(slot, lambda: s.__setitem__(name, own), lambda: s.aset(name, own))
+            slot.request.load()
+            slot.request.mine[name] = deepcopy(value)
+
+    @rule(number=slots, name=names | counters)
+    def delete_value(self, number: int, name: str) -> None:
+        if slot := self.free(number):
+            s = slot.session
+            self.call(slot, lambda: s.pop(name, None), lambda: s.apop(name, None))
+            slot.request.load()
+            slot.request.mine.pop(name, None)
+
+    @rule(number=slots, name=names, how=edits, times=st.integers(1, 2))
+    def edit_in_place(self, number: int, name: str, how: Any, times: int) -> None:
+        if slot := self.free(number):
+            s = slot.session
+            value = self.call(slot, lambda: s.get(name), lambda: s.aget(name))
+            slot.request.load()
+            for _ in range(times):
+                edit(value, *how)
+                edit(slot.request.mine.get(name), *how)
+            self.seen(slot)
+
+    @rule(number=slots, name=counters, by=st.integers(-2, 3))
+    def increment(self, number: int, name: str, by: int) -> None:
+        if slot := self.free(number):
+            s = slot.session
+            told = self.call(slot, lambda: s.increment(name, by), lambda: s.aincrement(name, by))
+            assert told == slot.request.increment(name, by)
+
+    @rule(number=slots, now=rarely)
+    def clear(self, number: int, now: bool) -> None:
+        if now and (slot := self.free(number)):
+            slot.session.clear()
+            slot.request.clear()
+
+    @rule(number=slots, seconds=st.sampled_from([None, 0, 100, 5000]))
+    def set_expiry(self, number: int, seconds: int | None) -> None:
+        if slot := self.free(number):
+            s = slot.session
+            self.call(slot, lambda: s.set_expiry(seconds), lambda: s.aset_expiry(seconds))
+            slot.request.load()
+            slot.request.mine.pop(EXPIRY, None)
+            if seconds is not None:
+                slot.request.mine[EXPIRY] = seconds
+
+    # Whole operations.
+
+    @rule(numbers=st.lists(slots, min_size=1, max_size=3, unique=True))
+    def save(self, numbers: list[int]) -> None:
+        for slot in filter(None, map(self.free, numbers)):
+            s = slot.session
+            self.both(slot, partial(self.call, slot, s.save, s.asave), slot.request.saving())
+            s = slot.session
+            if s.session_key and slot.request.loaded and not slot.request.changes():
+                age_ms = self.client.pttl(self.place(s.session_key).record)
+                assert math.ceil(age_ms / 1000) - s.get_expiry_age() in (0, -1)
+
+    @rule(number=slots, now=rarely)
+    def cycle_key(self, number: int, now: bool) -> None:
+        if now and (slot := self.free(number)):
+            s = slot.session
+            self.both(
+                slot, lambda: self.call(slot, s.cycle_key, s.acycle_key), slot.request.rotating()
+            )
+
+    @rule(number=slots, now=rarely)
+    def flush(self, number: int, now: bool) -> None:
+        if now and (slot := self.free(number)):
+            self.call(slot, slot.session.flush, slot.session.aflush)
+            slot.request.clear()
+            if slot.request.key:
+                self.world.bury(slot.request.key, "flushed")
+            slot.request.key = slot.request.why = None
+            assert slot.session.session_key is None
+
+    @rule(number=slots, now=rarely)
+    def delete(self, number: int, now: bool) -> None:
+        if now and (slot := self.free(number)):
+            self.call(slot, slot.session.delete, slot.session.adelete)
+            slot.request.why = None
+            if slot.request.key:
+                self.world.bury(slot.request.key, "flushed")
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(which=st.integers(0, 9), now=rarely)
+    def end_by_another(self, which: int, now: bool) -> None:
+        if not now:
+            return
+        key = list(self.world.sessions)[which % len(self.world.sessions)]
+        SessionStore().delete(key)
+        self.world.bury(key, "deleted")
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(which=st.integers(0, 9), now=rarely)
+    def expire(self, which: int, now: bool) -> None:
+        if not now:
+            return
+        key = list(self.world.sessions)[which % len(self.world.sessions)]
+        record = self.place(key).record
+        self.client.pexpire(record, 0)
+        del self.world.sessions[key]
+        # No packet is under way for as long as a session lives: what made it is not repeated now.
+        self.done = [(trip, kind) for trip, kind in self.done if record not in trip[0].keys]
+
+    # One round trip at a time: what happens between a refused write and the next try.
+
+    @rule(number=slots, is_move=rarely)
+    def start_saving(self, number: int, is_move: bool) -> None:
+        if slot := self.free(number):
+            s, request = slot.session, slot.request
+            slot.model = request.rotating() if is_move else request.saving()
+            slot.steps = s._rotating() if is_move else s.saving()
+            self.advance(slot, None)
+
+    @rule(number=slots, is_repeated=st.booleans())
+    def deliver(self, number: int, is_repeated: bool) -> None:
+        slot = self.slots[number]
+        if slot.steps is None:
+            return
+        assert slot.trip is not None
+        replies = self.send(slot.is_async, slot.trip)
+        if is_repeated:
+            again = self.send(slot.is_async, slot.trip)
+            assert [reply[0] for reply in again] == [reply[0] for reply in replies]
+            # The new values of what was counted.
+            assert [reply[4:] for reply in again] == [reply[4:] for reply in replies]
+        if replies[0][0] == 1:
+            self.done.append((slot.trip, slot.is_async))
+        self.advance(slot, replies)
+
+    def advance(self, slot: Slot, replies: Any) -> None:
+        assert slot.steps is not None
+        assert slot.model is not None
+        errors: list[type | None] = []
+        for step in (lambda: slot.steps.send(replies), lambda: next(slot.model)):
+            try:
+                trip = step()
+                slot.trip = trip or slot.trip
+                errors.append(StopAsyncIteration)
+            except StopIteration:
+                errors.append(None)
+            except (UpdateError, SessionConflict) as error:
+                errors.append(type(error))
+        if errors == [StopAsyncIteration] * 2:
+            return
+        slot.steps = slot.trip = slot.model = None
+        self.ended(slot, *errors)
+
+    @precondition(lambda self: self.done)
+    @rule(which=st.integers(0, 9))
+    def deliver_late(self, which: int) -> None:
+        """What was done and answered arrives again, from a connection that was given up."""
+        trip, is_async = self.done[which % len(self.done)]
+        self.send(is_async, trip)
+
+    # What has to hold at any time.
+
+    def place(self, key: str) -> Place:
+        return Place.of("session", key)
+
+    @invariant()
+    def the_store_holds_what_the_model_holds(self) -> None:
+        known = {self.place(key).record: key for key in self.world.sessions}
+        buried = {self.place(key).record for key in self.world.graves}
+        with self.client.pipeline(transaction=False) as pipeline:
+            pipeline.keys("*")
+            for place in map(self.place, self.world.sessions):
+                pipeline.hgetall(place.record)
+                pipeline.pttl(place.record)
+                pipeline.zscore(place.index, place.id)
+            keys, *rest = pipeline.execute()
+        records = {k.decode() for k in keys if not k.endswith((b":index", b":figures"))}
+        assert records <= known.keys() | buried, "a session that nobody made"
+        answers = iter(rest)
+        for key, cells in self.world.sessions.items():
+            self.holds(key, cells, next(answers), next(answers), next(answers))
+        for record in buried:
+            assert self.client.hkeys(record) == [b"m:end"], "not only a tombstone"
+
+    def holds(
+        self, key: str, cells: dict[str, Cell], raw: dict[bytes, bytes], pttl: int, score: float
+    ) -> None:
+        fields = {name[2:].decode(): value for name, value in raw.items() if name[:2] == b"d:"}
+        found = {name: json.loads(value[9:]) for name, value in fields.items()}
+        assert same(found, {name: cell.value for name, cell in cells.items()})
+        for name, cell in cells.items():
+            # Written when the model says so, and at no other time.
+            stamp, version = self.versions.get((key, name), (0, b""))
+            assert (stamp == cell.stamp) == (version == fields[name][:8]) or stamp == 0
+            self.versions[key, name] = cell.stamp, fields[name][:8]
+        meta = Meta.parse(raw[b"m:"])
+        assert raw[b"m:"][0] == FORMAT
+        data = {name: value for name, value in raw.items() if name[:2] == b"d:"}
+        assert meta.size == sum(len(name) + len(value) for name, value in data.items())
+        seconds = cells[EXPIRY].value if EXPIRY in cells else None
+        assert 0 <= (seconds or AGE_S) * 1000 - pttl < 10_000
+        assert abs(score) == meta.deadline_ms
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.mark.parametrize("policy", ["merge", "overwrite", "error"])
+def test_interleaved_requests_keep_the_promises(
+    store: redis.Redis,
+    store_server: StoreServer,
+    settings: Any,
+    runner: asyncio.Runner,
+    policy: str,
+) -> None:
+    use_store(settings, f"{store_server.unix_url}?db={DATABASE}")
+    settings.CLUSTERED_SESSIONS_ON_CONFLICT = policy
+    number = int(os.environ.get("CLUSTERED_SESSIONS_SEED") or secrets.randbits(32))
+
+    class Machine(Interleavings):
+        pass
+
+    Machine.client, Machine.runner, Machine.policy = store, runner, policy
+    try:
+        run_state_machine_as_test(  # type: ignore[no-untyped-call]
+            seed(number)(Machine),
+            settings=hypothesis_settings(
+                max_examples=300 if policy == "merge" else 60,
+                stateful_step_count=40,
+                deadline=None,
+                database=None,
+                print_blob=True,
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    except BaseException as error:
+        error.add_note(f"replay: CLUSTERED_SESSIONS_SEED={number} pytest {__file__} -k {policy}")
+        raise
+
+
+class DigitsForOthers:
+    """A serialiser in whose bytes digits are something else, as in MessagePack's."""
+
+    def dumps(self, obj: Any) -> bytes:
+        return bytes([obj]) if type(obj) is int else json.dumps(obj).encode()
+
+    def loads(self, data: bytes) -> Any:
+        return data[0] if len(data) == 1 else json.loads(data)
+
+
+def test_a_number_that_was_set_is_counted_up_whatever_the_serialiser_writes(
+    store: redis.Redis, settings: Any
+) -> None:
+    settings.SESSION_SERIALIZER = f"{__name__}.DigitsForOthers"
+    first = SessionStore()
+    first["n"] = 53
+    first.save()
+    requests = [SessionStore(first.session_key) for _ in range(3)]
+    for session in requests:
+        session.increment("n")
+    for session in requests:
+        session.save()
+    assert requests[-1]["n"] == SessionStore(first.session_key)["n"] == 56

@@ -1,0 +1,308 @@
+"""What a request may cost: round trips to the store, counted between the two."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+from asgiref.sync import sync_to_async
+from django.contrib.auth import alogin, alogout, login, logout
+from django.contrib.auth.models import User
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncRequestFactory, RequestFactory
+
+from django_clustered_sessions import counters as counters_module
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from tests.browser import load_scripts
+from tests.servers import CountingProxy, free_port
+
+COOKIE = "sessionid"
+BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+Use = Callable[[HttpRequest], None]
+AsyncUse = Callable[[HttpRequest], Awaitable[None]]
+
+
+ADA = User(pk=1, username="ada", password="md5$secret")
+
+
+def nothing(request: HttpRequest) -> None:
+    pass
+
+
+async def anothing(request: HttpRequest) -> None:
+    pass
+
+
+def read(request: HttpRequest) -> None:
+    request.session.get("n")
+
+
+async def aread(request: HttpRequest) -> None:
+    await request.session.aget("n")
+
+
+def read_all(request: HttpRequest) -> None:
+    session = request.session
+    session.get("n"), "m" in session, dict(session.items())
+    session.get_expiry_age(), session.get_expiry_date(), session.get_expire_at_browser_close()
+
+
+async def aread_all(request: HttpRequest) -> None:
+    session = request.session
+    await session.aget("n"), await session.ahas_key("m"), dict(await session.aitems())
+    await session.aget_expiry_age(), await session.aget_expiry_date()
+    await session.aget_expire_at_browser_close()
+
+
+def change(request: HttpRequest) -> None:
+    request.session["n"] = request.session.get("n", 0) + 1
+
+
+async def achange(request: HttpRequest) -> None:
+    await request.session.aset("n", await request.session.aget("n", 0) + 1)
+
+
+def change_in_place(request: HttpRequest) -> None:
+    request.session["cart"]["tea"] = 1
+
+
+async def achange_in_place(request: HttpRequest) -> None:
+    (await request.session.aget("cart"))["tea"] = 1
+
+
+def increment(request: HttpRequest) -> None:
+    request.session.increment("hits")
+
+
+async def aincrement(request: HttpRequest) -> None:
+    await request.session.aincrement("hits")
+
+
+def set_expiry(request: HttpRequest) -> None:
+    request.session.set_expiry(100)
+
+
+async def aset_expiry(request: HttpRequest) -> None:
+    await request.session.aset_expiry(100)
+
+
+def log_in(request: HttpRequest) -> None:
+    login(request, ADA, BACKEND)
+
+
+async def alog_in(request: HttpRequest) -> None:
+    await alogin(request, ADA, BACKEND)
+
+
+def log_out(request: HttpRequest) -> None:
+    read(request)
+    logout(request)
+
+
+async def alog_out(request: HttpRequest) -> None:
+    await aread(request)
+    await alogout(request)
+
+
+# What is there before: None, an anonymous session, a logged-in one, or a cookie of nobody's.
+CASES = [
+    # before, every request saves, use, asynchronous use, round trips
+    pytest.param(None, False, read, aread, 0, id="no cookie, read"),
+    pytest.param(None, True, nothing, anothing, 0, id="no cookie, every request"),
+    pytest.param("anonymous", False, nothing, anothing, 0, id="untouched"),
+    pytest.param("anonymous", True, nothing, anothing, 1, id="untouched, every request"),
+    pytest.param("anonymous", False, read, aread, 1, id="read"),
+    pytest.param("anonymous", True, read, aread, 1, id="read, every request"),
+    pytest.param("anonymous", False, read_all, aread_all, 1, id="read all"),
+    pytest.param("anonymous", True, read_all, aread_all, 1, id="read all, every request"),
+    pytest.param("anonymous", False, change, achange, 2, id="change"),
+    pytest.param("anonymous", True, change, achange, 2, id="change, every request"),
+    pytest.param("anonymous", False, change_in_place, achange_in_place, 2, id="change in place"),
+    pytest.param("anonymous", False, increment, aincrement, 2, id="increment"),
+    pytest.param("anonymous", False, set_expiry, aset_expiry, 2, id="set expiry"),
+    pytest.param(None, False, change, achange, 1, id="first write"),
+    pytest.param(None, False, increment, aincrement, 1, id="first write, increment"),
+    pytest.param(None, True, change, achange, 1, id="first write, every request"),
+    pytest.param(None, False, log_in, alog_in, 2, id="login without a session"),
+    pytest.param("anonymous", False, log_in, alog_in, 3, id="login"),
+    pytest.param("anonymous", True, log_in, alog_in, 3, id="login, every request"),
+    pytest.param("logged in", False, log_out, alog_out, 2, id="logout"),
+    pytest.param("logged in", True, log_out, alog_out, 2, id="logout, every request"),
+    pytest.param("nobody's", False, read, aread, 1, id="unknown cookie"),
+    pytest.param("nobody's", True, nothing, anothing, 1, id="unknown cookie, every request"),
+]
+
+
+@pytest.fixture
+def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> CountingProxy:
+    """Load all scripts, connect, and let the counters have reported; do without a database."""
+
+    async def asave(*args: Any, **kwargs: Any) -> None:
+        pass
+
+    # A login notes when it was.
+    monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
+    monkeypatch.setattr(User, "asave", asave)
+    load_scripts(store)
+    counters.take(now=True)
+    SessionStore().exists("x" * 32)
+    proxy.reset()
+    return proxy
+
+
+def session_before(before: str | None) -> dict[str, str]:
+    if before is None:
+        return {}
+    if before == "nobody's":
+        return {COOKIE: "x" * 32}
+    session = SessionStore()
+    session.update({"n": 1, "cart": {}})
+    if before == "logged in":
+        session.update({"_auth_user_id": "1", "_auth_user_backend": BACKEND})
+    session.create()
+    return {COOKIE: session.session_key or ""}
+
+
+@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
+def test_round_trips(
+    warm: CountingProxy,
+    settings: Any,
+    before: str | None,
+    every_request: bool,
+    use: Use,
+    ause: AsyncUse,
+    expected: int,
+) -> None:
+    settings.SESSION_SAVE_EVERY_REQUEST = every_request
+
+    def view(request: HttpRequest) -> HttpResponse:
+        use(request)
+        return HttpResponse()
+
+    request = RequestFactory().get("/")
+    request.COOKIES = session_before(before)
+    warm.reset()
+    assert ClusteredSessionMiddleware(view)(request).status_code == 200
+    assert (warm.round_trips, warm.connections) == (expected, 0)
+
+
+@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
+async def test_round_trips_asynchronously(
+    warm: CountingProxy,
+    settings: Any,
+    before: str | None,
+    every_request: bool,
+    use: Use,
+    ause: AsyncUse,
+    expected: int,
+) -> None:
+    settings.SESSION_SAVE_EVERY_REQUEST = every_request
+
+    async def view(request: HttpRequest) -> HttpResponse:
+        await ause(request)
+        return HttpResponse()
+
+    request = AsyncRequestFactory().get("/")
+    request.COOKIES = await sync_to_async(session_before)(before)
+    await SessionStore().aexists("x" * 32)
+    warm.reset()
+    assert (await ClusteredSessionMiddleware(view)(request)).status_code == 200
+    assert (warm.round_trips, warm.connections) == (expected, 0)
+
+
+def test_idle_timeout_rides_on_the_load(warm: CountingProxy, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 600
+    request = RequestFactory().get("/")
+    request.COOKIES = session_before("anonymous")
+    warm.reset()
+
+    def view(request: HttpRequest) -> HttpResponse:
+        read(request)
+        return HttpResponse()
+
+    ClusteredSessionMiddleware(view)(request)
+    assert warm.round_trips == 1
+
+
+def test_counters_ride_along(warm: CountingProxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counters_module, "INTERVAL_S", 0.0)
+    request = RequestFactory().get("/")
+    request.COOKIES = session_before("anonymous")
+    counters.add(requests=1)
+    warm.reset()
+
+    def view(request: HttpRequest) -> HttpResponse:
+        read(request)
+        return HttpResponse()
+
+    ClusteredSessionMiddleware(view)(request)
+    assert warm.round_trips == 1
+    assert b":figures" in warm.requests[0]
+
+
+def test_script_that_the_store_has_forgotten_costs_one_more(
+    warm: CountingProxy, store: Any
+) -> None:
+    request = RequestFactory().get("/")
+    request.COOKIES = session_before("anonymous")
+    store.script_flush()
+    warm.reset()
+
+    def view(request: HttpRequest) -> HttpResponse:
+        change(request)
+        return HttpResponse()
+
+    ClusteredSessionMiddleware(view)(request)
+    assert warm.round_trips == 3
+
+
+def test_import_and_start_open_no_connection() -> None:
+    code = f"""
+import socket
+
+def refuse(*arguments):
+    raise AssertionError("a connection was opened")
+
+socket.socket.connect = refuse
+import importlib, pkgutil
+import django
+from django.conf import settings
+settings.configure(
+    INSTALLED_APPS=["django.contrib.sessions", "django_clustered_sessions"],
+    SESSION_ENGINE="django_clustered_sessions.backend",
+    SESSION_CACHE_ALIAS="sessions",
+    CACHES={{
+        "default": {{"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}},
+        "sessions": {{
+            "BACKEND": "django_redis.cache.RedisCache",
+            "LOCATION": "redis://127.0.0.1:{free_port()}/1",
+        }},
+    }},
+    MIDDLEWARE=["django_clustered_sessions.middleware.ClusteredSessionMiddleware"],
+    ROOT_URLCONF=(),
+)
+django.setup()
+import django_clustered_sessions as package
+for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+    importlib.import_module(module.name)
+from django.core import checks
+checks.run_checks()
+from django.core.wsgi import get_wsgi_application
+get_wsgi_application()
+package.backend.SessionStore("x" * 32)
+print("nothing was opened")
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
+    )
+    assert done.stdout == "nothing was opened\n", done.stderr
