@@ -13,7 +13,7 @@ demo: .venv/example.stamp  ## Run the example: a store and two nodes (PORTS=9081
 	@exec .venv/bin/python example_project/demo.py $(if $(PORTS),--ports $(PORTS))
 
 test: .venv/test.stamp  ## Run the tests (ARGS="-k name" picks some)
-	.venv/bin/python -m pytest $(ARGS)
+	PYTHONDEVMODE=1 .venv/bin/python -m pytest --cov --cov-report=term $(ARGS)
 
 test-all: .venv/dev.stamp  ## Run the tests on every Python and Django there is support for
 	.venv/bin/python -m tox run $(ARGS)

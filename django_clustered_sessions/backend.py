@@ -34,7 +34,7 @@ from .conf import conf
 from .counters import counters
 from .drivers import Budget
 from .exceptions import SessionStoreUnavailable
-from .fields import Fields
+from .fields import Delta, Fields
 from .flows import Flow
 from .lifetime import Lifetime
 from .record import VERSION_BYTES, Damaged, EndReason, Loaded, Mode, Place, Serializer
@@ -70,6 +70,7 @@ class SessionStore(SessionBase):
     _fields: Fields | None = None
     _modified: bool = False
     _tolerates_outage: bool = False
+    _unanswered: tuple[Delta, bytes] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -394,8 +395,9 @@ class SessionStore(SessionBase):
 
     def _committing(self, key: str, fields: Fields) -> Flow[Gone | None]:
         outcome = yield from flows.commit(
-            self._place(key), fields, self._expiry, self._terms(), _token()
+            self._place(key), fields, self._expiry, self._terms(), self._token_of
         )
+        self._unanswered = None
         if isinstance(outcome, Gone):
             return outcome
         self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
@@ -408,6 +410,15 @@ class SessionStore(SessionBase):
             conflicts_overwritten=outcome.alive.overwritten,
         )
         return None
+
+    def _token_of(self, delta: Delta) -> bytes:
+        """Return a new token; the last one where the same write is tried again unanswered.
+
+        A view may save again after an outage, and the first write may have landed.
+        """
+        if self._unanswered is None or self._unanswered[0] != delta:
+            self._unanswered = delta, _token()
+        return self._unanswered[1]
 
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
@@ -477,37 +488,30 @@ class SessionStore(SessionBase):
                 "The session cannot talk to its store synchronously on an event loop. "
                 f"Use await request.session.{twin}, or load the session before."
             )
-        report = Report()
         started_s, sent_s = time.monotonic(), time.time()
         try:
-            result = drivers.run(flows.riding(flow, report), connections.pool, self._budget())
+            result = drivers.run(flows.riding(flow, Report()), connections.pool, self._budget())
         except SessionStoreUnavailable as error:
-            self._note_outage(error, report)
+            self.outage = error
             raise
         self._note_clock(started_s, sent_s)
         return result
 
     async def arun(self, flow: Flow[T]) -> T:
         """See run()."""
-        report = Report()
         started_s, sent_s = time.monotonic(), time.time()
         try:
             result = await drivers.arun(
-                flows.riding(flow, report), connections.apool, self._budget()
+                flows.riding(flow, Report()), connections.apool, self._budget()
             )
         except SessionStoreUnavailable as error:
-            self._note_outage(error, report)
+            self.outage = error
             raise
         self._note_clock(started_s, sent_s)
         return result
 
     def _budget(self) -> Budget:
         return self.budget or Budget(conf.store_timeout)
-
-    def _note_outage(self, error: SessionStoreUnavailable, report: Report) -> None:
-        self.outage = error
-        report.put_back()
-        counters.add(store_errors=1)
 
     def _note_clock(self, started_s: float, sent_s: float) -> None:
         if self._lifetime.seen_at_s > started_s:

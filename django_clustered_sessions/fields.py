@@ -27,6 +27,8 @@ class Operation(StrEnum):
     """What a commit does to a field."""
 
     SET = "="
+    #: SET that is refused where others changed the field, whatever ON_CONFLICT says.
+    SET_COUNTER = "#"
     REMOVE = "-"
     ADD = "+"
 
@@ -46,10 +48,14 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a request changed; with ``cleared``, after all that was stored is forgotten."""
+    """What a request changed; with ``cleared``, after all that was stored is forgotten.
+
+    ``sums`` are the fields that are added to.
+    """
 
     changes: tuple[Change, ...]
     cleared: bool
+    sums: frozenset[bytes] = frozenset()
 
     def __bool__(self) -> bool:
         return self.cleared or bool(self.changes)
@@ -58,11 +64,6 @@ class Delta:
     def expiry_changed(self) -> bool:
         """Whether ``_session_expiry`` is among the changes."""
         return self.cleared or any(change.field == EXPIRY_FIELD for change in self.changes)
-
-    @property
-    def sums(self) -> set[bytes]:
-        """The fields that are added to."""
-        return {change.field for change in self.changes if change.operation is Operation.ADD}
 
 
 class Fields(MutableMapping[Any, Any]):
@@ -170,18 +171,19 @@ class Fields(MutableMapping[Any, Any]):
         Raises TypeError, naming the key, for a value that the serialiser refuses.
         """
         changes: dict[bytes, Change] = {}
+        sums: set[bytes] = set()
         for key, value in self._values.items():
             field = self._field(key)
             if self._is_sum(key, field, value):
                 if self._added[key]:
-                    number = b"%d" % self._added[key]
-                    changes[field] = Change(Operation.ADD, field, b"", number)
+                    changes[field] = self._addition(key, field, value)
+                    sums.add(field)
             elif (serialized := self._if_changed(key, field, value)) is not None:
-                packed = _pack(value, serialized)
+                packed = record.pack(serialized)
                 changes[field] = Change(Operation.SET, field, self._version(field), packed)
         for field in self._missing():
             changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
-        return Delta(tuple(changes.values()), self._cleared)
+        return Delta(tuple(changes.values()), self._cleared, frozenset(sums))
 
     def everything(self) -> list[tuple[bytes, bytes]]:
         """Return all fields with codec and payload, those that were never decoded included.
@@ -197,7 +199,10 @@ class Fields(MutableMapping[Any, Any]):
             packed[field] = self._stored[field][record.VERSION_BYTES :]
         for key, value in self._values.items():
             field = self._field(key)
-            packed[field] = _pack(value, self._serialize(key, value))
+            if self._is_sum(key, field, value) and record.is_addable(value):
+                packed[field] = record.pack_counter(value)
+            else:
+                packed[field] = record.pack(self._serialize(key, value))
         return list(packed.items())
 
     def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
@@ -249,14 +254,13 @@ class Fields(MutableMapping[Any, Any]):
                 if current is not MISSING:
                     self._values[key] = current
                 self.increment(key, by)
-                del self._added[key]
             else:
                 # As a reader would find it: under JSON, 1 as a key is "1", and a tuple a list.
                 if mine is not MISSING:
                     mine = self._serializer.loads(self._serialize(key, mine))
                 merged = merge(str(key), base, mine, current)
                 if merged is not MISSING:
-                    self._values[key] = _replant(live, merged)
+                    self._values[key] = self._replant(live, merged)
             if stored:
                 self._stored[field] = stored
             else:
@@ -349,6 +353,17 @@ class Fields(MutableMapping[Any, Any]):
         base = self._read(key, self._stored.get(field, b""))
         return bool(value == (0 if base is MISSING else base) + self._added[key])
 
+    def _addition(self, key: Any, field: bytes, value: int) -> Change:
+        """Return what adds to a counter, or what makes one of an integer that is none yet."""
+        stored = self._stored.get(field)
+        if not record.is_addable(value):
+            packed = record.pack(self._serialize(key, value))
+        elif stored is None or record.is_counter(stored):
+            return Change(Operation.ADD, field, b"", b"%d" % self._added[key])
+        else:
+            packed = record.pack_counter(value)
+        return Change(Operation.SET_COUNTER, field, self._version(field), packed)
+
     def _if_changed(self, key: Any, field: bytes, value: Any) -> bytes | None:
         """Return the value's serialised bytes, or None if it is what is stored."""
         if key in self._atoms and self._atoms[key] is value:
@@ -372,6 +387,14 @@ class Fields(MutableMapping[Any, Any]):
         original = self._serializer.loads(before)
         # A serialiser may write equal values in different ways.
         return self._serializer.dumps(original) != before and same(original, value)
+
+    def _replant(self, live: Any, merged: Any) -> Any:
+        """Return ``merged`` inside ``live`` and its containers, which a view may still hold.
+
+        Not where another session key holds one of them too: what was merged is this key's alone.
+        """
+        elsewhere = _containers(list(self._values.values()))
+        return merged if _containers(live) & elsewhere else _planted(live, merged)
 
     def _unsettle(self) -> None:
         self._settled = {}
@@ -399,17 +422,23 @@ class Fields(MutableMapping[Any, Any]):
         return next((k for k in odd if record.field_of(k, self._serializer) == field), key)
 
 
-def _pack(value: Any, serialized: bytes) -> bytes:
-    """Return a value as stored; an integer in the form that the store can add to."""
-    return record.pack_counter(value) if type(value) is int else record.pack(serialized)
+def _containers(value: Any) -> set[int]:
+    """Return the identities of all dicts and lists in a value."""
+    found: set[int] = set()
+    waiting = [value]
+    while waiting:
+        some = waiting.pop()
+        if type(some) in (dict, list) and id(some) not in found:
+            found.add(id(some))
+            waiting.extend(some.values() if type(some) is dict else some)
+    return found
 
 
-def _replant(live: Any, merged: Any) -> Any:
-    """Return ``merged`` inside the containers of ``live``, which a view may still hold."""
+def _planted(live: Any, merged: Any) -> Any:
     if type(live) is dict and type(merged) is dict:
         before = dict(live)
         live.clear()
-        live.update((key, _replant(before.get(key), value)) for key, value in merged.items())
+        live.update((key, _planted(before.get(key), value)) for key, value in merged.items())
         return live
     if type(live) is list and type(merged) is list:
         live[:] = merged

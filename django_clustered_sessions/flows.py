@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from . import commands
 from .commands import Alive, Call, Conflict, Exists, Expiry, Gone, Terms, TooLarge, Trip
@@ -94,12 +94,12 @@ def commit(
     fields: Fields,
     expiry_of: Callable[[Fields], Expiry],
     terms: Terms,
-    token: bytes,
+    token_of: Callable[[Delta], bytes],
 ) -> Flow[Committed | Gone]:
     """Write what changed in ``fields`` into a session that exists.
 
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
-    With nothing to write, the deadline is renewed.
+    With nothing to write, the deadline is renewed. ``token_of`` gives the token for a delta.
 
     Raises SessionTooLarge; SessionConflict after ``terms.attempts`` conflicts in a row.
     """
@@ -110,6 +110,7 @@ def commit(
             alive = yield from touch(place, terms)
             return alive if isinstance(alive, Gone) else Committed(alive, delta, merged)
         expiry = expiry_of(fields) if delta.expiry_changed else None
+        token = token_of(delta)
         (reply,) = yield (commands.commit(place, token, expiry, delta, terms),)
         match commands.parse_commit(reply):
             case Gone() as gone:
@@ -148,7 +149,17 @@ def _readable(field: bytes) -> str:
     return field[2:].decode("utf-8", "replace")
 
 
-def riding(flow: Flow[T], passenger_of: Callable[[Trip], Call | None]) -> Flow[T]:
+class Rider(Protocol):
+    """Who may send one more call along with a flow's first trip."""
+
+    def board(self, trip: Trip) -> Call | None:
+        """Return the call that is to ride along, or None."""
+
+    def lost(self) -> None:
+        """Take note that a trip did not arrive, as far as anybody knows."""
+
+
+def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
     """Run ``flow`` and let one more call ride on its first trip; its reply is of no interest.
 
     The passenger goes first: where a script is not known to the store, the driver repeats a trip
@@ -156,11 +167,12 @@ def riding(flow: Flow[T], passenger_of: Callable[[Trip], Call | None]) -> Flow[T
     """
     try:
         trip = next(flow)
-        passenger = passenger_of(trip)
+        passenger = rider.board(trip)
         while True:
             try:
                 replies = yield (passenger, *trip) if passenger else trip
             except Exception as error:
+                rider.lost()
                 trip = flow.throw(error)
             else:
                 trip = flow.send(replies[1:] if passenger else replies)

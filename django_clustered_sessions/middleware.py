@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
+from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -133,10 +134,14 @@ def _keeping(session: SessionStore) -> Flow[bool]:
         yield from session.saving()
     elif settings.SESSION_SAVE_EVERY_REQUEST or session.renewed:
         # Renewed: an idle timeout did, and the cookie has to last as long.
+        if session.renewed and SESSION_KEY not in session:
+            # Somebody may have logged in since the load. The old key in a cookie would then take
+            # the new one's place, so it is worth a trip to ask.
+            session.renewed = False
         yield from session.renewing()
     else:
         return False
-    return not session.is_empty()
+    return session.session_key is not None
 
 
 def _set_cookie(response: HttpResponse, session: SessionStore) -> None:

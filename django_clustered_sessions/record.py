@@ -215,6 +215,11 @@ def pack(serialized: bytes) -> bytes:
     return b"s" + serialized
 
 
+def is_addable(number: int) -> bool:
+    """Return whether the store can add to a counter exactly: Lua's numbers have 53 bits."""
+    return abs(number) < 2**53
+
+
 def pack_counter(number: int) -> bytes:
     """Return an integer as a counter is stored, which the store itself can add to."""
     return _COUNTER + b"%d" % number

@@ -30,14 +30,16 @@ class Report:
     def __init__(self) -> None:
         self._counts: Sequence[int] = ()
 
-    def __call__(self, trip: Trip) -> Call | None:
+    def board(self, trip: Trip) -> Call | None:
         """Return the call that is to ride along, or None."""
         self._counts = counters.take()
         return _call(commands.figures_beside(trip), self._counts) if self._counts else None
 
-    def put_back(self) -> None:
-        """Keep the figures for another trip: this one did not arrive."""
+    def lost(self) -> None:
+        """Keep the figures for another trip, and count that this one failed."""
         counters.put_back(self._counts)
+        self._counts = ()
+        counters.add(store_errors=1)
 
 
 def report_the_rest() -> None:

@@ -372,11 +372,15 @@ def _count(figures: Statistics) -> Flow[list[Bucket]]:
     buckets = []
     now_ms, with_memory = figures.store.now_ms, figures.memory is not None
     for some in _batches(range(BUCKETS), _PER_TRIP):
-        replies = iter((yield tuple(
-            call
-            for bucket in some
-            for call in _about_bucket(figures.prefix, bucket, now_ms, with_memory)
-        )))
+        replies = iter(
+            (
+                yield tuple(
+                    call
+                    for bucket in some
+                    for call in _about_bucket(figures.prefix, bucket, now_ms, with_memory)
+                )
+            )
+        )
         for bucket in some:
             anonymous, logged_in = (_or(next(replies), 0) for _ in range(2))
             buckets.append(Bucket(_index(figures.prefix, bucket), logged_in, anonymous))
@@ -429,14 +433,18 @@ def _sampled(buckets: Iterable[Bucket], numbers: Iterable[int]) -> Iterator[Page
 
 def _measure(figures: Statistics, records: Sequence[str]) -> Flow[None]:
     with_memory = figures.memory is not None
-    replies = iter((yield tuple(
-        call
-        for record in records
-        for call in (
-            _call("HGET", META, key=record),
-            *([_memory_of(record)] if with_memory else ()),
+    replies = iter(
+        (
+            yield tuple(
+                call
+                for record in records
+                for call in (
+                    _call("HGET", META, key=record),
+                    *([_memory_of(record)] if with_memory else ()),
+                )
+            )
         )
-    )))
+    )
     for _ in records:
         packed = next(replies)
         memory = next(replies) if with_memory else None

@@ -122,7 +122,7 @@ def test_new_and_removed_keys():
     del session["a"]
     assert changes(session) == {
         b"d:a": Change(Operation.REMOVE, b"d:a", VERSION, b""),
-        b"d:c": Change(Operation.SET, b"d:c", b"", b"i3"),
+        b"d:c": Change(Operation.SET, b"d:c", b"", b"s3"),
     }
 
 
@@ -213,17 +213,36 @@ class TestUnreadable:
         session, _ = self.session()
         assert "bad" not in session
         session["bad"] = 1
-        assert changes(session)[b"d:bad"] == Change(Operation.SET, b"d:bad", VERSION, b"i1")
+        assert changes(session)[b"d:bad"] == Change(Operation.SET, b"d:bad", VERSION, b"s1")
 
 
 class TestIncrement:
     """An integer that the store adds to."""
 
     def test_is_an_addition_and_not_a_value(self):
-        session = fields(n=5)
+        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         assert session.increment("n", 2) == 7
         assert session.increment("n", 1) == 8
         assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"3"),)
+
+    def test_makes_a_counter_of_what_the_serialiser_wrote(self):
+        session = fields(n=5)
+        session.increment("n", 2)
+        delta = session.delta()
+        assert delta.changes == (Change(Operation.SET_COUNTER, b"d:n", VERSION, b"i7"),)
+        assert delta.sums == {b"d:n"}
+
+    def test_is_an_addition_again_where_somebody_else_made_the_counter(self):
+        session = fields(n=5)
+        session.increment("n", 2)
+        session.rebase({b"d:n": b"version2i6"})
+        assert session["n"] == 8
+        assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"2"),)
+
+    def test_of_what_lua_cannot_count_is_a_value(self):
+        session = fields(n=2**60)
+        session.increment("n", 2)
+        assert changes(session)[b"d:n"].operand == b"s%d" % (2**60 + 2)
 
     def test_starts_at_zero(self):
         session = fields()
@@ -239,13 +258,13 @@ class TestIncrement:
         session = fields(n=5)
         session["n"] = 10
         session.increment("n", 1)
-        assert changes(session)[b"d:n"].operand == b"i11"
+        assert changes(session)[b"d:n"].operand == b"s11"
 
     def test_then_set_is_a_value(self):
         session = fields(n=5)
         session.increment("n", 1)
         session["n"] = 50
-        assert changes(session)[b"d:n"].operand == b"i50"
+        assert changes(session)[b"d:n"].operand == b"s50"
 
     def test_then_removed_is_removed(self):
         session = fields(n=5)
@@ -262,7 +281,7 @@ class TestIncrement:
             session.increment("m", value)
 
     def test_after_it_was_written_the_counter_is_known(self):
-        session = fields(n=5)
+        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         session.increment("n", 1)
         session.written(session.delta(), b"version2", [9])
         assert session["n"] == 9
@@ -290,6 +309,14 @@ def test_a_merge_keeps_the_containers_that_a_view_may_hold():
     assert lines is session["cart"]["lines"] and lines == {"tea": 1, "rice": 1, "milk": 1}
     assert notes is session["cart"]["notes"] and notes == ["a", "theirs", "mine"]
     assert changes(session)[b"d:cart"].loaded == b"version2"
+
+
+def test_a_list_under_two_keys_is_not_merged_into_for_both():
+    session = fields(seen=[], bought=[])
+    session["seen"] = session["bought"] = ["mine"]
+    session.rebase({b"d:seen": b'version2s["theirs"]'})
+    assert session["seen"] == ["theirs", "mine"]
+    assert session["bought"] == ["mine"]
 
 
 def test_a_merge_compares_what_a_reader_would_find():

@@ -22,6 +22,21 @@ META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000f
 EXPIRY = Expiry(Mode.DEFAULT, 0)
 
 
+class Rider:
+    """Sends one call along, and remembers that a trip was lost."""
+
+    is_lost = False
+
+    def __init__(self, call):
+        self.call = call
+
+    def board(self, trip):
+        return self.call
+
+    def lost(self):
+        self.is_lost = True
+
+
 def play(flow, *replies):
     """Feed a flow its replies; return the trips it made and what it returned."""
     trips = [next(flow)]
@@ -42,7 +57,7 @@ def loaded(**values):
 
 
 def commit(fields, terms=TERMS):
-    return flows.commit(PLACE, fields, lambda fields: EXPIRY, terms, TOKEN)
+    return flows.commit(PLACE, fields, lambda fields: EXPIRY, terms, lambda delta: TOKEN)
 
 
 def test_a_load_is_one_trip_and_does_not_go_through_lua():
@@ -75,7 +90,7 @@ def test_a_commit_sends_only_what_changed():
     fields["a"] = 3
     assert fields["b"] == 2
     trips, committed = play(commit(fields), [[1, 5, 9, 0, b""]])
-    assert trips[0][0].arguments[9:] == ("=", b"d:a", b"loadedv1", b"i3")
+    assert trips[0][0].arguments[9:] == ("=", b"d:a", b"loadedv1", b"s3")
     assert committed.merged == 0
     assert not fields.delta()
 
@@ -122,12 +137,12 @@ def test_a_counter_that_lua_cannot_add_to_is_added_to_here():
     fields.increment("n", 1)
     stored = b"othersv1s%d" % (2**60 + 5)
     trips, _ = play(commit(fields), [[-2, 5, b"d:n", stored]], [[1, 6, 9, 0, b""]])
-    assert trips[0][0].arguments[9:] == ("+", b"d:n", b"", b"1")
-    assert trips[1][0].arguments[9:] == ("=", b"d:n", b"othersv1", b"i%d" % (2**60 + 6))
+    assert trips[0][0].arguments[9:] == ("#", b"d:n", b"loadedv1", b"s%d" % (2**60 + 1))
+    assert trips[1][0].arguments[9:] == ("#", b"d:n", b"othersv1", b"s%d" % (2**60 + 6))
 
 
 def test_a_counter_takes_the_sum_that_the_store_made():
-    fields = loaded(n=b"1")
+    fields = Fields(JSONSerializer(), {b"d:n": b"loadedv1i1"})
     assert fields.increment("n", 1) == 2
     play(commit(fields), [[1, 6, 9, 0, b"7"]])
     assert fields["n"] == 7
@@ -164,7 +179,7 @@ def test_a_passenger_rides_on_the_first_trip_only():
     fields = loaded(a=b"1")
     fields["a"] = 2
     passenger = Call(None, (), ("PING",))
-    flow = flows.riding(commit(fields), lambda trip: passenger)
+    flow = flows.riding(commit(fields), Rider(passenger))
     trips, committed = play(flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], [[1, 6, 9, 0, b""]])
     assert [names(trip) for trip in trips] == [["PING", "commit"], ["commit"]]
     assert committed.alive.deadline_ms == 9
@@ -177,8 +192,10 @@ def test_an_outage_reaches_the_flow_through_the_ride():
         except SessionStoreUnavailable:
             return "told"
 
-    riding = flows.riding(flow(), lambda trip: None)
+    rider = Rider(None)
+    riding = flows.riding(flow(), rider)
     next(riding)
     with pytest.raises(StopIteration) as stop:
         riding.throw(SessionStoreUnavailable("away"))
     assert stop.value.value == "told"
+    assert rider.is_lost

@@ -14,6 +14,7 @@
 -- ARGV[9]  1: forget all that is stored, first; 0: do not
 -- ARGV[10..] operation, field, version that was loaded (empty: there was none), operand; ...
 --            =  set the field to the operand (codec and payload)
+--            #  the same, and never over what others changed: the operand is a sum made elsewhere
 --            -  remove the field; the operand is empty
 --            +  add the operand (an integer) to a counter; the version is not looked at
 --
@@ -101,8 +102,8 @@ for i = FIRST_CHANGE, #ARGV, 4 do
     end
   else
     changed_by_others = not clear and loaded ~= (stored and string.sub(stored, 1, 8) or "")
-      and (stored or operation == "=")
-    if changed_by_others and overwrite then
+      and (stored or operation ~= "-")
+    if changed_by_others and overwrite and operation ~= "#" then
       changed_by_others = false
       overwritten = overwritten + 1
     end

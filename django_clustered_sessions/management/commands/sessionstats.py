@@ -166,9 +166,7 @@ def _collect_with_progress(sample: int | None) -> Statistics:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        return _collect(
-            sample, lambda done, of: bar.update(task, completed=done, total=of)
-        )
+        return _collect(sample, lambda done, of: bar.update(task, completed=done, total=of))
 
 
 def _page(figures: Statistics) -> RenderableType:
@@ -250,11 +248,15 @@ def _nodes(
     table = _table(title, "", *report, *headings.values())
 
     def add(name: str, node: Node | None, counts: Any, style: str = "") -> None:
-        said = ("", "") if node is None else (
-            f"{_span(max(figures.store.now_ms - node.reported_ms, 0) / 1000)} ago",
-            f"{node.clock_offset_ms / 1000:+,.0f} s"
-            if abs(node.clock_offset_ms) >= 10_000
-            else f"{node.clock_offset_ms:+d} ms",
+        said = (
+            ("", "")
+            if node is None
+            else (
+                f"{_span(max(figures.store.now_ms - node.reported_ms, 0) / 1000)} ago",
+                f"{node.clock_offset_ms / 1000:+,.0f} s"
+                if abs(node.clock_offset_ms) >= 10_000
+                else f"{node.clock_offset_ms:+d} ms",
+            )
         )
         table.add_row(
             name,

@@ -1,0 +1,314 @@
+"""Each system check: raised once, and silent where all is well."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.contrib.sessions.serializers import JSONSerializer
+from django.core.checks import CheckMessage, run_checks
+from django.core.management import call_command
+
+from django_clustered_sessions import checks
+from django_clustered_sessions.conf import PREFIX
+from django_clustered_sessions.statistics import StoreFacts
+from tests.conftest import use_store
+from tests.servers import StoreServer
+
+OURS = "django_clustered_sessions.middleware.ClusteredSessionMiddleware"
+DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
+LOCATION = "redis://127.0.0.1:6379/1"
+REDIS = "django_redis.cache.RedisCache"
+SENTINEL = "django_redis.pool.SentinelConnectionFactory"
+
+
+class SomebodysMiddleware(SessionMiddleware):
+    pass
+
+
+class DictsOnly(JSONSerializer):
+    def dumps(self, obj: Any) -> bytes:
+        return super().dumps(dict(obj))
+
+
+class Text:
+    def dumps(self, obj: Any) -> str:
+        return repr(obj)
+
+    def loads(self, data: str) -> Any:
+        return eval(data)
+
+
+class Forgetful(JSONSerializer):
+    def loads(self, data: bytes) -> Any:
+        return str(super().loads(data))
+
+
+def entry(location: Any = LOCATION, **options: Any) -> dict[str, Any]:
+    return {"sessions": {"BACKEND": REDIS, "LOCATION": location, "OPTIONS": options}}
+
+
+def beside(location: Any, backend: str = REDIS, **options: Any) -> dict[str, Any]:
+    return {**entry(), "pages": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
+
+
+RAISED = [
+    ("E001", {"SESSION_CACHE_ALIAS": "nowhere"}),
+    ("E001", {"SESSION_CACHE_ALIAS": "default"}),
+    ("E001", {"CACHES": entry("127.0.0.1:6379")}),
+    ("E001", {"CACHES": entry("redis://:se/cret@127.0.0.1/1")}),
+    ("E001", {"CACHES": entry("redis://name/1", CONNECTION_FACTORY=SENTINEL)}),
+    ("E002", {"CACHES": entry(CONNECTION_FACTORY="site.Factory")}),
+    ("E002", {"DJANGO_REDIS_CONNECTION_FACTORY": "site.Factory", "CACHES": entry()}),
+    ("E002", {"CACHES": entry(CONNECTION_POOL_CLASS="site.Pool")}),
+    ("E002", {"CACHES": entry(REDIS_CLIENT_CLASS="redis.cluster.RedisCluster")}),
+    ("E002", {"CACHES": entry(PARSER_CLASS="site.Parser")}),
+    ("E002", {"CACHES": entry(CLIENT_CLASS="django_redis.client.ShardClient")}),
+    ("E002", {"CACHES": entry(CONNECTION_POOL_KWARGS={"connection_class": "site.Connection"})}),
+    *(("E003", {PREFIX + "KEY_PREFIX": value}) for value in ("", 1, None, "a{b}")),
+    *(("E003", {PREFIX + "ON_CONFLICT": value}) for value in ("Merge", None, ["merge"])),
+    *(("E003", {PREFIX + "STORE_TIMEOUT": value}) for value in (0, -1, "2", None, float("nan"))),
+    *(("E003", {PREFIX + "MAX_BYTES": value}) for value in (0, 1.5, "1 MiB", None, True, 2**32)),
+    *(("E003", {PREFIX + "IDLE_TIMEOUT": value}) for value in (0, 1, "600", float("inf"))),
+    ("E003", {PREFIX + "NODE_NAME": 7}),
+    *(
+        ("E004", {"SESSION_SERIALIZER": f"{__name__}.{name}"})
+        for name in ("DictsOnly", "Text", "Forgetful", "NoSuchClass")
+    ),
+    ("W001", {"MIDDLEWARE": []}),
+    ("W001", {"MIDDLEWARE": ["no.such.Middleware"]}),
+    ("W002", {"MIDDLEWARE": [DJANGOS]}),
+    ("W002", {"MIDDLEWARE": [OURS, DJANGOS]}),
+    ("W002", {"MIDDLEWARE": [f"{__name__}.SomebodysMiddleware"]}),
+    ("W003", {PREFIX + "MAXBYTES": 1}),
+    ("W004", {"CACHES": beside(LOCATION)}),
+    ("W004", {"CACHES": beside("redis://localhost/1")}),
+    ("W004", {"CACHES": beside(["redis://127.0.0.1/0?db=1", "redis://replica/1"])}),
+    ("W004", {"CACHES": beside("redis://127.0.0.1", db=1)}),
+    ("W004", {"CACHES": beside(LOCATION, "django.core.cache.backends.redis.RedisCache")}),
+    ("W004", {"CACHES": {"default": entry()["sessions"]}, "SESSION_CACHE_ALIAS": "default"}),
+    (
+        "W004",
+        {
+            "CACHES": {
+                **entry("unix:///run/store.sock?db=1"),
+                "pages": {"BACKEND": REDIS, "LOCATION": "unix:///run/store.sock?db=1"},
+            }
+        },
+    ),
+    ("W005", {PREFIX + "IDLE_TIMEOUT": 601, "SESSION_COOKIE_AGE": 600}),
+]
+
+SILENT = [
+    {},
+    {"SESSION_ENGINE": "django.contrib.sessions.backends.cache", "MIDDLEWARE": []},
+    {"SESSION_ENGINE": "no.such.engine", "MIDDLEWARE": []},
+    {"CACHES": entry(["redis://127.0.0.1/1", "redis://replica/1"])},
+    {"CACHES": entry("redis://name/1", CONNECTION_FACTORY=SENTINEL, SENTINELS=[("127.0.0.1", 1)])},
+    {"CACHES": entry(CONNECTION_POOL_CLASS="redis.BlockingConnectionPool")},
+    {"CACHES": entry(REDIS_CLIENT_CLASS="redis.client.Redis")},
+    {"CACHES": entry(PARSER_CLASS="redis.connection.HiredisParser")},
+    {"CACHES": entry(CLIENT_CLASS="django_redis.client.DefaultClient")},
+    {"CACHES": beside("redis://127.0.0.1:6379/2")},
+    {"CACHES": beside("redis://127.0.0.1:6380/1")},
+    {"CACHES": beside("redis://elsewhere/1")},
+    {"CACHES": beside("unix:///run/store.sock?db=1")},
+    {"CACHES": beside("redis://:pass:word@127.0.0.1/x")},
+    {"CACHES": beside("/var/cache/pages", "django.core.cache.backends.filebased.FileBasedCache")},
+    {PREFIX + "IDLE_TIMEOUT": 600, "SESSION_COOKIE_AGE": 600},
+    {PREFIX + "KEY_PREFIX": "shop:session", PREFIX + "NODE_NAME": None},
+    {PREFIX + "STORE_TIMEOUT": 0.5, PREFIX + "MAX_BYTES": 1, PREFIX + "ON_CONFLICT": "error"},
+    {"SESSION_SERIALIZER": "django.contrib.sessions.serializers.JSONSerializer"},
+]
+
+
+def ids(messages: list[CheckMessage]) -> list[str]:
+    return [message.id.removeprefix("clustered_sessions.") for message in messages if message.id]
+
+
+def configure(settings: Any, changed: dict[str, Any]) -> None:
+    for name, value in changed.items():
+        setattr(settings, name, value)
+
+
+@pytest.mark.parametrize(("id_", "changed"), RAISED)
+def test_raised(id_: str, changed: dict[str, Any], settings: Any) -> None:
+    configure(settings, changed)
+    messages = checks.check_settings()
+    assert ids(messages) == [id_]
+    assert all(message.hint for message in messages)
+    assert "cret" not in str(messages)
+
+
+@pytest.mark.parametrize("changed", SILENT)
+def test_silent(changed: dict[str, Any], settings: Any) -> None:
+    configure(settings, changed)
+    assert checks.check_settings() == []
+
+
+def test_engine_of_the_site_that_derives_from_ours(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class SessionStore(checks.SessionStore):
+        pass
+
+    settings.SESSION_ENGINE = "tests.urls"
+    monkeypatch.setattr("tests.urls.SessionStore", SessionStore, raising=False)
+    settings.MIDDLEWARE = []
+    assert ids(checks.check_settings()) == ["W001"]
+
+
+def test_rules_for_every_setting() -> None:
+    assert sorted(checks._RULES) == sorted(checks._names())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [("MAXBYTES", "MAX_BYTES"), ("ON_CONFLICTS", "ON_CONFLICT"), ("TIMEOUT", "IDLE_TIMEOUT")],
+)
+def test_unknown_name_is_told_the_nearest(wrong: str, right: str, settings: Any) -> None:
+    setattr(settings, PREFIX + wrong, 1)
+    (message,) = checks.check_settings()
+    assert message.hint == f"The nearest one is {PREFIX}{right}."
+
+
+def test_check_command_runs_them(settings: Any) -> None:
+    settings.MIDDLEWARE = []
+    stderr = io.StringIO()
+    call_command("check", stdout=io.StringIO(), stderr=stderr)
+    assert "clustered_sessions.W001" in stderr.getvalue()
+    assert "clustered_sessions.W006" not in stderr.getvalue()
+
+
+def test_check_command_asks_the_store_for_a_deployment(settings: Any) -> None:
+    found = run_checks(include_deployment_checks=True)
+    assert "clustered_sessions.W006" in [message.id for message in found]
+
+
+def test_store_away() -> None:
+    (message,) = checks.check_store()
+    assert message.id == "clustered_sessions.W006"
+    assert "\n" not in message.msg
+    assert "refused" in message.msg
+
+
+def test_store_silent(store_server: StoreServer, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.05
+    use_store(settings, f"{store_server.url}/1")
+    store_server.pause()
+    try:
+        assert ids(checks.check_store()) == ["W006"]
+    finally:
+        store_server.resume()
+
+
+def test_store_is_not_asked_while_the_settings_are_wrong(settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = "soon"
+    assert checks.check_store() == []
+
+
+def test_store_is_not_asked_for_another_engine(settings: Any) -> None:
+    settings.SESSION_ENGINE = "django.contrib.sessions.backends.db"
+    assert checks.check_store() == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (("--appendonly", "yes"), []),
+        (("--save", "3600 1"), []),
+        ((), ["W008"]),
+        (("--appendonly", "yes", "--maxmemory-policy", "volatile-lru"), ["W007"]),
+        (("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"), ["W007"]),
+    ],
+)
+def test_store_settings(
+    flags: tuple[str, ...], expected: list[str], store_server: StoreServer, settings: Any
+) -> None:
+    with StoreServer(*flags, binary=store_server.binary) as server:
+        use_store(settings, f"{server.url}/1")
+        messages = checks.check_store()
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
+
+
+@pytest.fixture
+def stingy(store_server: StoreServer, settings: Any) -> Iterator[Any]:
+    """Point the settings at a store with a user of its own; yield a client that may do all."""
+    with (
+        StoreServer("--appendonly", "yes", binary=store_server.binary) as server,
+        server.client() as client,
+    ):
+        use_store(settings, f"redis://site:secret@127.0.0.1:{server.port}/1")
+        yield client
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "expected"),
+    [
+        # What is wanted of CONFIG is only asked for without an append-only file.
+        ("-config", []),
+        ("-info", ["I001", "I001", "I001"]),
+    ],
+)
+def test_forbidden_commands(forbidden: str, expected: list[str], stingy: Any) -> None:
+    stingy.execute_command("ACL SETUSER site on >secret ~* +@all", forbidden)
+    messages = checks.check_store()
+    assert ids(messages) == expected
+    assert all(message.hint and "NOPERM" in message.msg for message in messages)
+    assert all(message.level < 30 for message in messages)
+
+
+def test_forbidden_config_where_it_matters(stingy: Any) -> None:
+    stingy.config_set("appendonly", "no")
+    stingy.execute_command("ACL SETUSER site on >secret ~* +@all -config")
+    (message,) = checks.check_store()
+    assert message.id == "clustered_sessions.I001"
+    assert "on disk" in message.msg
+
+
+@pytest.mark.parametrize(
+    ("offset_s", "words"), [(3600, "3600.0 s ahead of"), (-3600, "3600.0 s behind"), (0.5, None)]
+)
+def test_clock(
+    offset_s: float,
+    words: str | None,
+    store: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_s = checks.time.time
+    clock = SimpleNamespace(time=lambda: now_s() + offset_s)
+    monkeypatch.setattr(checks, "time", clock)
+    found = [message for message in checks.check_store() if message.id[-4:] == "W009"]
+    assert [words in message.msg for message in found] == ([True] if words else [])
+
+
+def facts(**info: str) -> StoreFacts:
+    return StoreFacts(0, 0, 0, info, "")
+
+
+@pytest.mark.parametrize(
+    ("info", "expected"),
+    [
+        ({"redis_version": "6.2.14"}, ["W010"]),
+        ({"redis_version": "7.0.0"}, []),
+        ({"redis_version": "10.0.0"}, []),
+        ({"redis_version": "7.2.4", "valkey_version": "7.1.9"}, ["W010"]),
+        ({"redis_version": "7.2.4", "valkey_version": "7.2.0"}, []),
+        ({"redis_version": "unstable"}, []),
+        ({}, ["I001"]),
+    ],
+)
+def test_version(info: dict[str, str], expected: list[str]) -> None:
+    messages = list(checks._version(facts(**info)))
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
+
+
+def test_uncertain_clock_is_not_reported() -> None:
+    slow = StoreFacts(0, clock_offset_ms=1500, clock_error_ms=600, info={}, save="")
+    assert list(checks._clock(slow)) == []

@@ -1,0 +1,481 @@
+"""``manage.py sessionstats`` against a real store, and what each node reports to it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from random import Random
+from typing import Any
+
+import pytest
+import redis
+from django.conf import settings as django_settings
+from django.core.management import CommandError, call_command
+
+from django_clustered_sessions import connections, drivers
+from django_clustered_sessions import statistics as ours
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.counters import NAMES, counters
+from django_clustered_sessions.record import Meta, Place
+from tests.conftest import use_store
+from tests.servers import CountingProxy, StoreServer
+
+#: What a child process runs: a script that finds the store in its environment.
+CHILD = """
+import os, sys
+os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+from django.conf import settings
+settings.CACHES["sessions"]["LOCATION"] = os.environ["STORE_URL"]
+settings.CLUSTERED_SESSIONS_NODE_NAME = os.environ.get("NODE_NAME")
+import django
+django.setup()
+"""
+COMMAND = (
+    CHILD
+    + """
+from django.core.management import execute_from_command_line
+execute_from_command_line(["manage.py", "sessionstats", *sys.argv[1:]])
+"""
+)
+NODE = (
+    CHILD
+    + """
+from django_clustered_sessions.backend import SessionStore
+for number in range(int(sys.argv[1])):
+    session = SessionStore()
+    session["a"], session["b"] = 1, 2
+    session.save()
+    session = SessionStore(session.session_key)
+    session["a"] += 1
+    session.save()
+    if number % 2:
+        session.flush()
+"""
+)
+
+
+@pytest.fixture(autouse=True)
+def no_counts() -> Iterator[None]:
+    """Forget what other tests have counted in this process, and what this one does."""
+    counters.clear()
+    yield
+    counters.clear()
+
+
+def stats(**options: Any) -> Any:
+    return json.loads(printed(format="json", **options))
+
+
+def printed(**options: Any) -> str:
+    stdout = io.StringIO()
+    call_command("sessionstats", stdout=stdout, **options)
+    return stdout.getvalue()
+
+
+def collect(sample: int | None = None) -> ours.Statistics:
+    flow = ours.collect("session", time.time, sample=sample, random=Random(7))
+    return drivers.run(flow, connections.pool, drivers.Budget(10))
+
+
+def make(number: int, *, user: bool = False, age_s: int | None = None) -> list[SessionStore]:
+    """Create sessions, each larger than the one before."""
+    made = []
+    for size in range(1, number + 1):
+        session = SessionStore()
+        session["cart"] = "x" * size
+        if user:
+            session["_auth_user_id"] = "1"
+        if age_s:
+            session.set_expiry(age_s)
+        session.save()
+        made.append(session)
+    return made
+
+
+def place(session: SessionStore) -> Place:
+    assert session.session_key
+    return Place.of("session", session.session_key)
+
+
+def child(code: str, *args: str, **extra: Any) -> subprocess.Popen[str]:
+    location = django_settings.CACHES["sessions"]["LOCATION"]
+    environment = os.environ | {"STORE_URL": location, "COLUMNS": "80"} | extra.pop("env", {})
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | extra
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *args], env=environment, text=True, **streams
+    )
+
+
+@contextmanager
+def running(*args: str, **extra: Any) -> Iterator[subprocess.Popen[str]]:
+    with child(COMMAND, *args, **extra) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+# Sessions.
+
+
+def test_empty_store(store: redis.Redis) -> None:
+    found = stats()
+    assert found["format"] == 1
+    assert found["sessions"] == {"total": 0, "logged_in": 0, "anonymous": 0}
+    assert found["measured"] == {"sessions": 0, "unreadable": 0, "exact": True}
+    assert found["stored_bytes"] is None
+    assert found["memory_bytes"] == {"record": None, "records": 0, "indexes": 0, "total": 0}
+    assert set(found["counters"].values()) == {0}
+    assert found["nodes"] == []
+    assert "logged in  0" in printed()
+    assert store.dbsize() == 0
+
+
+def test_counts_are_exact(store: redis.Redis) -> None:
+    make(20)
+    make(10, user=True)
+    ended, left, *_ = make(5, user=True)
+    ended.flush()
+    del left["_auth_user_id"]
+    left.save()
+    assert stats()["sessions"] == {"total": 34, "logged_in": 13, "anonymous": 21}
+
+
+def test_expired_sessions_are_not_counted(store: redis.Redis) -> None:
+    first, second = make(2)
+    now_ms = int(time.time() * 1000)
+    # Sessions leave the index some time after they have expired.
+    for session, score in ((first, 1 - now_ms), (second, now_ms - 1)):
+        store.zadd(place(session).index, {f"{place(session).id}expired": score})
+    found = stats(exact=True)
+    assert found["sessions"] == {"total": 2, "logged_in": 0, "anonymous": 2}
+    assert found["measured"]["sessions"] == 2
+
+
+def test_sizes_and_memory_of_all(store: redis.Redis) -> None:
+    made = make(40) + make(30, user=True)
+    records = [place(session).record for session in made]
+    sizes = sorted(Meta.parse(store.hget(record, "m:")).size for record in records)
+    memory = [store.memory_usage(record) for record in records]
+    indexes = {place(session).index for session in made}
+    found = stats(exact=True)
+    assert found["measured"] == {"sessions": 70, "unreadable": 0, "exact": True}
+    assert found["stored_bytes"] == {
+        "min": sizes[0],
+        "median": statistics.median_low(sizes),
+        "p95": sizes[66],
+        "max": sizes[-1],
+        "mean": round(statistics.mean(sizes)),
+    }
+    assert found["memory_bytes"]["record"]["max"] == max(memory)
+    assert found["memory_bytes"]["records"] == sum(memory)
+    assert found["memory_bytes"]["indexes"] == sum(map(store.memory_usage, indexes))
+    assert found["memory_bytes"]["total"] == (
+        found["memory_bytes"]["records"] + found["memory_bytes"]["indexes"]
+    )
+
+
+def test_a_bucket_of_many_pages(store: redis.Redis) -> None:
+    (session,) = make(1)
+    record, index = store.hgetall(place(session).record), place(session).index
+    deadline_ms = int(abs(store.zscore(index, place(session).id) or 0))
+    for number in range(300):
+        store.hset(f"{index.removesuffix('index')}{number}", mapping=record)
+        store.zadd(index, {str(number): deadline_ms if number % 3 else -deadline_ms})
+    found = stats(exact=True)
+    assert found["sessions"] == {"total": 301, "logged_in": 200, "anonymous": 101}
+    assert found["measured"]["sessions"] == 301
+
+
+def test_time_left(store: redis.Redis) -> None:
+    for age_s in (30, 300, 300, 7200, 1_000_000, 9_000_000):
+        make(1, age_s=age_s)
+    lives = {life["up_to_s"]: life["sessions"] for life in stats()["remaining_life"]}
+    assert {up_to: count for up_to, count in lives.items() if count} == {
+        60: 1,
+        600: 2,
+        21_600: 1,
+        1_209_600: 1,
+        None: 1,
+    }
+
+
+def test_sample(store: redis.Redis) -> None:
+    make(60)
+    make(40, user=True)
+    found = stats(sample=25)
+    assert found["sessions"]["total"] == 100
+    assert found["measured"] == {"sessions": 25, "unreadable": 0, "exact": False}
+    assert sum(life["sessions"] for life in found["remaining_life"]) == 25
+    mean = found["memory_bytes"]["record"]["mean"]
+    assert abs(found["memory_bytes"]["records"] - 100 * mean) <= 100
+    assert "a sample of 25 sessions" in printed(sample=25)
+
+
+def test_sample_takes_no_session_twice_and_none_always(store: redis.Redis) -> None:
+    make(50)
+    # By its size one tells which session it is. One of fifty is left out.
+    assert set(collect(sample=49).sizes.seen.values()) == {1}
+    few = [next(iter(collect_one(seed).sizes.seen)) for seed in range(20)]
+    assert len(set(few)) > 5
+
+
+def collect_one(seed: int) -> ours.Statistics:
+    flow = ours.collect("session", time.time, sample=1, random=Random(seed))
+    return drivers.run(flow, connections.pool, drivers.Budget(10))
+
+
+def test_sample_larger_than_the_store_is_exact(store: redis.Redis) -> None:
+    make(3)
+    assert stats(sample=3)["measured"]["exact"] is True
+
+
+def test_damaged_records_are_told_apart(store: redis.Redis) -> None:
+    damaged, newer, wrong_type, evicted, _ = map(place, make(5))
+    store.hset(damaged.record, "m:", b"\x01too short")
+    store.hset(newer.record, "m:", b"\x02" + bytes(31))
+    store.delete(wrong_type.record, evicted.record)
+    store.set(wrong_type.record, "a string")
+    found = stats()
+    assert found["sessions"]["total"] == 5
+    assert found["measured"] == {"sessions": 1, "unreadable": 3, "exact": True}
+    assert "(3 more cannot be read)" in printed()
+
+
+def test_damaged_buckets_do_no_harm(store: redis.Redis) -> None:
+    store.set("session:{000}:index", "a string")
+    store.set("session:{000}:figures", "a string")
+    store.hset("session:{001}:figures", mapping={"web-1": "not numbers", "web-2": "5 7 3"})
+    make(1)
+    found = stats(exact=True)
+    assert found["counters"]["requests"] == 3
+
+
+def test_prefix(store: redis.Redis, settings: Any) -> None:
+    make(2)
+    settings.CLUSTERED_SESSIONS_KEY_PREFIX = "other"
+    make(1)
+    found = stats()
+    assert (found["key_prefix"], found["sessions"]["total"]) == ("other", 1)
+
+
+# Nodes.
+
+
+def test_counters_of_two_processes(store: redis.Redis) -> None:
+    processes = [
+        child(NODE, number, env={"NODE_NAME": name})
+        for number, name in (("6", "web-1"), ("4", "web-1"), ("10", "web-2"))
+    ]
+    for process in processes:
+        assert process.communicate(timeout=30) == ("", "")
+    found = stats()
+    assert found["sessions"]["total"] == 10
+    nodes = {node["name"]: node for node in found["nodes"]}
+    expected = {"created": 10, "loads": 10, "commits": 20, "fields_written": 30, "ended": 5}
+    for node in nodes.values():
+        assert {name: node["counters"][name] for name in expected} == expected
+        assert node["counters"]["fields_held"] == 40
+        assert abs(node["clock_offset_ms"]) < 1000
+        assert 0 <= found["time_ms"] - node["reported_ms"] < 30_000
+    assert sorted(nodes) == ["web-1", "web-2"]
+    assert {name: found["counters"][name] for name in expected} == {
+        name: 2 * count for name, count in expected.items()
+    }
+    table = printed()
+    assert "Commits wrote 75% of the fields that they held." in table
+    assert "former nodes" not in table
+
+
+def test_figures_are_summed_over_buckets_and_nodes(store: redis.Redis) -> None:
+    store.hset("session:{000}:figures", mapping={"web-1": "1000 -5 1 2", "": "900 0 10"})
+    store.hset("session:{3ff}:figures", mapping={"web-1": "2000 3600000 3", "web-2": "500 7 100"})
+    found = stats()
+    one, two = found["nodes"]
+    assert (one["name"], one["reported_ms"], one["clock_offset_ms"]) == ("web-1", 2000, 3_600_000)
+    assert (one["counters"]["requests"], one["counters"]["loads"]) == (4, 2)
+    assert (two["name"], two["counters"]["requests"]) == ("web-2", 100)
+    assert found["former_nodes"]["counters"]["requests"] == 10
+    assert found["counters"]["requests"] == 114
+    assert list(found["counters"]) == list(NAMES)
+    table = printed()
+    assert re.search(r"web-1 +\d+ days ago +\+3,600 s +4 +2", table)
+    assert re.search(r"former nodes +10 +0", table)
+
+
+# The store.
+
+
+def test_store_facts(store: redis.Redis, store_server: StoreServer) -> None:
+    found, info = stats()["store"], store.info()
+    assert found["product"] == ("valkey" if "valkey_version" in info else "redis")
+    assert found["version"] == info.get("valkey_version", info["redis_version"])
+    assert (found["role"], found["replicas"]) == ("primary", 0)
+    assert found["used_memory_bytes"] > 100_000
+    assert (found["maxmemory_bytes"], found["eviction_policy"]) == (0, "noeviction")
+    assert (found["appendonly"], found["save"]) == (False, "")
+
+
+def test_replica(store_server: StoreServer, settings: Any) -> None:
+    follow = ("--replicaof", f"127.0.0.1 {store_server.port}")
+    with StoreServer(*follow, binary=store_server.binary) as replica:
+        use_store(settings, f"{replica.url}/1")
+        assert stats()["store"]["role"] == "replica"
+
+
+def test_forbidden_commands(store_server: StoreServer, settings: Any) -> None:
+    with StoreServer(binary=store_server.binary) as server, server.client() as client:
+        use_store(settings, f"{server.url}/1")
+        make(3)
+        client.execute_command("ACL SETUSER site on >secret ~* +@all -config -info -memory")
+        use_store(settings, f"redis://site:secret@127.0.0.1:{server.port}/1")
+        found = stats()
+        table = printed()
+    assert found["sessions"]["total"] == found["measured"]["sessions"] == 3
+    assert found["memory_bytes"] == dict.fromkeys(("record", "records", "indexes", "total"))
+    assert set(found["store"].values()) == {None}
+    assert re.search(r"on disk +\?", table)
+
+
+def test_only_reads_in_small_trips(proxy: CountingProxy, store: redis.Redis) -> None:
+    make(200)
+    before = {key: store.dump(key) for key in store.scan_iter()}
+    collect()
+    proxy.reset()
+    store.config_resetstat()
+    collect()
+    used = set(store.info("commandstats"))
+    assert used <= {
+        f"cmdstat_{name}"
+        for name in (
+            *("time", "info", "config|get", "memory|usage", "zcount", "hgetall", "zrange", "hget"),
+            "config|resetstat",
+        )
+    }
+    assert {key: store.dump(key) for key in store.scan_iter()} == before
+    commands = [len(re.findall(rb"(?:^|\r\n)\*\d+\r\n", request)) for request in proxy.requests]
+    assert max(commands) <= 256
+    assert len(commands) > 10
+
+
+def test_store_away() -> None:
+    with pytest.raises(CommandError) as raised:
+        printed()
+    assert "refused" in str(raised.value)
+
+
+def test_store_away_in_a_shell() -> None:
+    process = child(COMMAND, "--format", "json")
+    stdout, stderr = process.communicate(timeout=30)
+    assert (process.returncode, stdout) == (1, "")
+    assert re.fullmatch(r"CommandError: .*refused.*\n", stderr)
+
+
+def test_no_store_configured(settings: Any) -> None:
+    settings.SESSION_CACHE_ALIAS = "default"
+    with pytest.raises(CommandError, match="SESSION_CACHE_ALIAS"):
+        printed()
+
+
+@pytest.mark.parametrize("arguments", [["--watch", "0"], ["--sample", "-1"], ["--sample", "many"]])
+def test_bad_arguments(arguments: list[str]) -> None:
+    with pytest.raises(CommandError, match="is no number above 0"):
+        call_command("sessionstats", *arguments)
+
+
+def test_sample_and_exact_exclude_each_other() -> None:
+    with pytest.raises(CommandError, match="not allowed with"):
+        call_command("sessionstats", "--sample", "5", "--exact")
+
+
+# Output.
+
+
+def test_table_fits_eighty_columns(store: redis.Redis) -> None:
+    make(5)
+    line = " ".join(["1000 999", *["999999999999"] * len(NAMES)])
+    store.hset("session:{000}:figures", mapping={"web-1.eu.example.net": line})
+    with running() as process:
+        stdout, _ = process.communicate(timeout=30)
+    assert max(map(len, stdout.splitlines())) <= 80
+    assert "…" not in stdout
+    assert "1000 G" not in stdout
+
+
+def test_only_json_on_stdout_and_a_bar_on_a_terminal(store: redis.Redis) -> None:
+    make(5)
+    terminal, stderr = pty.openpty()
+    with running("--format", "json", "--exact", stderr=stderr, env={"TERM": "xterm"}) as process:
+        os.close(stderr)
+        stdout, _ = process.communicate(timeout=30)
+    assert json.loads(stdout)["sessions"]["total"] == 5
+    assert b"measuring sessions" in os.read(terminal, 65536)
+    os.close(terminal)
+
+
+def test_no_bar_in_a_pipe(store: redis.Redis) -> None:
+    make(5)
+    with running("--exact", env={"FORCE_COLOR": "1"}) as process:
+        stdout, stderr = process.communicate(timeout=30)
+    assert stderr == ""
+    assert "measuring sessions" not in stdout
+
+
+def test_watch_json(store: redis.Redis) -> None:
+    make(1)
+    with running("--format", "json", "--watch", "0.05") as process:
+        assert process.stdout is not None
+        first = json.loads(process.stdout.readline())
+        make(1)
+        while (later := json.loads(process.stdout.readline()))["sessions"]["total"] == 1:
+            pass
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert first["sessions"]["total"] == 1
+    assert later["sessions"]["total"] == 2
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_watch_in_a_terminal(store: redis.Redis) -> None:
+    make(1)
+    terminal, end = pty.openpty()
+    with running("--watch", "0.05", stdout=end, env={"TERM": "xterm"}) as process:
+        os.close(end)
+        shown = b""
+        while shown.count(b"Time left") < 3:
+            shown += os.read(terminal, 65536)
+        process.send_signal(signal.SIGINT)
+        try:
+            while more := os.read(terminal, 65536):
+                shown += more
+        except OSError:
+            pass  # Linux tells the end of a terminal by EIO.
+        _, stderr = process.communicate(timeout=30)
+    os.close(terminal)
+    assert (process.returncode, stderr) == (0, "")
+    # Back from the alternate screen, and the last state stays.
+    screen, _, after = shown.rpartition(b"\x1b[?1049l")
+    assert screen
+    assert b"Time left" in after
+
+
+def test_watch_ends_when_the_store_goes_away(store_server: StoreServer, settings: Any) -> None:
+    with StoreServer(binary=store_server.binary) as server:
+        use_store(settings, f"{server.url}/1")
+        with running("--format", "json", "--watch", "0.05") as process:
+            assert process.stdout is not None
+            process.stdout.readline()
+            server.kill()
+            _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert re.fullmatch(r"CommandError: .*\n", stderr)
