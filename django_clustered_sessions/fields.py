@@ -249,6 +249,8 @@ class Fields(MutableMapping[Any, Any]):
             base = self._read(key, self._stored.get(field, b""))
             mine = live = self._values.pop(key, MISSING)
             current = self._read(key, stored)
+            if stored and current is MISSING:
+                self._set_aside.add(field)
             if self._is_sum(key, field, mine):
                 by = self._added.pop(key)
                 if current is not MISSING:
@@ -358,7 +360,7 @@ class Fields(MutableMapping[Any, Any]):
         stored = self._stored.get(field)
         if not record.is_addable(value):
             packed = record.pack(self._serialize(key, value))
-        elif stored is None or record.is_counter(stored):
+        elif stored is None or (record.is_counter(stored) and field not in self._set_aside):
             return Change(Operation.ADD, field, b"", b"%d" % self._added[key])
         else:
             packed = record.pack_counter(value)
