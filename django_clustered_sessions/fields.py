@@ -179,7 +179,7 @@ class Fields(MutableMapping[Any, Any]):
                     changes[field] = self._addition(key, field, value)
                     sums.add(field)
             elif (serialized := self._if_changed(key, field, value)) is not None:
-                packed = record.pack(serialized)
+                packed = self._pack(key, field, value, serialized)
                 changes[field] = Change(Operation.SET, field, self._version(field), packed)
         for field in self._missing():
             changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
@@ -199,10 +199,7 @@ class Fields(MutableMapping[Any, Any]):
             packed[field] = self._stored[field][record.VERSION_BYTES :]
         for key, value in self._values.items():
             field = self._field(key)
-            if self._is_sum(key, field, value) and record.is_addable(value):
-                packed[field] = record.pack_counter(value)
-            else:
-                packed[field] = record.pack(self._serialize(key, value))
+            packed[field] = self._pack(key, field, value, self._serialize(key, value))
         return list(packed.items())
 
     def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
@@ -358,13 +355,19 @@ class Fields(MutableMapping[Any, Any]):
     def _addition(self, key: Any, field: bytes, value: int) -> Change:
         """Return what adds to a counter, or what makes one of an integer that is none yet."""
         stored = self._stored.get(field)
-        if not record.is_addable(value):
-            packed = record.pack(self._serialize(key, value))
-        elif stored is None or (record.is_counter(stored) and field not in self._set_aside):
+        is_counter = stored is None or (record.is_counter(stored) and field not in self._set_aside)
+        if is_counter and record.is_addable(value):
             return Change(Operation.ADD, field, b"", b"%d" % self._added[key])
-        else:
-            packed = record.pack_counter(value)
+        packed = self._pack(key, field, value, self._serialize(key, value))
         return Change(Operation.SET_COUNTER, field, self._version(field), packed)
+
+    def _pack(self, key: Any, field: bytes, value: Any, serialized: bytes) -> bytes:
+        """Return a value as stored: an integer that is added to, or was before, as a counter."""
+        if type(value) is int and record.is_addable(value):
+            stored = self._stored.get(field)
+            if self._is_sum(key, field, value) or (stored and record.is_counter(stored)):
+                return record.pack_counter(value)
+        return record.pack(serialized)
 
     def _if_changed(self, key: Any, field: bytes, value: Any) -> bytes | None:
         """Return the value's serialised bytes, or None if it is what is stored."""

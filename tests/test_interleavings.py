@@ -17,7 +17,7 @@ import os
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -112,10 +112,11 @@ def joined(base: Any, mine: Any, theirs: Any) -> Any:
 
 @dataclass
 class Cell:
-    """A stored value, and which write put it there."""
+    """A stored value, which write put it there, and whether the store itself can add to it."""
 
     value: Any
     stamp: int
+    is_counter: bool = False
 
 
 @dataclass
@@ -158,7 +159,7 @@ class Request:
         if (session := self.world.sessions.get(self.key)) is None:
             self.key, self.why = None, self.world.graves.get(self.key, "")
             return
-        self.base = {name: Cell(cell.value, cell.stamp) for name, cell in session.items()}
+        self.base = {name: replace(cell) for name, cell in session.items()}
         self.mine = {name: deepcopy(cell.value) for name, cell in session.items()}
 
     def clear(self) -> None:
@@ -209,39 +210,55 @@ class Request:
 
     def creating(self) -> Iterator[None]:
         yield
-        self.loaded, self.cleared, self.why, self.counts = True, False, None, {}
         stamp = self.world.stamp()
-        self.base = {name: Cell(deepcopy(value), stamp) for name, value in self.mine.items()}
+        self.base = {name: self.cell(name, stamp) for name in self.mine}
+        self.loaded, self.cleared, self.why, self.counts = True, False, None, {}
         self.key = "new"
 
     def committing(self) -> Iterator[None]:
-        for attempts_left in (0,) if self.policy == "error" else (2, 1, 0):
+        attempts_left = 1 if self.policy == "error" else 3
+        while True:
             yield
             if (session := self.world.sessions.get(self.key or "")) is None:
                 raise UpdateError
             changes = self.changes()
-            conflicts = (
-                []
-                if self.policy == "overwrite" or self.cleared
-                else [
-                    name
-                    for name in changes
-                    if not self.counted(name)
-                    if (name in session or name in self.mine)
-                    if self.stamp_of(name, self.base) != self.stamp_of(name, session)
-                ]
-            )
+            sums = {name for name in changes if self.counted(name)}
+            conflicts = [name for name in changes if self.clashes(name, name in sums, session)]
             if not conflicts:
                 self.write(session, changes)
                 return
+            attempts_left -= not sums.issuperset(conflicts)
             if not attempts_left:
                 raise SessionConflict("", conflicts)
             for name in conflicts:
                 theirs = session[name].value if name in session else NOTHING
+                if name in sums:
+                    self.mine[name] = (theirs or 0) + self.counts[name]
+                    self.know(name, session)
+                    continue
                 merged = joined(self.loaded_value(name), self.mine.pop(name, NOTHING), theirs)
                 self.know(name, session)
                 if merged is not NOTHING:
                     self.mine[name] = deepcopy(merged)
+
+    def clashes(self, name: str, is_sum: bool, session: dict[str, Cell]) -> bool:
+        """Return whether the store refuses a change: an addition only to what is no counter."""
+        if self.cleared:
+            return False
+        if is_sum and (name not in self.base or self.base[name].is_counter):
+            return name in session and not session[name].is_counter
+        if (self.policy == "overwrite" and not is_sum) or not (
+            name in session or name in self.mine
+        ):
+            return False
+        return self.stamp_of(name, self.base) != self.stamp_of(name, session)
+
+    def cell(self, name: str, stamp: int) -> Cell:
+        """Return a value as it is to be stored: what is or was counted, and is a number still."""
+        value = self.mine[name]
+        was_counter = name in self.base and self.base[name].is_counter
+        is_counter = self.counted(name) or (was_counter and type(value) is int)
+        return Cell(deepcopy(value), stamp, is_counter)
 
     @staticmethod
     def stamp_of(name: str, cells: dict[str, Cell]) -> int:
@@ -249,7 +266,7 @@ class Request:
 
     def know(self, name: str, session: dict[str, Cell]) -> None:
         if name in session:
-            self.base[name] = Cell(deepcopy(session[name].value), session[name].stamp)
+            self.base[name] = replace(session[name], value=deepcopy(session[name].value))
         else:
             self.base.pop(name, None)
 
@@ -259,11 +276,12 @@ class Request:
             session.clear()
         stamp = self.world.stamp()
         for name in changes:
-            if name in counted:
+            cell = self.cell(name, stamp) if name in self.mine else None
+            if cell and name in counted:
                 before = session[name].value if name in session else 0
-                self.mine[name] = before + self.counts[name]
-            if name in self.mine:
-                session[name] = Cell(deepcopy(self.mine[name]), stamp)
+                self.mine[name] = cell.value = before + self.counts[name]
+            if cell:
+                session[name] = cell
             else:
                 session.pop(name, None)
             self.know(name, session)
@@ -416,7 +434,7 @@ class Interleavings(RuleBasedStateMachine):
         moved = self.world.sessions.pop("new", None)
         if moved is None:
             base = slot.request.base
-            moved = {name: Cell(deepcopy(c.value), c.stamp) for name, c in base.items()}
+            moved = {name: replace(c, value=deepcopy(c.value)) for name, c in base.items()}
         self.world.sessions[key] = moved
 
     def replace(self, slot: Slot, key: str | None) -> None:
@@ -704,6 +722,7 @@ class Interleavings(RuleBasedStateMachine):
         found = {name: json.loads(value[9:]) for name, value in fields.items()}
         assert same(found, {name: cell.value for name, cell in cells.items()})
         for name, cell in cells.items():
+            assert (fields[name][8:9] == b"i") == cell.is_counter
             # Written when the model says so, and at no other time.
             stamp, version = self.versions.get((key, name), (0, b""))
             assert (stamp == cell.stamp) == (version == fields[name][:8]) or stamp == 0

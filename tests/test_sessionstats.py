@@ -198,12 +198,13 @@ def test_a_bucket_of_many_pages(store: redis.Redis) -> None:
 
 
 def test_time_left(store: redis.Redis) -> None:
-    for age_s in (30, 300, 300, 7200, 1_000_000, 9_000_000):
+    for age_s in (50, 70, 590, 610, 7200, 1_000_000, 9_000_000):
         make(1, age_s=age_s)
     lives = {life["up_to_s"]: life["sessions"] for life in stats()["remaining_life"]}
     assert {up_to: count for up_to, count in lives.items() if count} == {
         60: 1,
         600: 2,
+        3600: 1,
         21_600: 1,
         1_209_600: 1,
         None: 1,
@@ -223,9 +224,14 @@ def test_sample(store: redis.Redis) -> None:
 
 
 def test_sample_takes_no_session_twice_and_none_always(store: redis.Redis) -> None:
-    make(50)
-    # By its size one tells which session it is. One of fifty is left out.
-    assert set(collect(sample=49).sizes.seen.values()) == {1}
+    made = make(50)
+    # By its size one tells which session it is.
+    for session in made[::2]:
+        session["_auth_user_id"] = "1" * 60
+        session.save()
+        store.zadd(place(session).index, {f"{place(session).id}expired": 1})
+    seen = collect(sample=49).sizes.seen
+    assert (len(seen), seen.total()) == (49, 49)
     few = [next(iter(collect_one(seed).sizes.seen)) for seed in range(20)]
     assert len(set(few)) > 5
 
@@ -403,12 +409,13 @@ def test_sample_and_exact_exclude_each_other() -> None:
 
 def test_table_fits_eighty_columns(store: redis.Redis) -> None:
     make(5)
-    line = " ".join(["1000 999", *["999999999999"] * len(NAMES)])
+    line = " ".join(["1000 3600000", *["999999999999"] * len(NAMES)])
     store.hset("session:{000}:figures", mapping={"web-1.eu.example.net": line})
     with running() as process:
         stdout, _ = process.communicate(timeout=30)
     assert max(map(len, stdout.splitlines())) <= 80
     assert "…" not in stdout
+    assert re.search(r"\d+ days ago +\+3,600 s +1 T ", stdout)
     assert "1000 G" not in stdout
 
 
@@ -466,6 +473,7 @@ def test_watch_in_a_terminal(store: redis.Redis) -> None:
     # Back from the alternate screen, and the last state stays.
     screen, _, after = shown.rpartition(b"\x1b[?1049l")
     assert screen
+    assert not re.search(rb"\x1b\[(?:H|\?\w+)\r\n", shown)
     assert b"Time left" in after
 
 
