@@ -263,4 +263,5 @@ def _unavailable(error: Exception) -> SessionStoreUnavailable:
     word = getattr(error, "status_code", None) or text.partition(" ")[0]
     if advice := _ADVICE.get(word):
         return SessionStoreUnavailable(f"the session store refuses: {advice} ({word}: {text})")
-    return SessionStoreUnavailable(f"the session store does not answer: {text}")
+    happened = "answers with an error" if isinstance(error, ResponseError) else "does not answer"
+    return SessionStoreUnavailable(f"the session store {happened}: {text}")
