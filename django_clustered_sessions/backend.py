@@ -353,7 +353,7 @@ class SessionStore(SessionBase):
 
     def creating(self) -> Flow[None]:
         """Store the session under a new key."""
-        fields = self._fields = self._new_fields() if self._fields is None else self._fields
+        fields = self._get_session(no_load=True)
         while not (yield from self._inserting(fields, self._new_key())):
             pass
         self.ended = None
@@ -369,7 +369,7 @@ class SessionStore(SessionBase):
                 raise UpdateError("the session has moved to another key, as at a login")
             yield from self.creating()
         elif must_create:
-            fields = self._fields = self._new_fields() if self._fields is None else self._fields
+            fields = self._get_session(no_load=True)
             if not (yield from self._inserting(fields, key)):
                 raise CreateError
         elif self._fields is None:
