@@ -170,6 +170,11 @@ class SessionStore(SessionBase):
         """Whether ``tolerate_outage()`` was called."""
         return self._tolerates_outage
 
+    @property
+    def store_seen_s_ago(self) -> float:
+        """Seconds since the store last told about this session, infinite if it has not."""
+        return time.monotonic() - self._lifetime.seen_at_s
+
     def encode(self, session_dict: Mapping[Any, Any]) -> str:
         """Return the given values serialised, compressed and signed, as Django's engines do."""
         return super().encode(dict(session_dict))

@@ -122,10 +122,15 @@ def _build(
     ]
     pool_name = options.get("CONNECTION_POOL_CLASS")
     pools = POOLS.get(pool_name) if pool_name else default
-    if factory not in (PLAIN, SENTINEL) or pools is None:
+    if (
+        factory not in (PLAIN, SENTINEL)
+        or pools is None
+        or (factory == SENTINEL) != (pools[0] is SentinelConnectionPool)
+    ):
         raise ImproperlyConfigured(
-            f"The sessions' CACHES entry has {pool_name or factory}, of which there is no "
-            "asynchronous twin. Use django-redis' own factories and redis' own pools."
+            f"The sessions' CACHES entry has {pool_name or factory}: either there is no "
+            "asynchronous twin of it, or factory and pool do not belong together. Use "
+            "django-redis' own factories and redis' own pools."
         )
     timeout_s = conf.store_timeout
     try:

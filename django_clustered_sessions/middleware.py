@@ -31,6 +31,10 @@ logger = logging.getLogger("django_clustered_sessions")
 #: What a 503 tells the client to wait before it asks again, in seconds.
 RETRY_AFTER_S: Final = 5
 
+#: An answer this long after its session's load is late, in seconds: somebody may have logged in
+#: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
+LATE_S: Final = 0.1
+
 
 class ClusteredSessionMiddleware(SessionMiddleware):
     """Django's session middleware for ``django_clustered_sessions.backend``.
@@ -104,12 +108,12 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 session.outage = error
             except SessionConflict as error:
                 logger.warning("answered 409: %s", error)
-                response = _conflict()
+                response = _instead_of(response, _conflict())
             except UpdateError as error:
                 raise _interrupted() from error
         if session.outage is not None:
             if not session.tolerates_outage:
-                response = _unavailable(session.outage)
+                response = _instead_of(response, _unavailable(session.outage))
             # Nothing is known of the session, so its cookie stays as it is.
             vary = accessed
         elif saved:
@@ -134,14 +138,20 @@ def _keeping(session: SessionStore) -> Flow[bool]:
         yield from session.saving()
     elif settings.SESSION_SAVE_EVERY_REQUEST or session.renewed:
         # Renewed: an idle timeout did, and the cookie has to last as long.
-        if session.renewed and SESSION_KEY not in session:
-            # Somebody may have logged in since the load. The old key in a cookie would then take
-            # the new one's place, so it is worth a trip to ask.
+        if session.renewed and session.store_seen_s_ago > LATE_S and SESSION_KEY not in session:
+            # After a login the old key in a cookie would take the new one's place, so it is worth
+            # a trip to ask.
             session.renewed = False
         yield from session.renewing()
     else:
         return False
     return session.session_key is not None
+
+
+def _instead_of(replaced: HttpResponse, response: HttpResponse) -> HttpResponse:
+    """Return ``response``, which closes what the replaced one had open: a file, a generator."""
+    cast(Any, response)._resource_closers.extend(cast(Any, replaced)._resource_closers)
+    return response
 
 
 def _set_cookie(response: HttpResponse, session: SessionStore) -> None:

@@ -575,6 +575,20 @@ WRONG: dict[str, Any] = {
         "LOCATION": "redis://127.0.0.1:1/1",
         "OPTIONS": {"CONNECTION_POOL_CLASS": "shop.pools.Pool"},
     },
+    "pool of Sentinel without its factory": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_POOL_CLASS": "redis.sentinel.SentinelConnectionPool"},
+    },
+    "Sentinel without its pool": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://primary/1",
+        "OPTIONS": {
+            "CONNECTION_FACTORY": connections.SENTINEL,
+            "CONNECTION_POOL_CLASS": "redis.ConnectionPool",
+            "SENTINELS": [("127.0.0.1", 1)],
+        },
+    },
     "factory": {
         "BACKEND": connections.BACKEND,
         "LOCATION": "redis://127.0.0.1:1/1",

@@ -21,9 +21,11 @@ from django.middleware.csrf import get_token
 from django.test import AsyncClient, AsyncRequestFactory, RequestFactory
 from django.urls import path
 
+from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from tests.browser import Browser, View, place, records
+from tests.servers import CountingProxy
 
 COOKIE = "sessionid"
 STOCK = "django.contrib.sessions.middleware.SessionMiddleware"
@@ -404,9 +406,15 @@ def test_late_request_with_the_key_from_before_a_login_changes_no_cookie(
 @pytest.mark.parametrize("every_request", [False, True])
 @pytest.mark.parametrize("touch", [untouched, read, write])
 def test_request_under_way_while_its_session_moves_changes_no_cookie(
-    browser: Browser, store: redis.Redis, settings: Any, every_request: bool, touch: View
+    browser: Browser,
+    store: redis.Redis,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    every_request: bool,
+    touch: View,
 ) -> None:
     browser.visit(write)
+    monkeypatch.setattr(middleware, "LATE_S", 0.0)
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -420,6 +428,34 @@ def test_request_under_way_while_its_session_moves_changes_no_cookie(
     assert COOKIE not in response.cookies
     assert response.status_code == (400 if touch is write else 200)
     assert len(records(store)) == 1
+
+
+class Held:
+    """Something that an answer has open until it is closed."""
+
+    is_closed = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield b"body"
+
+    def close(self) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.django_db  # to close an answer is to end the request, and its database connections
+def test_answer_that_a_503_replaces_is_closed_with_it(proxy: CountingProxy) -> None:
+    held = Held()
+
+    def view(request: HttpRequest) -> Any:
+        request.session["n"] = 1
+        proxy.refuse()
+        return StreamingHttpResponse(held)
+
+    response = ClusteredSessionMiddleware(view)(RequestFactory().get("/"))
+    assert response.status_code == 503
+    assert not held.is_closed
+    response.close()
+    assert held.is_closed
 
 
 # Logging in and out.
@@ -682,8 +718,8 @@ def test_other_engines_behave_as_under_djangos_middleware(
     settings.SESSION_FILE_PATH = str(tmp_path)
     views = (read, write, awrite, read, aread, answering(500), raise_update_error, flush, read)
     seen = []
-    for middleware in (OURS, STOCK):
-        settings.MIDDLEWARE = [middleware]
+    for path_ in (OURS, STOCK):
+        settings.MIDDLEWARE = [path_]
         visitor = Browser(settings, asgi=browser.asgi)
         responses = [visitor.visit(view) for view in views]
         seen.append(
