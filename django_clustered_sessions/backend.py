@@ -13,9 +13,12 @@ import math
 import os
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, TypeVar, cast
+from functools import partial
+from typing import Any, Final, Self, TypeVar, cast
 
 from django.conf import settings
 from django.contrib.sessions.backends.base import (
@@ -28,24 +31,55 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.crypto import get_random_string
 from django.utils.timezone import make_naive
 
-from . import connections, drivers, flows
-from .commands import Alive, Exists, Expiry, Gone, Terms
+from . import connections, drivers, flows, holding
+from .commands import NO_LOCK, Alive, Exists, Expiry, Fence, Flow, Gone, Locking, Terms
 from .conf import conf
 from .counters import counters
+from .decorators import Access, Marks
 from .drivers import Budget
-from .exceptions import SessionStoreUnavailable
-from .fields import Delta, Fields
-from .flows import Flow
+from .exceptions import (
+    ClusteredSessionError,
+    SessionLockLost,
+    SessionLockRefused,
+    SessionLockTimeout,
+    SessionReadOnly,
+    SessionStoreUnavailable,
+)
+from .fields import Delta, Fields, Snapshot
+from .holding import Grant
 from .lifetime import Lifetime
-from .record import VERSION_BYTES, Damaged, EndReason, Loaded, Mode, Place, Serializer
+from .locks import Asking, Refusal, Turn
+from .record import (
+    VERSION_BYTES,
+    Damaged,
+    EndReason,
+    Loaded,
+    Mode,
+    Place,
+    Serializer,
+    locker_name,
+)
 from .reporting import Report
+from .usage import Usage, write_header
 
 T = TypeVar("T")
 
 logger = logging.getLogger("django_clustered_sessions")
+lock_logger = logging.getLogger("django_clustered_sessions.locks")
 
 _NOT_GIVEN: Final = object()
 _EXPIRY: Final = "_session_expiry"
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a session had changed and not saved when its lock was entered, after so many writes."""
+
+    is_outermost: bool
+    fields: Fields | None
+    snapshot: Snapshot | None
+    modified: bool
+    writes: int
 
 
 class SessionStore(SessionBase):
@@ -56,14 +90,19 @@ class SessionStore(SessionBase):
     of logging anybody out.
     """
 
-    #: What made the store unusable during this request; the middleware looks at it.
-    outage: SessionStoreUnavailable | None = None
+    #: What made the session unusable during this request, the store's outage or its lock; the
+    #: middleware looks at it.
+    failure: ClusteredSessionError | None = None
+    #: How the request uses its session.
+    usage: Usage = Usage()
     #: Why there was no session under the key that this object was made with, once it has looked.
     ended: EndReason | None = None
     #: Whether a load also renews the session's deadline, on the same trip.
     renew_on_load: bool = False
     #: Whether this request's use of the session has renewed its deadline.
     renewed: bool = False
+    #: Whether ``commit()`` or ``lock()`` has written it, so that its cookie is due.
+    committed: bool = False
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
 
@@ -71,6 +110,9 @@ class SessionStore(SessionBase):
     _modified: bool = False
     _tolerates_outage: bool = False
     _unanswered: tuple[Delta, bytes] | None = None
+    _grant: Grant | None = None
+    _asked: tuple[Place, str] | None = None
+    _writes: int = 0
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -169,6 +211,90 @@ class SessionStore(SessionBase):
     def tolerates_outage(self) -> bool:
         """Whether ``tolerate_outage()`` was called."""
         return self._tolerates_outage
+
+    @property
+    def outage(self) -> SessionStoreUnavailable | None:
+        """What made the store unusable during this request."""
+        return self.failure if isinstance(self.failure, SessionStoreUnavailable) else None
+
+    # The lock.
+
+    @contextmanager
+    def lock(self) -> Iterator[Self]:
+        """Give this object the session to itself: a context manager.
+
+        It takes the lock, loads afresh, with what was not saved yet on top, and on a clean exit
+        writes and releases. On an exception what was changed inside is forgotten. It may be
+        entered again inside; only the outermost exit releases.
+
+        Entering raises SessionLockTimeout, UpdateError where the session was ended, and
+        SessionStoreUnavailable; leaving raises what ``save()`` does, and SessionLockLost.
+        """
+        before = self.run(self._entering(), "alock()")
+        try:
+            yield self
+        except BaseException:
+            self.run(self._leaving(before, is_clean=False), "alock()")
+            raise
+        self.run(self._leaving(before, is_clean=True), "alock()")
+
+    @asynccontextmanager
+    async def alock(self) -> AsyncIterator[Self]:
+        """See lock(); for ``async with``."""
+        before = await self.arun(self._entering())
+        try:
+            yield self
+        except BaseException:
+            await self.arun(self._leaving(before, is_clean=False))
+            raise
+        await self.arun(self._leaving(before, is_clean=True))
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this object holds the session's lock, as far as it knows."""
+        return self._grant is not None
+
+    def commit(self) -> None:
+        """Write what has changed and give up the lock, before the response.
+
+        What is changed afterwards is saved without the lock.
+
+        Raises what ``save()`` does, and SessionLockLost.
+        """
+        self.run(self.committing(), "acommit()")
+
+    async def acommit(self) -> None:
+        """See commit()."""
+        await self.arun(self.committing())
+
+    def lock_headers(self) -> dict[str, str]:
+        """Return headers for a request that this one makes to its own site for the same session.
+
+        That request then runs under this one's lock and need not wait for it. Good for as long as
+        the lock is held; without a lock there are none. Never send them to another site.
+        """
+        grant = self._grant
+        return write_header(grant.place.id, grant.token) if grant else {}
+
+    def obey(self, marks: Marks) -> None:
+        """Take what the decorators of the view that begins say."""
+        if self._must_lock_late(marks):
+            self.run(self.locking(), "aobey()")
+
+    async def aobey(self, marks: Marks) -> None:
+        """See obey()."""
+        if self._must_lock_late(marks):
+            await self.arun(self.locking())
+
+    def _must_lock_late(self, marks: Marks) -> bool:
+        """Return whether a view wants a lock that its session was loaded without."""
+        self.usage.obey(marks)
+        return (
+            marks.access is Access.LOCKED
+            and self._grant is None
+            and self._fields is not None
+            and self.session_key is not None
+        )
 
     @property
     def store_seen_s_ago(self) -> float:
@@ -335,10 +461,18 @@ class SessionStore(SessionBase):
         key = self.session_key
         if key is None:
             return self._new_fields()
+        if isinstance(self.failure, SessionLockTimeout | SessionLockLost):
+            # It was told so before, to somebody who did not listen.
+            raise self.failure
         place = self._place(key)
-        terms = self._terms() if self.renew_on_load or conf.idle_timeout else None
+        renews = self.usage.touches and (self.renew_on_load or conf.idle_timeout)
+        terms = self._terms() if renews else None
+        asking = self._asking_for_lock(place, capped=True) if self._locks_on_load(place) else None
         try:
-            read = yield from flows.load(place, terms)
+            read = yield from flows.load(place, terms, asking)
+        except SessionLockTimeout as error:
+            self.failure = error
+            raise self._not_locked(error) from None
         except Damaged as damage:
             logger.warning("session %s is damaged and not used: %s", place.id[:12], damage)
             self._vanish(EndReason.UNKNOWN)
@@ -346,9 +480,10 @@ class SessionStore(SessionBase):
         except SessionStoreUnavailable as error:
             if not self._tolerates_outage:
                 raise
-            self.outage = error
+            self.failure = error
             return self._new_fields()
         counters.add(loads=1)
+        self._take(place, asking, read.turn)
         if isinstance(read.found, EndReason):
             self._vanish(read.found)
             return self._new_fields()
@@ -364,9 +499,11 @@ class SessionStore(SessionBase):
         self.ended = None
         self.modified = True
 
-    def saving(self, must_create: bool = False) -> Flow[None]:
-        """Write what has changed."""
+    def saving(self, must_create: bool = False, release: bool = False) -> Flow[None]:
+        """Write what has changed; with ``release``, give up the lock as well."""
         if self._tolerates_outage and self.outage is not None:
+            return
+        if not self._may_write():
             return
         key = self.session_key
         if key is None:
@@ -383,7 +520,7 @@ class SessionStore(SessionBase):
             yield from self.renewing()
             if self.ended is not None:
                 raise UpdateError
-        elif gone := (yield from self._committing(key, self._fields)):
+        elif gone := (yield from self._committing(key, self._fields, release)):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
 
     def renewing(self) -> Flow[None]:
@@ -398,13 +535,36 @@ class SessionStore(SessionBase):
             self._lifetime.see(found.now_ms, found.deadline_ms, found.mode)
             self.renewed = True
 
-    def _committing(self, key: str, fields: Fields) -> Flow[Gone | None]:
-        outcome = yield from flows.commit(
-            self._place(key), fields, self._expiry, self._terms(), self._token_of
-        )
+    def _committing(self, key: str, fields: Fields, release: bool = False) -> Flow[Gone | None]:
+        place = self._place(key)
+        asking = self._asking_for_lock(place, capped=False)
+        merge_lost = conf.on_lock_lost == "merge" and conf.on_conflict == "merge"
+        try:
+            outcome = yield from flows.commit(
+                place,
+                fields,
+                self._expiry,
+                self._terms(),
+                self._token_of,
+                asking,
+                self._fence(release),
+                merge_lost=merge_lost,
+            )
+        except SessionLockTimeout as error:
+            raise self._not_locked(error) from None
+        except SessionLockLost as error:
+            raise self._lost(error) from None
         self._unanswered = None
         if isinstance(outcome, Gone):
+            self._let_go()
             return outcome
+        self._writes += 1
+        if outcome.turn:
+            # The commit had to take a lock of its own, which ended with it.
+            self._count_turn(outcome.turn)
+            self._lose()
+        if release:
+            self._let_go()
         self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
         self.renewed = True
         counters.add(
@@ -432,6 +592,7 @@ class SessionStore(SessionBase):
             return False
         fields.created(values, token)
         self._session_key = key
+        self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
         self.renewed = True
         counters.add(created=1, commits=1, fields_written=len(values), fields_held=len(values))
@@ -442,14 +603,23 @@ class SessionStore(SessionBase):
         if self._tolerates_outage and self.outage is not None:
             # The cookie stays as it is, and so the session has to stay under its key.
             raise self.outage
+        if not self._may_write():
+            return
         found: Alive | Gone | Exists | None = None
         if key is not None and fields is not None and fields.delta():
             found = yield from self._committing(key, fields)
         while key is not None and not isinstance(found, Alive | Gone):
             new_key = self._new_key()
-            found = yield from flows.rotate(
-                self._place(key), self._place(new_key), self._terms(), _token()
-            )
+            place, new_place = self._place(key), self._place(new_key)
+            asking = self._asking_for_lock(place, capped=False)
+            try:
+                found = yield from flows.rotate(
+                    place, new_place, self._terms(), _token(), asking, self._fence()
+                )
+            except SessionLockTimeout as error:
+                raise self._not_locked(error) from None
+            except SessionLockLost as error:
+                raise self._lost(error) from None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
         if (
@@ -460,11 +630,193 @@ class SessionStore(SessionBase):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
         if isinstance(found, Alive):
             self._session_key = new_key
+            if self._grant:
+                self._grant.place = new_place
             self._lifetime.see(found.now_ms, found.deadline_ms)
             self.renewed = True
             self.modified = True
         else:
+            self._let_go()
             yield from self.creating()
+
+    def locking(self) -> Flow[None]:
+        """Take the lock and load afresh; what was not saved yet goes on top."""
+        if self.session_key is None:
+            yield from self.creating()
+        place = self._place(self.session_key or "")
+        asking = self._asking_for_lock(place, capped=True)
+        try:
+            read = yield from flows.load(place, None, asking)
+        except SessionLockTimeout as error:
+            raise self._not_locked(error) from None
+        if isinstance(read.found, EndReason):
+            self._vanish(read.found)
+            raise UpdateError(f"the session is gone{_because(read.found)}")
+        self._take(place, asking, read.turn)
+        self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
+        if self._fields is None:
+            self._fields = self._new_fields(read.found)
+        else:
+            self._fields.refresh(read.found.values)
+
+    def committing(self) -> Flow[None]:
+        """Write what has changed and give up the lock."""
+        try:
+            if self.modified and not self.is_empty():
+                yield from self.saving(release=True)
+                self.committed = True
+                self.modified = False
+        except Exception:
+            yield from self.releasing()
+            raise
+        yield from self.releasing()
+
+    def releasing(self) -> Flow[None]:
+        """Give up the lock, or the place in its queue, if there is one."""
+        asked, self._asked = self._asked, None
+        grant = self._grant
+        if grant is None or grant.is_inside:
+            if asked:
+                with suppress(SessionStoreUnavailable):
+                    yield from flows.release(*asked)
+            self._let_go()
+            return
+        self._let_go()
+        try:
+            held_ms = yield from flows.release(grant.place, grant.token)
+        except SessionStoreUnavailable as error:
+            # Nothing is lost by it but time: its lease will end.
+            lock_logger.warning(
+                "session %s: the lock could not be released: %s", grant.place.id[:12], error
+            )
+        else:
+            if held_ms is None:
+                counters.add(locks_lost=1)
+
+    def _entering(self) -> Flow[Memory]:
+        is_outermost = not self.is_locked
+        if is_outermost:
+            yield from self.locking()
+        fields = self._fields
+        snapshot = None if fields is None else fields.snapshot()
+        return Memory(is_outermost, fields, snapshot, self._modified, self._writes)
+
+    def _leaving(self, before: Memory, *, is_clean: bool) -> Flow[None]:
+        if not is_clean:
+            if before.snapshot and before.fields and before.writes == self._writes:
+                before.fields.restore(before.snapshot)
+                self._fields = before.fields
+            else:
+                self._fields = None
+            self._modified = before.modified
+        if before.is_outermost:
+            yield from self.committing() if is_clean else self.releasing()
+
+    def _locks_on_load(self, place: Place) -> bool:
+        if self._grant is not None:
+            return False
+        access = self.usage.access
+        return access is Access.LOCKED or (
+            access is Access.UNLOCKED and bool(self.usage.outer_token(place.id))
+        )
+
+    def _asking_for_lock(self, place: Place, *, capped: bool) -> Asking:
+        """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
+        terms = Locking(
+            wait_ms=round(conf.lock_wait * 1000),
+            lease_ms=round(conf.lock_lease * 1000),
+            hold_ms=round(conf.lock_max_hold * 1000),
+            most=conf.lock_max_waiters if capped else -1,
+            name=locker_name(conf.node_name, self.usage.route),
+        )
+        asking = Asking(
+            secrets.token_hex(8),
+            terms,
+            slice_ms=conf.store_timeout * 500,
+            refusal=partial(_refusal, place, capped),
+            waiting=partial(_waiting, place, capped),
+            inside=self.usage.outer_token(place.id),
+        )
+        self._asked = place, asking.token
+        return asking
+
+    def _take(self, place: Place, asking: Asking | None, turn: Turn | None) -> None:
+        self._asked = None
+        if asking is None or turn is None or isinstance(turn.found, Gone):
+            return
+        is_inside = turn.found.inside
+        self._grant = Grant(
+            place,
+            asking.inside if is_inside else asking.token,
+            asking.terms.name.decode("utf-8", "replace"),
+            asking.terms.lease_ms,
+            asking.terms.hold_ms,
+            is_inside,
+        )
+        holding.hold(self._grant)
+        self._count_turn(turn)
+
+    def _count_turn(self, turn: Turn) -> None:
+        self._asked = None
+        counters.add(locks_acquired=1, lock_handoffs=int(turn.handed_on))
+        if turn.waited_ms is not None:
+            counters.waited(turn.waited_ms)
+
+    def _fence(self, release: bool = False) -> Fence:
+        grant = self._grant
+        return Fence(grant.token, release and not grant.is_inside) if grant else NO_LOCK
+
+    def _let_go(self) -> None:
+        """Take note that the lock is given up."""
+        self._asked = None
+        if self._grant is not None:
+            holding.let_go(self._grant)
+            self._grant = None
+
+    def _lose(self) -> None:
+        """Take note that the lock, if there was one, went to somebody else."""
+        if self._grant is not None:
+            counters.add(locks_lost=1)
+            self._let_go()
+
+    def _not_locked(self, error: SessionLockTimeout) -> SessionLockTimeout:
+        self._asked = None
+        is_refusal = isinstance(error, SessionLockRefused)
+        counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
+        lock_logger.warning("%s: %s", self.usage.route or "outside a request", error)
+        return error
+
+    def _lost(self, error: SessionLockLost) -> SessionLockLost:
+        grant = self._grant
+        if grant is not None:
+            lock_logger.error(
+                "session %s: a write by %s was refused: its lock (lease %.1f s, held for %.1f s) "
+                "went to %s",
+                grant.place.id[:12],
+                grant.name,
+                grant.lease_ms / 1000,
+                grant.held_s,
+                error.holder or "a request that is over",
+            )
+        counters.add(writes_refused=1)
+        self._lose()
+        self.failure = error
+        return error
+
+    def _may_write(self) -> bool:
+        """Return whether the view may change its session.
+
+        Raises SessionReadOnly where it may not, and errors are wanted.
+        """
+        if self.usage.access is not Access.READ_ONLY or self._grant is not None:
+            return True
+        if self.session_key and not (self._fields and self._fields.delta()):
+            return True
+        error = SessionReadOnly(self.usage.route)
+        if conf.on_read_only_change == "error":
+            raise error
+        logger.warning("%s", error)
+        return False
 
     def _asking(self, session_key: str | None) -> Flow[bool]:
         if not session_key:
@@ -480,6 +832,8 @@ class SessionStore(SessionBase):
             return
         if (yield from flows.end(self._place(key), reason)):
             counters.add(ended=1)
+        if key == self.session_key:
+            self._let_go()
 
     # How a flow runs.
 
@@ -495,9 +849,14 @@ class SessionStore(SessionBase):
             )
         started_s, sent_s = time.monotonic(), time.time()
         try:
-            result = drivers.run(flows.riding(flow, Report()), connections.pool, self._budget())
+            result = drivers.run(
+                flows.riding(flow, Report()),
+                connections.pool,
+                self._budget(),
+                connections.waiting_pool,
+            )
         except SessionStoreUnavailable as error:
-            self.outage = error
+            self.failure = error
             raise
         self._note_clock(started_s, sent_s)
         return result
@@ -507,10 +866,13 @@ class SessionStore(SessionBase):
         started_s, sent_s = time.monotonic(), time.time()
         try:
             result = await drivers.arun(
-                flows.riding(flow, Report()), connections.apool, self._budget()
+                flows.riding(flow, Report()),
+                connections.apool,
+                self._budget(),
+                connections.awaiting_pool,
             )
         except SessionStoreUnavailable as error:
-            self.outage = error
+            self.failure = error
             raise
         self._note_clock(started_s, sent_s)
         return result
@@ -533,8 +895,7 @@ class SessionStore(SessionBase):
             idle_ms=round((conf.idle_timeout or 0) * 1000),
             max_bytes=conf.max_bytes,
             replay_ms=round(conf.store_timeout * 2000),
-            overwrite=conf.on_conflict == "overwrite",
-            attempts=1 if conf.on_conflict == "error" else 3,
+            on_conflict=conf.on_conflict,
         )
 
     def _new_key(self) -> str:
@@ -561,6 +922,35 @@ class SessionStore(SessionBase):
     def _vanish(self, reason: EndReason) -> None:
         self._session_key = None
         self.ended = reason
+
+
+def _refusal(place: Place, capped: bool) -> Refusal | None:
+    """Return why waiting for a session's lock makes no sense in this process, if so."""
+    if holding.holds(place):
+        return Refusal(
+            SessionLockTimeout,
+            "this thread or task holds the lock itself, through another session object",
+            "Use that object: request.session in a view.",
+        )
+    return _crowded() if capped and holding.waiting_room.is_full(place) else None
+
+
+@contextmanager
+def _waiting(place: Place, capped: bool) -> Iterator[Refusal | None]:
+    """Wait for a session's lock; gives why that makes no sense, if so."""
+    if not capped:
+        yield None
+        return
+    with holding.waiting_room.entered(place) as has_room:
+        yield None if has_room else _crowded()
+
+
+def _crowded() -> Refusal:
+    return Refusal(
+        SessionLockRefused,
+        f"{conf.lock_process_waiters} requests of this process wait for it already",
+        "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS says how many may.",
+    )
 
 
 def _on_event_loop() -> bool:

@@ -6,17 +6,22 @@ tuple of calls that go to the store together and come back together: one round t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from .fields import Delta
 from .record import Damaged, EndReason, Mode, NewerFormat, Place
 from .scripts import Script, script
 
+T = TypeVar("T")
+
 #: How long a tombstone is kept, in ms: longer than any request is in flight, and than a failover.
 TOMBSTONE_MS: Final = 10 * 60 * 1000
+
+#: How long one who waited for a lock has to take it once it is handed on, in ms.
+CLAIM_MS: Final = 2000
 
 #: How long a node may be silent before its figures join those of the former nodes, in ms.
 SILENCE_MS: Final = 24 * 60 * 60 * 1000
@@ -36,6 +41,10 @@ class Status(IntEnum):
     CONFLICT = -2
     TOO_LARGE = -3
     NEWER = -4
+    INSIDE = 2
+    HELD = -5
+    FULL = -6
+    LOST = -7
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,19 +60,63 @@ Trip = tuple[Call, ...]
 
 
 @dataclass(frozen=True, slots=True)
+class Wait:
+    """A blocking read of the list ``mailbox``; its reply is whether there was something in it."""
+
+    mailbox: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A time in which nothing is asked."""
+
+    seconds: float
+
+
+#: An operation as a generator: it yields what to ask, or how long to wait, and is sent the reply.
+Flow = Generator[Trip | Wait | Pause, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
 class Terms:
     """What the settings say about every write: times in ms, ``max_bytes`` in stored bytes.
 
-    ``overwrite``: write over what others changed. Otherwise merge with it, and give up at the
-    conflict number ``attempts``.
+    ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``.
     """
 
     default_age_ms: int
     idle_ms: int
     max_bytes: int
     replay_ms: int
-    overwrite: bool
-    attempts: int
+    on_conflict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Locking:
+    """What the settings say about a lock; times in ms.
+
+    ``wait_ms``: how long a request waits; ``lease_ms``: how long a silent holder keeps the lock;
+    ``hold_ms``: how long a living one may. ``most`` may wait for one session, -1 for any number.
+    ``name`` is who asks, as ``record.locker_name`` has it.
+    """
+
+    wait_ms: int
+    lease_ms: int
+    hold_ms: int
+    most: int
+    name: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Under which lock a write is done: its token, None for no lock; and whether it ends then."""
+
+    token: str | None = None
+    release: bool = False
+
+
+NO_LOCK: Final = Fence()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +162,40 @@ class Conflict:
 
     now_ms: int
     values: Mapping[bytes, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The lock is the asker's, since then; ``inside``: it is the one of an outer request."""
+
+    now_ms: int
+    since_ms: int
+    inside: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Another has the lock, and since when.
+
+    ``place`` is the asker's in the queue, from 1; 0 where it is not in it. ``waiting`` is how
+    many wait where that are too many.
+    """
+
+    now_ms: int
+    since_ms: int
+    holder: str
+    lease_left_ms: int = 0
+    place: int = 0
+    waiting: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """The lock was the asker's and is no more; ``holder`` has it now, empty if nobody."""
+
+    now_ms: int
+    since_ms: int
+    holder: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,11 +261,18 @@ def create(
     )
 
 
-def commit(place: Place, token: bytes, expiry: Expiry | None, delta: Delta, terms: Terms) -> Call:
+def commit(
+    place: Place,
+    token: bytes,
+    expiry: Expiry | None,
+    delta: Delta,
+    terms: Terms,
+    fence: Fence = NO_LOCK,
+) -> Call:
     """Build ``lua/commit.lua``; without ``expiry`` the session's mode and span stay."""
     return _scripted(
         "commit",
-        (place.record, place.index),
+        (place.record, place.index, place.locks),
         token,
         terms.replay_ms,
         _bounded(terms.default_age_ms),
@@ -186,8 +280,9 @@ def commit(place: Place, token: bytes, expiry: Expiry | None, delta: Delta, term
         terms.max_bytes,
         expiry.mode.value if expiry else "",
         _bounded_span(expiry) if expiry else 0,
-        int(terms.overwrite),
+        int(terms.on_conflict == "overwrite"),
         int(delta.cleared),
+        *_fenced(fence),
         *(
             part
             for change in delta.changes
@@ -205,23 +300,56 @@ def touch(place: Place, terms: Terms) -> Call:
 
 def end(place: Place, reason: EndReason) -> Call:
     """Build ``lua/end.lua``."""
-    return _scripted("end", (place.record, place.index), reason.value, TOMBSTONE_MS)
+    keys = (place.record, place.index, place.locks)
+    return _scripted("end", keys, reason.value, TOMBSTONE_MS, CLAIM_MS)
 
 
-def rotate(old: Place, new: Place, token: bytes, terms: Terms) -> Call:
+def rotate(old: Place, new: Place, token: bytes, terms: Terms, fence: Fence = NO_LOCK) -> Call:
     """Build ``lua/rotate.lua``."""
     return _scripted(
         "rotate",
-        (old.record, old.index, new.record, new.index),
+        (old.record, old.index, old.locks, new.record, new.index, new.locks),
         token,
         TOMBSTONE_MS,
         _bounded(terms.default_age_ms),
         terms.idle_ms,
+        *_fenced(fence),
     )
 
 
-def stats(figures: str, node: str, offset_ms: int, counts: Sequence[int]) -> Call:
-    """Build ``lua/stats.lua``."""
+def acquire(place: Place, token: str, terms: Locking, wait_ms: int, inside: str = "") -> Call:
+    """Build ``lua/acquire.lua``; ``inside`` is the token of an outer request's lock."""
+    return _scripted(
+        "acquire",
+        (place.record, place.locks),
+        token,
+        terms.name,
+        wait_ms,
+        terms.lease_ms,
+        CLAIM_MS,
+        terms.most,
+        inside,
+        2 * terms.hold_ms + terms.wait_ms,
+    )
+
+
+def release(place: Place, token: str) -> Call:
+    """Build ``lua/release.lua``."""
+    keys = (place.record, place.locks, place.mailbox(token))
+    return _scripted("release", keys, token, CLAIM_MS)
+
+
+def renew(place: Place, token: str, lease_ms: int, hold_ms: int) -> Call:
+    """Build ``lua/renew.lua``."""
+    return _scripted("renew", (place.record,), token, lease_ms, hold_ms)
+
+
+def _fenced(fence: Fence) -> tuple[Argument, ...]:
+    return fence.token or "", int(fence.release), CLAIM_MS
+
+
+def stats(figures: str, node: str, offset_ms: int, counts: Sequence[int | str]) -> Call:
+    """Build ``lua/stats.lua``; ``"^3"`` among the counts: 3 at least."""
     return _scripted("stats", (figures,), node, offset_ms, SILENCE_MS, *counts)
 
 
@@ -273,7 +401,7 @@ def parse_create(reply: Any) -> Alive | Exists:
     return Alive(now_ms, rest[0]) if status is Status.DONE else Exists(now_ms)
 
 
-def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge:
+def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge | Held | Lost:
     """Read the reply of ``commit``."""
     status, now_ms, rest = _parse(reply)
     match status:
@@ -284,6 +412,8 @@ def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge:
             return TooLarge(now_ms, rest[0])
         case Status.GONE:
             return Gone(now_ms, EndReason.of(rest[0]))
+        case Status.HELD | Status.LOST:
+            return _parse_refusal(status, now_ms, rest)
     deadline_ms, overwritten, counters = rest
     return Alive(now_ms, deadline_ms, overwritten, tuple(map(int, counters.split())))
 
@@ -301,7 +431,7 @@ def parse_end(reply: Any) -> bool:
     return _parse(reply)[0] is Status.DONE
 
 
-def parse_rotate(reply: Any) -> Alive | Gone | Exists:
+def parse_rotate(reply: Any) -> Alive | Gone | Exists | Held | Lost:
     """Read the reply of ``rotate``."""
     status, now_ms, rest = _parse(reply)
     match status:
@@ -309,4 +439,42 @@ def parse_rotate(reply: Any) -> Alive | Gone | Exists:
             return Gone(now_ms, EndReason.of(rest[0]))
         case Status.EXISTS:
             return Exists(now_ms)
+        case Status.HELD | Status.LOST:
+            return _parse_refusal(status, now_ms, rest)
     return Alive(now_ms, rest[0])
+
+
+def parse_acquire(reply: Any) -> Taken | Held | Gone:
+    """Read the reply of ``acquire``."""
+    status, now_ms, rest = _parse(reply)
+    match status:
+        case Status.GONE:
+            return Gone(now_ms, EndReason.of(rest[0]))
+        case Status.HELD:
+            since_ms, holder, left_ms, place = rest
+            return Held(now_ms, since_ms, _text(holder), left_ms, place)
+        case Status.FULL:
+            since_ms, holder, waiting = rest
+            return Held(now_ms, since_ms, _text(holder), waiting=waiting)
+    return Taken(now_ms, rest[0], inside=status is Status.INSIDE)
+
+
+def parse_release(reply: Any) -> int | None:
+    """Return how long the lock was held, in ms; None where it was not the asker's."""
+    status, now_ms, rest = _parse(reply)
+    return now_ms - rest[0] if status is Status.DONE else None
+
+
+def parse_renew(reply: Any) -> int | None:
+    """Return how much is left of the lease, in ms; None where the lock was lost."""
+    status, _, rest = _parse(reply)
+    return rest[0] if status is Status.DONE else None
+
+
+def _parse_refusal(status: Status, now_ms: int, rest: Sequence[Any]) -> Held | Lost:
+    since_ms, holder = rest
+    return (Held if status is Status.HELD else Lost)(now_ms, since_ms, _text(holder))
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "replace")

@@ -11,6 +11,9 @@ from django.conf import settings
 PREFIX = "CLUSTERED_SESSIONS_"
 
 OnConflict = Literal["merge", "overwrite", "error"]
+Locking = Literal["off", "write", "all"]
+OnLockLost = Literal["error", "merge"]
+OnReadOnlyChange = Literal["error", "log"]
 
 _host_name = cache(socket.gethostname)
 
@@ -50,6 +53,47 @@ class Settings:
     def idle_timeout(self) -> float | None:
         """Seconds without a request after which a session ends, or None."""
         return cast("float | None", _read("IDLE_TIMEOUT", None))
+
+    @property
+    def locking(self) -> Locking:
+        """Which requests take their session's lock."""
+        return cast(Locking, _read("LOCKING", "off"))
+
+    @property
+    def lock_wait(self) -> float:
+        """Seconds that a request waits for a lock."""
+        return float(_read("LOCK_WAIT", 10.0))
+
+    @property
+    def lock_lease(self) -> float:
+        """Seconds that a holder keeps its lock after it was last heard of."""
+        return float(_read("LOCK_LEASE", 8.0))
+
+    @property
+    def lock_max_hold(self) -> float:
+        """Seconds that a lock's lease is renewed for."""
+        return float(_read("LOCK_MAX_HOLD", 120.0))
+
+    @property
+    def lock_max_waiters(self) -> int:
+        """How many requests may wait for one session's lock."""
+        return cast(int, _read("LOCK_MAX_WAITERS", 16))
+
+    @property
+    def lock_process_waiters(self) -> int:
+        """How many requests of one process may wait for one session's lock."""
+        return cast(int, _read("LOCK_PROCESS_WAITERS", 2))
+
+    @property
+    def on_lock_lost(self) -> OnLockLost:
+        """What happens to the write of a request that has lost its lock."""
+        return cast(OnLockLost, _read("ON_LOCK_LOST", "error"))
+
+    @property
+    def on_read_only_change(self) -> OnReadOnlyChange:
+        """What happens when a view that only reads its session has changed it."""
+        default = "error" if settings.DEBUG else "log"
+        return cast(OnReadOnlyChange, _read("ON_READ_ONLY_CHANGE", None) or default)
 
     @property
     def node_name(self) -> str:

@@ -233,7 +233,7 @@ def _start(generator: AsyncGenerator[None]) -> None:
         anext(generator).__await__().send(None)
 
 
-_pools = _Pools()
+_working, _waiting = _Pools(), _Pools()
 
 
 def pool() -> redis.ConnectionPool:
@@ -241,15 +241,29 @@ def pool() -> redis.ConnectionPool:
 
     Raises ImproperlyConfigured.
     """
-    return _pools.pool()
+    return _working.pool()
 
 
 def apool() -> aioredis.ConnectionPool:
     """Return the running event loop's pool. See pool()."""
-    return _pools.apool()
+    return _working.apool()
+
+
+def waiting_pool() -> redis.ConnectionPool:
+    """Return the pool for those who wait for a lock, so that they starve nobody who works.
+
+    As large as the other one. See pool().
+    """
+    return _waiting.pool()
+
+
+def awaiting_pool() -> aioredis.ConnectionPool:
+    """Return the running event loop's pool for those who wait. See waiting_pool()."""
+    return _waiting.apool()
 
 
 @receiver(setting_changed)
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in _BUILT_FROM:
-        _pools.forget()
+        _working.forget()
+        _waiting.forget()

@@ -25,6 +25,37 @@ NAMES: Final = (
     "ended",
     "values_set_aside",
     "store_errors",
+    "locks_acquired",
+    "lock_waits",
+    "lock_handoffs",
+    "lock_wait_ms",
+    "lock_timeouts",
+    "lock_refusals",
+    "locks_lost",
+    "writes_refused",
+    "lock_longest_wait_ms",
+    "lock_longest_hold_ms",
+    "lock_waits_to_1_ms",
+    "lock_waits_to_2_ms",
+    "lock_waits_to_5_ms",
+    "lock_waits_to_10_ms",
+    "lock_waits_to_20_ms",
+    "lock_waits_to_50_ms",
+    "lock_waits_to_100_ms",
+    "lock_waits_to_200_ms",
+    "lock_waits_to_500_ms",
+    "lock_waits_to_1000_ms",
+    "lock_waits_to_2000_ms",
+    "lock_waits_to_5000_ms",
+    "lock_waits_to_10000_ms",
+)
+
+#: Those of which the largest counts, not the sum.
+MAXIMA: Final = frozenset({"lock_longest_wait_ms", "lock_longest_hold_ms"})
+
+#: The counters of waits by their length: each with its upper bound in ms, in order.
+WAITS: Final = tuple(
+    (name, int(name.split("_")[3])) for name in NAMES if name.startswith("lock_waits_to_")
 )
 
 #: Figures ride along when those before are this old, in seconds.
@@ -51,6 +82,18 @@ class Counters:
             for name, count in counts.items():
                 self._counts[name] += count
 
+    def maximum(self, **values: int) -> None:
+        """Take the largest of these and what was there."""
+        with self._lock:
+            for name, value in values.items():
+                self._counts[name] = max(self._counts[name], value)
+
+    def waited(self, wait_ms: int) -> None:
+        """Count a wait for a lock, by its length."""
+        name = next((name for name, bound_ms in WAITS if wait_ms <= bound_ms), None)
+        self.add(lock_waits=1, lock_wait_ms=wait_ms, **({name: 1} if name else {}))
+        self.maximum(lock_longest_wait_ms=wait_ms)
+
     def take(self, *, now: bool = False) -> Sequence[int]:
         """Return the counts if they are due, and start anew; return nothing otherwise."""
         with self._lock:
@@ -66,7 +109,9 @@ class Counters:
 
     def put_back(self, counts: Sequence[int]) -> None:
         """Take back counts that did not reach the store."""
-        self.add(**dict(zip(NAMES, counts, strict=False)))
+        taken = dict(zip(NAMES, counts, strict=False))
+        self.add(**{name: count for name, count in taken.items() if name not in MAXIMA})
+        self.maximum(**{name: count for name, count in taken.items() if name in MAXIMA})
 
     def observe_clock(self, store_ms: int, sent_s: float, received_s: float) -> None:
         """Measure the clock's offset by a reply: the store's time in ms, this node's in seconds."""

@@ -23,9 +23,8 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from .commands import Trip
+from .commands import Flow, Pause, Trip, Wait
 from .exceptions import SessionStoreUnavailable
-from .flows import Flow
 from .record import Damaged
 
 T = TypeVar("T")
@@ -48,6 +47,12 @@ _ADVICE: Final = {
 }
 
 
+#: What a blocking read may take longer than it was asked to, in seconds.
+_GRACE_S: Final = 0.25
+
+#: Where a blocking read is not possible, whoever waits looks again after so long, in seconds.
+_DOUBT_S: Final = 0.05
+
 #: The least that a socket is given to answer, in seconds: 0 would mean not to wait at all.
 _SHORTEST: Final = 0.001
 
@@ -68,43 +73,115 @@ class Budget:
         self._left -= seconds
 
 
-def run(flow: Flow[T], pool: Callable[[], Pool], budget: Budget) -> T:
+class PerTrip(Budget):
+    """The same seconds for each trip, for what takes many and has time."""
+
+    def spend(self, seconds: float) -> None:
+        """Take away nothing."""
+
+
+def run(
+    flow: Flow[T],
+    pool: Callable[[], Pool],
+    budget: Budget,
+    waiting: Callable[[], Pool] | None = None,
+) -> T:
     """Run a flow over a connection of ``pool()``, which is asked only if there is a trip.
+
+    What waits uses a connection of ``waiting()``, and does not spend the budget.
 
     Raises SessionStoreUnavailable, and what the flow raises.
     """
     try:
-        trip = next(flow)
+        step = next(flow)
         while True:
+            if not isinstance(step, tuple):
+                step = flow.send(_rest(step, waiting or pool))
+                continue
             started = time.monotonic()
             try:
-                replies = _send(trip, pool(), budget.left)
+                replies = _send(step, pool(), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
-                trip = flow.throw(error)
+                step = flow.throw(error)
             else:
                 budget.spend(time.monotonic() - started)
-                trip = flow.send(replies)
+                step = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
 
 
-async def arun(flow: Flow[T], pool: Callable[[], AsyncPool], budget: Budget) -> T:
+async def arun(
+    flow: Flow[T],
+    pool: Callable[[], AsyncPool],
+    budget: Budget,
+    waiting: Callable[[], AsyncPool] | None = None,
+) -> T:
     """See run()."""
     try:
-        trip = next(flow)
+        step = next(flow)
         while True:
+            if not isinstance(step, tuple):
+                step = flow.send(await _arest(step, waiting or pool))
+                continue
             started = time.monotonic()
             try:
-                replies = await _asend(trip, pool(), budget.left)
+                replies = await _asend(step, pool(), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
-                trip = flow.throw(error)
+                step = flow.throw(error)
             else:
                 budget.spend(time.monotonic() - started)
-                trip = flow.send(replies)
+                step = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+
+
+def _rest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool:
+    """Read a mailbox, or sleep; False where nothing came, and where nobody knows."""
+    if isinstance(wait, Pause):
+        time.sleep(wait.seconds)
+        return False
+    connection: Any = None
+    pool = pools()
+    try:
+        connection = pool.get_connection()
+        deadline = time.monotonic() + wait.seconds + _GRACE_S
+        (mail,) = _exchange(connection, [_blocking_read(wait)], deadline)
+    except (RedisError, OSError) as error:
+        mail = error
+    finally:
+        if connection is not None:
+            pool.release(connection)
+    if isinstance(mail, Exception):
+        time.sleep(min(wait.seconds, _DOUBT_S))
+    return isinstance(mail, list)
+
+
+async def _arest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool:
+    """See _rest()."""
+    if isinstance(wait, Pause):
+        await asyncio.sleep(wait.seconds)
+        return False
+    connection: Any = None
+    pool = pools()
+    try:
+        connection = await pool.get_connection()
+        deadline = time.monotonic() + wait.seconds + _GRACE_S
+        (mail,) = await _aexchange(connection, [_blocking_read(wait)], deadline)
+    except (RedisError, OSError) as error:
+        mail = error
+    finally:
+        if connection is not None:
+            await pool.release(connection)
+    if isinstance(mail, Exception):
+        await asyncio.sleep(min(wait.seconds, _DOUBT_S))
+    return isinstance(mail, list)
+
+
+def _blocking_read(wait: Wait) -> tuple[Any, ...]:
+    # A timeout of 0 would be for ever.
+    return "BLPOP", wait.mailbox, f"{max(wait.seconds, _SHORTEST):.3f}"
 
 
 def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:

@@ -4,6 +4,10 @@ ClusteredSessionError
 +-- SessionStoreUnavailable     the store did not answer, or answered that it cannot
 +-- SessionConflict             two requests changed one key, and the policy is to say so
 +-- SessionTooLarge             the session would exceed CLUSTERED_SESSIONS_MAX_BYTES
++-- SessionLockTimeout          another request kept the session's lock for too long
+|   +-- SessionLockRefused      too many wait for it already
++-- SessionLockLost             the lock went to another request before this one wrote
++-- SessionReadOnly             a view that said it only reads has changed its session
 
 Django's own stay Django's: ``CreateError`` (the key exists), ``UpdateError`` (the session was
 ended), ``SessionInterrupted`` (the response to an ``UpdateError``).
@@ -50,4 +54,49 @@ class SessionTooLarge(ClusteredSessionError):
             f"session {session_id}: {size} bytes exceed CLUSTERED_SESSIONS_MAX_BYTES = {limit}; "
             "the stored session stays as it was. Keep large data elsewhere and a reference to it "
             "in the session, or raise the limit."
+        )
+
+
+class SessionLockTimeout(ClusteredSessionError):
+    """Another request kept the session's lock for longer than this one was ready to wait.
+
+    ``holder`` is that request's node and route, ``held_s`` how long it has had the lock, by the
+    store's clock.
+    """
+
+    def __init__(self, session_id: str, holder: str, held_s: float, why: str, advice: str) -> None:
+        self.holder = holder
+        self.held_s = held_s
+        super().__init__(
+            f"session {session_id[:12]}: {why}. Its lock is held by {holder or 'another request'}, "
+            f"for {held_s:.1f} s now. {advice}"
+        )
+
+
+class SessionLockRefused(SessionLockTimeout):
+    """Too many requests wait for the session's lock already."""
+
+
+class SessionLockLost(ClusteredSessionError):
+    """The session's lock went to another request; not one byte of this write has landed.
+
+    ``holder`` is who has the lock now, empty where nobody has it any more.
+    """
+
+    def __init__(self, session_id: str, holder: str) -> None:
+        self.holder = holder
+        super().__init__(
+            f"session {session_id[:12]}: this request was silent for longer than its lease, and "
+            f"{holder or 'another request'} got the lock; nothing of this write has landed. Load "
+            "the session again and repeat the change, or raise CLUSTERED_SESSIONS_LOCK_LEASE."
+        )
+
+
+class SessionReadOnly(ClusteredSessionError):
+    """A view marked ``session_read_only`` has changed its session; nothing was written."""
+
+    def __init__(self, route: str) -> None:
+        super().__init__(
+            f"the view of {route or 'this request'} is marked session_read_only and has changed "
+            "its session; nothing was written. Take the mark away, or the change."
         )

@@ -66,6 +66,14 @@ class Delta:
         return self.cleared or any(change.field == EXPIRY_FIELD for change in self.changes)
 
 
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a copy of a session had changed at some time."""
+
+    delta: Delta
+    added: Mapping[Any, int]
+
+
 class Fields(MutableMapping[Any, Any]):
     """A session's values by key: what the store holds, as far as it was decoded, and changes.
 
@@ -265,6 +273,63 @@ class Fields(MutableMapping[Any, Any]):
             else:
                 self._stored.pop(field, None)
             self._atoms.pop(key, None)
+
+    def refresh(self, stored: Mapping[bytes, bytes]) -> None:
+        """Take what the store holds now, and keep on top of it what was changed here.
+
+        Raises TypeError, as ``delta`` and ``rebase`` do.
+        """
+        if self._cleared:
+            return
+        changed = {change.field for change in self.delta().changes}
+        moved = {
+            field: stored.get(field, b"")
+            for field in self._stored.keys() | stored.keys()
+            if stored.get(field) != self._stored.get(field)
+        }
+        self.rebase({field: moved.pop(field) for field in changed & moved.keys()})
+        for field, now in moved.items():
+            key = self._key(field)
+            for known in (self._values, self._atoms, self._waiting):
+                known.pop(key, None)
+            self._set_aside.discard(field)
+            if now:
+                self._stored[field] = now
+                self._waiting[key] = field
+            else:
+                del self._stored[field]
+
+    def snapshot(self) -> Snapshot:
+        """Return what is changed here and not in the store, for ``restore``.
+
+        Raises TypeError, as ``delta`` does.
+        """
+        return Snapshot(self.delta(), dict(self._added))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Forget what was changed since the snapshot.
+
+        Nothing must have been saved since.
+        """
+        self._values, self._atoms, self._added = {}, {}, {}
+        self._cleared = snapshot.delta.cleared
+        self._waiting = {
+            self._key(field): field
+            for field in self._stored
+            if field not in self._set_aside and not self._cleared
+        }
+        for change in snapshot.delta.changes:
+            key = self._key(change.field)
+            if change.operation is Operation.REMOVE:
+                self._waiting.pop(key, None)
+            elif change.operation is Operation.ADD:
+                self.increment(key, int(change.operand))
+            else:
+                self[key] = record.unpack(
+                    bytes(record.VERSION_BYTES) + change.operand, self._serializer
+                )
+        self._added = dict(snapshot.added)
+        self._unsettle()
 
     def as_stored(self, key: str) -> bool:
         """Return whether a key's value, or its absence, is what the store is known to hold."""

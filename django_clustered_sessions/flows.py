@@ -8,55 +8,92 @@ authentication flows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
-from . import commands
-from .commands import Alive, Call, Conflict, Exists, Expiry, Gone, Terms, TooLarge, Trip
-from .exceptions import SessionConflict, SessionTooLarge
+from . import commands, locks
+from .commands import (
+    NO_LOCK,
+    Alive,
+    Call,
+    Conflict,
+    Exists,
+    Expiry,
+    Fence,
+    Flow,
+    Gone,
+    Held,
+    Lost,
+    Terms,
+    TooLarge,
+    Trip,
+)
+from .exceptions import (
+    SessionConflict,
+    SessionLockLost,
+    SessionStoreUnavailable,
+    SessionTooLarge,
+)
 from .fields import Delta, Fields
+from .locks import Asking, Turn
 from .record import EndReason, Loaded, Place
 
 T = TypeVar("T")
-Flow = Generator[Trip, Sequence[Any], T]
+
+#: A writer that meets so many conflicts in a row queues for the lock.
+_PATIENCE: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """What a load found: the session, or why there is none, and the store's clock in ms."""
+    """What a load found: the session, or why there is none, and the store's clock in ms.
+
+    ``turn`` is what came of asking for the lock, where that was asked.
+    """
 
     found: Loaded | EndReason
     now_ms: int
+    turn: Turn | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Committed:
     """A commit that landed: what is known of the session now, and what it took.
 
-    ``merged`` are the fields that others had changed too.
+    ``merged`` are the fields that others had changed too; ``turn`` is what came of asking for the
+    lock, where the commit had to.
     """
 
     alive: Alive
     delta: Delta
     merged: int
+    turn: Turn | None = None
 
 
-def load(place: Place, terms: Terms | None = None) -> Flow[Read]:
+def load(place: Place, terms: Terms | None = None, asking: Asking | None = None) -> Flow[Read]:
     """Read a session; with ``terms``, renew its deadline on the same trip.
 
-    Raises Damaged where the record cannot be understood, NewerFormat where it must not be.
+    With ``asking``, take its lock first, on the same trip too where the lock is free.
+
+    Raises Damaged where the record cannot be understood, NewerFormat where it must not be,
+    SessionLockTimeout.
     """
     trip = commands.read(place)
     if terms:
         trip = (commands.touch(place, terms), *trip)
-    replies = yield trip
+    turn = None
+    if asking:
+        turn, replies = yield from locks.take(place, asking, trip)
+    else:
+        replies = yield trip
     fields, now_ms = commands.parse_read(replies[-2:])
     found = Loaded.parse(fields)
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
         # It expired between the two commands of this trip.
         found = EndReason.UNKNOWN
-    return Read(found, now_ms)
+    return Read(found, now_ms, turn)
 
 
 def exists(place: Place) -> Flow[bool]:
@@ -95,48 +132,116 @@ def commit(
     expiry_of: Callable[[Fields], Expiry],
     terms: Terms,
     token_of: Callable[[Delta], bytes],
+    asking: Asking,
+    fence: Fence = NO_LOCK,
+    *,
+    merge_lost: bool = False,
 ) -> Flow[Committed | Gone]:
     """Write what changed in ``fields`` into a session that exists.
 
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
     With nothing to write, the deadline is renewed. ``token_of`` gives the token for a delta.
 
-    Raises SessionTooLarge; SessionConflict after ``terms.attempts`` conflicts in a row.
+    While another request holds the lock, this one queues for it by ``asking``, and so it does
+    after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
+
+    Raises SessionTooLarge; SessionConflict where that is the policy; SessionLockLost;
+    SessionLockTimeout.
     """
     conflicts = merged = 0
-    while True:
-        delta = fields.delta()
-        if not delta:
-            alive = yield from touch(place, terms)
-            return alive if isinstance(alive, Gone) else Committed(alive, delta, merged)
-        expiry = expiry_of(fields) if delta.expiry_changed else None
-        token = token_of(delta)
-        (reply,) = yield (commands.commit(place, token, expiry, delta, terms),)
-        match commands.parse_commit(reply):
-            case Gone() as gone:
-                return gone
-            case TooLarge(size=size):
-                raise SessionTooLarge(place.id, size, terms.max_bytes)
-            case Conflict(values=theirs):
-                # To add to what is no counter in the store is no conflict: it is given the sum.
-                if not theirs.keys() <= delta.sums:
-                    conflicts += 1
-                    merged += len(theirs)
-                if conflicts == terms.attempts:
-                    raise SessionConflict(place.id, [_readable(field) for field in theirs])
-                fields.rebase(theirs)
-            case Alive() as alive:
-                fields.written(delta, token, list(alive.counters))
-                return Committed(alive, delta, merged)
+    turn: Turn | None = None
+    try:
+        while True:
+            delta = fields.delta()
+            if not delta:
+                alive = yield from _renew(place, terms, fence)
+                return alive if isinstance(alive, Gone) else Committed(alive, delta, merged, turn)
+            expiry = expiry_of(fields) if delta.expiry_changed else None
+            token = token_of(delta)
+            (reply,) = yield (commands.commit(place, token, expiry, delta, terms, fence),)
+            queues = False
+            match commands.parse_commit(reply):
+                case Gone() as gone:
+                    return gone
+                case TooLarge(size=size):
+                    raise SessionTooLarge(place.id, size, terms.max_bytes)
+                case Lost(holder=holder) if turn is None and not merge_lost:
+                    raise SessionLockLost(place.id, holder)
+                case Held() | Lost():
+                    queues = True
+                case Conflict(values=theirs):
+                    # To add to what is no counter in the store is no conflict: it is given the
+                    # sum.
+                    if not theirs.keys() <= delta.sums:
+                        conflicts += 1
+                        merged += len(theirs)
+                        if terms.on_conflict == "error":
+                            raise SessionConflict(place.id, [_readable(field) for field in theirs])
+                    fields.rebase(theirs)
+                    queues = fence.token is None and conflicts >= _PATIENCE
+                case Alive() as alive:
+                    fields.written(delta, token, list(alive.counters))
+                    return Committed(alive, delta, merged, turn)
+            if queues:
+                turn, _ = yield from locks.take(place, asking)
+                if isinstance(turn.found, Gone):
+                    return turn.found
+                fence = Fence(asking.token, release=True)
+    except Exception:
+        if turn:
+            with suppress(SessionStoreUnavailable):
+                yield (commands.release(place, asking.token),)
+        raise
 
 
-def rotate(old: Place, new: Place, terms: Terms, token: bytes) -> Flow[Alive | Gone | Exists]:
+def _renew(place: Place, terms: Terms, fence: Fence) -> Flow[Alive | Gone]:
+    trip: Trip = (commands.touch(place, terms),)
+    if fence.token and fence.release:
+        trip += (commands.release(place, fence.token),)
+    reply, *_ = yield trip
+    return commands.parse_touch(reply)
+
+
+def rotate(
+    old: Place,
+    new: Place,
+    terms: Terms,
+    token: bytes,
+    asking: Asking,
+    fence: Fence = NO_LOCK,
+) -> Flow[Alive | Gone | Exists]:
     """Move a session to a new key, with everything that the store holds of it.
 
-    Raw values move inside the store, those included that this release cannot read.
+    Raw values move inside the store, those included that this release cannot read. While another
+    request holds the lock, this one queues for it by ``asking``.
+
+    Raises SessionLockLost, SessionLockTimeout.
     """
-    (reply,) = yield (commands.rotate(old, new, token, terms),)
-    return commands.parse_rotate(reply)
+    while True:
+        (reply,) = yield (commands.rotate(old, new, token, terms, fence),)
+        match commands.parse_rotate(reply):
+            case Lost(holder=holder) if fence.token != asking.token:
+                raise SessionLockLost(old.id, holder)
+            case Held() | Lost():
+                turn, _ = yield from locks.take(old, asking)
+                if isinstance(turn.found, Gone):
+                    return turn.found
+                fence = Fence(asking.token, release=True)
+            case Exists() as exists:
+                if fence.token == asking.token:
+                    yield (commands.release(old, asking.token),)
+                return exists
+            case found:
+                return found
+
+
+def release(place: Place, token: str) -> Flow[int | None]:
+    """Give up a session's lock, or the place in its queue.
+
+    Return how long it was held, in ms; None where it was no more held.
+    """
+    (reply,) = yield (commands.release(place, token),)
+    return commands.parse_release(reply)
 
 
 def end(place: Place, reason: EndReason) -> Flow[bool]:
@@ -166,16 +271,19 @@ def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
     from the first call that failed, so what came before is not done twice.
     """
     try:
-        trip = next(flow)
-        passenger = rider.board(trip)
+        step = next(flow)
+        passenger = rider.board(step) if isinstance(step, tuple) else None
         while True:
             try:
-                replies = yield (passenger, *trip) if passenger else trip
+                if passenger and isinstance(step, tuple):
+                    _, *reply = yield (passenger, *step)
+                else:
+                    reply = yield step
             except Exception as error:
                 rider.lost()
-                trip = flow.throw(error)
+                step = flow.throw(error)
             else:
-                trip = flow.send(replies[1:] if passenger else replies)
+                step = flow.send(reply)
             passenger = None
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
@@ -14,22 +14,23 @@ from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest, HttpResponse
-from django.template import TemplateDoesNotExist, loader
 from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date
 
 from .backend import SessionStore
+from .commands import Flow
 from .conf import conf
 from .counters import counters
 from .drivers import Budget
-from .exceptions import SessionConflict, SessionStoreUnavailable
-from .flows import Flow
+from .exceptions import (
+    SessionConflict,
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionStoreUnavailable,
+)
 from .record import EndReason
-
-logger = logging.getLogger("django_clustered_sessions")
-
-#: What a 503 tells the client to wait before it asks again, in seconds.
-RETRY_AFTER_S: Final = 5
+from .responses import answer_to, instead_of
+from .usage import RequestUsage
 
 #: An answer this long after its session's load is late, in seconds: somebody may have logged in
 #: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
@@ -40,8 +41,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
     """Django's session middleware for ``django_clustered_sessions.backend``.
 
     Sliding expiry rides on the load. A store that is away becomes a 503 with the cookie left
-    alone, whatever an inner middleware or a template made of the exception. With any other
-    session engine this is Django's own.
+    alone, whatever an inner middleware or a template made of the exception. Where the request's
+    session is locked, that ends here. With any other session engine this is Django's own.
     """
 
     def process_request(self, request: HttpRequest) -> None:
@@ -50,6 +51,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         session = request.session
         if isinstance(session, SessionStore):
             session.budget = Budget(conf.store_timeout)
+            session.usage = RequestUsage(request)
             session.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
             counters.add(requests=1)
 
@@ -70,6 +72,19 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return await sync_to_async(super().process_response)(request, response)
         return await session.arun(self._finishing(request, response, session))
 
+    def __call__(self, request: HttpRequest) -> Any:
+        """Answer a request; whatever becomes of it, its session's lock is given up."""
+        if self.async_mode:
+            return self.__acall__(request)
+        try:
+            return super().__call__(request)
+        except BaseException:
+            # There will be no answer: a worker that is told to stop, for one.
+            session = getattr(request, "session", None)
+            if isinstance(session, SessionStore):
+                session.run(session.releasing(), "acommit()")
+            raise
+
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
         own, ours = type(self), ClusteredSessionMiddleware
         if own.aprocess_response is ours.aprocess_response and (
@@ -80,7 +95,14 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return cast(HttpResponse, await super().__acall__(request))
         self.process_request(request)
         get_response = cast(Callable[[HttpRequest], Awaitable[Any]], self.get_response)
-        return await self.aprocess_response(request, await get_response(request))
+        try:
+            return await self.aprocess_response(request, await get_response(request))
+        except BaseException:
+            # There will be no answer: a client that has left, for one.
+            session = getattr(request, "session", None)
+            if isinstance(session, SessionStore):
+                await asyncio.shield(session.arun(session.releasing()))
+            raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer what a view lets through: 503 for a store that is away, 409 for a conflict.
@@ -90,33 +112,32 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         session = getattr(request, "session", None)
         if isinstance(exception, UpdateError) and isinstance(session, SessionStore):
             raise _interrupted() from exception
-        if isinstance(exception, SessionConflict):
-            return _conflict()
-        if isinstance(exception, SessionStoreUnavailable):
-            return _unavailable(exception)
-        return None
+        return answer_to(exception)
 
     def _finishing(
         self, request: HttpRequest, response: HttpResponse, session: SessionStore
     ) -> Flow[HttpResponse]:
         accessed = session.accessed
-        saved = False
-        if session.outage is None and response.status_code < 500 and not session.is_empty():
+        is_saved = False
+        if session.failure is None and response.status_code < 500 and not session.is_empty():
             try:
-                saved = yield from _keeping(session)
-            except SessionStoreUnavailable as error:
-                session.outage = error
-            except SessionConflict as error:
-                logger.warning("answered 409: %s", error)
-                response = _instead_of(response, _conflict())
+                is_saved = yield from _keeping(session)
             except UpdateError as error:
                 raise _interrupted() from error
-        if session.outage is not None:
-            if not session.tolerates_outage:
-                response = _instead_of(response, _unavailable(session.outage))
+            except (
+                SessionConflict,
+                SessionLockLost,
+                SessionLockTimeout,
+                SessionStoreUnavailable,
+            ) as error:
+                session.failure = error
+        yield from session.releasing()
+        if session.failure is not None:
+            if not (session.outage and session.tolerates_outage):
+                response = instead_of(response, answer_to(session.failure) or response)
             # Nothing is known of the session, so its cookie stays as it is.
             vary = accessed
-        elif saved:
+        elif is_saved:
             _set_cookie(response, session)
             vary = True
         elif settings.SESSION_COOKIE_NAME in request.COOKIES and session.is_empty():
@@ -134,24 +155,19 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 
 def _keeping(session: SessionStore) -> Flow[bool]:
     """Save or renew the session as the settings want it; return whether it is to have a cookie."""
+    touches = session.usage.touches
     if session.modified:
-        yield from session.saving()
-    elif settings.SESSION_SAVE_EVERY_REQUEST or session.renewed:
+        yield from session.saving(release=True)
+    elif touches and (settings.SESSION_SAVE_EVERY_REQUEST or session.renewed):
         # Renewed: an idle timeout did, and the cookie has to last as long.
         if session.renewed and session.store_seen_s_ago > LATE_S and SESSION_KEY not in session:
             # After a login the old key in a cookie would take the new one's place, so it is worth
             # a trip to ask.
             session.renewed = False
         yield from session.renewing()
-    else:
+    elif not session.committed:
         return False
     return session.session_key is not None
-
-
-def _instead_of(replaced: HttpResponse, response: HttpResponse) -> HttpResponse:
-    """Return ``response``, which closes what the replaced one had open: a file, a generator."""
-    cast(Any, response)._resource_closers.extend(cast(Any, replaced)._resource_closers)
-    return response
 
 
 def _set_cookie(response: HttpResponse, session: SessionStore) -> None:
@@ -187,24 +203,3 @@ def _interrupted() -> SessionInterrupted:
         "The request's session was deleted before the request completed. "
         "The user may have logged out in a concurrent request, for example."
     )
-
-
-def _conflict() -> HttpResponse:
-    return HttpResponse(
-        "Another request changed the same session data. Please try again.\n",
-        status=409,
-        content_type="text/plain; charset=utf-8",
-    )
-
-
-def _unavailable(error: SessionStoreUnavailable) -> HttpResponse:
-    """Return the site's ``503.html``, or a line of text where it has none."""
-    logger.error("answered 503: %s", error)
-    try:
-        body, content_type = loader.get_template("503.html").render(), "text/html; charset=utf-8"
-    except TemplateDoesNotExist:
-        body = "Sessions cannot be reached for a moment. Please try again.\n"
-        content_type = "text/plain; charset=utf-8"
-    response = HttpResponse(body, status=503, content_type=content_type)
-    response.headers["Retry-After"] = str(RETRY_AFTER_S)
-    return response

@@ -22,6 +22,7 @@ FORMAT: Final = 1
 
 META: Final = b"m:"
 ENDED: Final = b"m:end"
+LOCK: Final = b"m:lock"
 #: Prefix of the field of a session key that is a string.
 DATA: Final = b"d:"
 #: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
@@ -35,6 +36,9 @@ BUCKETS: Final = 1024
 COMPRESS_FROM: Final = 4096
 
 _META = Struct(">Bc8s6s6s6sI")
+#: token, until when it waits, since when, whether it counts against the caps, length of the name
+_LOCKER = Struct(">16s6s6sBB")
+_LONGEST_NAME = 255
 _HEX_STRING = re.compile(rb'"((?:[0-9a-f]{2}){16,})"')
 
 
@@ -93,7 +97,7 @@ def session_id(session_key: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a session is kept: the keys of its record and of its bucket's index.
+    """Where a session is kept: the keys of its record, and of its bucket's index and locks.
 
     All of a bucket's keys share one hash tag, so that one script can change them together, on
     Cluster too.
@@ -102,6 +106,7 @@ class Place:
     id: str
     record: str
     index: str
+    locks: str
 
     @classmethod
     def of(cls, prefix: str, session_key: str) -> Place:
@@ -109,7 +114,11 @@ class Place:
         digest = session_id(session_key)
         start = base64.urlsafe_b64decode(digest[:4])
         bucket = bucket_tag(prefix, start[0] << 2 | start[1] >> 6)
-        return cls(digest, f"{bucket}:{digest}", f"{bucket}:index")
+        return cls(digest, f"{bucket}:{digest}", f"{bucket}:index", f"{bucket}:locks")
+
+    def mailbox(self, token: str) -> str:
+        """Return the key of the list that whoever waits for the lock with ``token`` is woken by."""
+        return f"{self.record}:{token}"
 
 
 def bucket_tag(prefix: str, bucket: int) -> str:
@@ -172,6 +181,40 @@ class Loaded:
             raise Damaged("its meta field is missing")
         meta = Meta.parse(packed)
         return cls(meta, {f: v for f, v in fields.items() if f[:2] in (DATA, ODD_DATA)})
+
+
+@dataclass(frozen=True, slots=True)
+class Locker:
+    """Who holds a session's lock, or waits for it: as ``lua/lock.lua`` keeps it.
+
+    ``since_ms`` is by the store's clock. ``name`` is what ``locker_name`` made.
+    """
+
+    token: str
+    since_ms: int
+    name: str
+
+    @classmethod
+    def parse_all(cls, packed: bytes) -> list[Locker]:
+        """Read a session's entry in the hash of locks: the holder, then who waits, in order.
+
+        Raises Damaged.
+        """
+        found, at = [], 0
+        try:
+            while at < len(packed):
+                token, _, since, _, length = _LOCKER.unpack_from(packed, at)
+                at += _LOCKER.size + length
+                name = packed[at - length : at].decode("utf-8", "replace")
+                found.append(cls(token.decode("ascii"), int.from_bytes(since), name))
+        except Exception as error:
+            raise Damaged("its entry among the locks is damaged") from error
+        return found
+
+
+def locker_name(node: str, route: str) -> bytes:
+    """Return the name under which a request holds a lock or waits: its node and its route."""
+    return f"{node} {route}".strip().encode()[:_LONGEST_NAME]
 
 
 class Serializer(Protocol):

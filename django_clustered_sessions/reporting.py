@@ -10,12 +10,11 @@ from typing import Final
 from django.core.exceptions import ImproperlyConfigured
 
 from . import commands, connections, drivers
-from .commands import Call, Trip
+from .commands import Call, Flow, Trip
 from .conf import conf
-from .counters import counters
+from .counters import MAXIMA, NAMES, counters
 from .drivers import Budget
 from .exceptions import SessionStoreUnavailable
-from .flows import Flow
 from .record import bucket_tag
 
 logger = logging.getLogger("django_clustered_sessions")
@@ -54,7 +53,8 @@ def report_the_rest() -> None:
 
 
 def _call(figures: str, counts: Sequence[int]) -> Call:
-    return commands.stats(figures, conf.node_name, counters.clock_offset_ms, counts)
+    marked = [f"^{n}" if name in MAXIMA else n for name, n in zip(NAMES, counts, strict=True)]
+    return commands.stats(figures, conf.node_name, counters.clock_offset_ms, marked)
 
 
 def _send(call: Call) -> Flow[None]:

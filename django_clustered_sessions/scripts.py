@@ -1,16 +1,20 @@
 """The Lua scripts of ``lua/``, read once as package resources.
 
 A script's source is its own file behind ``prelude.lua``, which alone knows how a record's meta
-field is packed and how a deadline follows from a session's mode. Redis runs one text per script
-and has no includes; joining two files is all the machinery that this takes.
+field is packed and how a deadline follows from a session's mode, and behind what its header
+includes, such as ``lock.lua``. Redis runs one text per script and has no includes; joining files
+is all the machinery that this takes.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha1
 from importlib.resources import files
+
+_INCLUDES = re.compile(rb"^-- Includes: (\w+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,11 +33,12 @@ def read(name: str) -> bytes:
 
 @cache
 def script(name: str) -> Script:
-    """Return the script ``name``, its own text behind the prelude's.
+    """Return the script ``name``, its own text behind what it is built on.
 
     The first line, ``#!lua``, has to stay the first: it makes the store check before the first
     write that it may write at all, so that a full or read-only store changes nothing.
     """
     shebang, _, body = read(name).partition(b"\n")
-    source = b"\n".join((shebang, read("prelude"), body))
+    included = [read(name.decode()) for name in _INCLUDES.findall(body)]
+    source = b"\n".join((shebang, read("prelude"), *included, body))
     return Script(name, source, sha1(source, usedforsecurity=False).hexdigest().encode())

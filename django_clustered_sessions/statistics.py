@@ -14,10 +14,9 @@ from itertools import chain, islice
 from random import Random
 from typing import Any, Final, TypeVar
 
-from .commands import Argument, Call
+from .commands import Argument, Call, Flow
 from .counters import NAMES
 from .exceptions import SessionStoreUnavailable
-from .flows import Flow
 from .record import BUCKETS, META, Damaged, Meta, NewerFormat, bucket_tag
 
 T = TypeVar("T")

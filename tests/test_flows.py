@@ -16,7 +16,7 @@ from django_clustered_sessions.fields import Fields
 from django_clustered_sessions.record import EndReason, Loaded, Mode, NewerFormat, Place
 
 PLACE = Place.of("session", "some key")
-TERMS = Terms(1000, 0, 100_000, 4000, overwrite=False, attempts=3)
+TERMS = Terms(1000, 0, 100_000, 4000, on_conflict="merge")
 TOKEN = b"tokentok"
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 10)
 EXPIRY = Expiry(Mode.DEFAULT, 0)

@@ -20,9 +20,10 @@ ROWS = [
     "checks",
     "middleware",
     "backend",
-    "reporting",
+    "holding reporting usage",
     "connections drivers statistics",
-    "conf counters embedded flows lifetime",
+    "conf counters decorators embedded flows lifetime responses",
+    "locks",
     "commands",
     "fields",
     "merge record scripts",
@@ -34,7 +35,7 @@ RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
 STORE = {"connections", "drivers"}
 
 #: Logic that gets clock, token and randomness as arguments, and runs without Django.
-PURE = {"commands", "exceptions", "fields", "flows", "merge", "record", "scripts"}
+PURE = {"commands", "exceptions", "fields", "flows", "locks", "merge", "record", "scripts"}
 IMPURE = {"asgiref", "asyncio", "django", "os", "random", "secrets", "socket", "threading", "time"}
 
 

@@ -26,7 +26,7 @@ from django_clustered_sessions.record import EndReason, Meta, Mode, Place
 from tests.servers import CountingProxy, wait_for
 
 WINDOW_MS = 4000
-TERMS = Terms(60_000, 0, 100_000, WINDOW_MS, False, 3)
+TERMS = Terms(60_000, 0, 100_000, WINDOW_MS, "merge")
 DEFAULT = Expiry(Mode.DEFAULT, 0)
 
 
@@ -193,7 +193,7 @@ def test_versions_are_compared_for_equality_only(store: redis.Redis, place: Plac
 
 
 def test_the_window_is_long_enough_and_ends(store: redis.Redis, place: Place) -> None:
-    short = Terms(60_000, 0, 100_000, 300, False, 3)
+    short = Terms(60_000, 0, 100_000, 300, "merge")
     create(place, token())
     mine = token()
     commit(place, mine, count("n", 1), terms=short)
@@ -215,7 +215,7 @@ def test_the_list_of_recent_writes_does_not_grow_with_the_session(
     store: redis.Redis, place: Place
 ) -> None:
     create(place, token())
-    at_once = Terms(60_000, 0, 100_000, 0, False, 3)
+    at_once = Terms(60_000, 0, 100_000, 0, "merge")
     for _ in range(50):
         commit(place, token(), count("n", 1), terms=at_once)
     assert len(raw(store, place)[b"m:replay"]) < 50 * 16

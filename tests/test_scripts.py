@@ -19,7 +19,7 @@ NAMES = sorted(
     if path.name != "prelude.lua"
 )
 PLACE = Place.of("p", "some key")
-TERMS = Terms(1000, 0, 100, 4000, False, 3)
+TERMS = Terms(1000, 0, 100, 4000, "merge")
 EXPIRY = Expiry(Mode.DEFAULT, 0)
 CHANGE = Change(Operation.SET, b"d:a", b"12345678", b"s1")
 

@@ -1,8 +1,11 @@
 #!lua
 -- Write what a request changed into a session that exists: all of it, or nothing.
 --
+-- Includes: lock
+--
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
+-- KEYS[3]  locks of the record's bucket
 -- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
 -- ARGV[2]  how long a write may be replayed (ms)
 -- ARGV[3]  default age (ms)
@@ -12,7 +15,11 @@
 -- ARGV[7]  new span (ms; for a: ms since the epoch)
 -- ARGV[8]  1: write over what others changed; 0: report it
 -- ARGV[9]  1: forget all that is stored, first; 0: do not
--- ARGV[10..] operation, field, version that was loaded (empty: there was none), operand; ...
+-- ARGV[10] token of the lock that this is written under, or empty: then it is refused while
+--          another's lock is held, and ends one whose lease is over
+-- ARGV[11] 1: release that lock once this is written; 0: keep it
+-- ARGV[12] how long one to whom the lock is handed on has to take it (ms)
+-- ARGV[13..] operation, field, version that was loaded (empty: there was none), operand; ...
 --            =  set the field to the operand (codec and payload)
 --            #  the same, and never over what others changed: the operand is a sum made elsewhere
 --            -  remove the field; the operand is empty
@@ -25,11 +32,14 @@
 --               is no integer that Lua can add to; the value is what is stored, empty for none
 --          {-3, now (ms), bytes}   too large
 --          {-4, now (ms), ""}      written by a newer release
-local record, index = KEYS[1], KEYS[2]
+--          {-5, now (ms), since (ms), name}   another has held the lock since then
+--          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
+local record, index, locks = KEYS[1], KEYS[2], KEYS[3]
 local token, replay_window, default_age, idle, max_bytes =
   ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
 local mode, span, overwrite, clear = ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1", ARGV[9] == "1"
-local FIRST_CHANGE = 10
+local fence, release, claim = ARGV[10], ARGV[11] == "1", tonumber(ARGV[12])
+local FIRST_CHANGE = 13
 local EXACT = 2 ^ 53
 -- token, when (ms), length of the answer that follows
 local REPLAY, REPLAY_BYTES = ">c8I6I2", 16
@@ -81,6 +91,11 @@ local recent = recent_writes(now)
 local first_answer = answer_to(token, recent) or (meta.version == token and "")
 if first_answer then
   return {DONE, now, meta.deadline, 0, first_answer}
+end
+local lock = read_lock(record)
+local refusal = refuse(record, locks, lock, fence, now, claim)
+if refusal then
+  return refusal
 end
 
 local sets, removes, counters = {}, {}, {}
@@ -159,7 +174,12 @@ meta.version, meta.bytes = token, bytes
 renew(meta, mode, span, now, default_age, idle)
 if meta.deadline > now then
   write_meta(record, index, meta)
+  if lock and (release or fence == "") then
+    local queue = read_queue(record, locks, lock)
+    hand_on(record, locks, queue, now, claim)
+  end
 else
+  dismiss(record, locks, lock and read_queue(record, locks, lock) or {}, claim)
   forget(record, index)
 end
 return {DONE, now, meta.deadline, overwritten, answer}

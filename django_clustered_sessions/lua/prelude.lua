@@ -3,6 +3,7 @@
 -- A record is one hash:
 --   m:         meta, packed by META below
 --   m:replay   recent writes: token (8 bytes), when (6, ms), length of the answer (2), the answer
+--   m:lock     who holds the session's lock (lock.lua)
 --   m:end      why the session ended; such a record is a tombstone and has no other field
 --   d:<key>    a value: version of the write that put it there (8), codec (1), payload
 --   k:<key>    the same, for a session key that is no string: <key> as the serialiser wrote it
@@ -11,10 +12,12 @@
 -- "s" slides by a span (ms) of its own, "a" ends at its span (ms since the epoch). Callers may
 -- also send "r": ends a span (ms) from now, which is stored as "a".
 --
--- Every reply starts with a status: 1 done, 0 gone, -1 exists, -2 conflict, -3 too large,
--- -4 written by a newer release; then the store's clock in ms.
+-- Every reply starts with a status: 1 done, 2 inside another's lock, 0 gone, -1 exists,
+-- -2 conflict, -3 too large, -4 written by a newer release, -5 another holds the lock, -6 and too
+-- many wait for it, -7 the lock was lost; then the store's clock in ms.
 
-local DONE, GONE, EXISTS, CONFLICT, TOO_LARGE, NEWER = 1, 0, -1, -2, -3, -4
+local DONE, INSIDE, GONE, EXISTS, CONFLICT, TOO_LARGE, NEWER = 1, 2, 0, -1, -2, -3, -4
+local HELD, FULL, LOST = -5, -6, -7
 local FORMAT = 1
 -- format, mode, version, created (ms), deadline (ms), span (ms), size of all values (bytes)
 local META, META_BYTES = ">Bc1c8I6I6I6I4", 32

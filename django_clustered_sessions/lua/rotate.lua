@@ -1,22 +1,35 @@
 #!lua
 -- Move a session to a new key with everything in it, and bury the old key.
+-- The lock follows; who waits for it is told that the session is no more under this key.
+--
+-- Includes: lock
 --
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
--- KEYS[3]  record under the new key
--- KEYS[4]  index of the new record's bucket
+-- KEYS[3]  locks of the record's bucket
+-- KEYS[4]  record under the new key
+-- KEYS[5]  index of the new record's bucket
+-- KEYS[6]  locks of the new record's bucket
 -- ARGV[1]  token of this write, the record's new version (8 bytes)
 -- ARGV[2]  how long the tombstone is kept (ms)
 -- ARGV[3]  default age (ms)
 -- ARGV[4]  idle timeout (ms, 0 for none)
+-- ARGV[5]  token of the lock that this is done under, or empty: then it is refused while
+--          another's lock is held, and ends one whose lease is over
+-- ARGV[6]  1: release that lock; 0: keep it
+-- ARGV[7]  how long one to whom the lock is handed on has to take it (ms)
 --
 -- Returns  {1, now (ms), deadline (ms)}   moved, or moved by this token before
 --          {0, now (ms), reason}          gone; the reason is empty if nothing is known of it
 --          {-1, now (ms)}                 the new key exists
 --          {-4, now (ms), ""}             written by a newer release
-local old, old_index, new, new_index = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+--          {-5, now (ms), since (ms), name}   another has held the lock since then
+--          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
+local old, old_index, old_locks = KEYS[1], KEYS[2], KEYS[3]
+local new, new_index, new_locks = KEYS[4], KEYS[5], KEYS[6]
 local token, keep, default_age, idle =
   ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local fence, release, claim = ARGV[5], ARGV[6] == "1", tonumber(ARGV[7])
 
 local now = store_clock()
 if redis.call("EXISTS", new) == 1 then
@@ -30,9 +43,24 @@ local meta, why_not = read_meta(old, now)
 if not meta then
   return why_not
 end
+local lock = read_lock(old)
+local refusal = refuse(old, old_locks, lock, fence, now, claim)
+if refusal then
+  return refusal
+end
 
+local queue, holder = {}, nil
+if lock then
+  queue, holder = read_queue(old, old_locks, lock)
+end
+dismiss(old, old_locks, queue, claim)
 redis.call("RENAME", old, new)
 redis.call("HDEL", new, "m:replay")
+if lock and (release or fence == "") then
+  redis.call("HDEL", new, "m:lock")
+elseif holder then
+  write_queue(new, new_locks, holder, {})
+end
 bury(old, old_index, "rotated", keep)
 meta.version = token
 renew(meta, meta.mode, meta.span, now, default_age, idle)

@@ -5,7 +5,8 @@
 -- ARGV[1]  name of the node
 -- ARGV[2]  the node's clock less the store's (ms)
 -- ARGV[3]  how long a node may be silent before its figures join those of all former nodes (ms)
--- ARGV[4..] what to add to each counter, in the order of the release's list of counters
+-- ARGV[4..] what to add to each counter, in the order of the release's list of counters; behind a
+--          "^" what it is to be at least
 --
 -- A hash: node name -> "when it last reported (ms) its clock offset (ms) counter counter ...",
 -- and under the empty name the sum over the nodes that are no more.
@@ -22,11 +23,19 @@ local function numbers(line)
   return list
 end
 
+local counts, is_maximum = {}, {}
+for i = 4, #ARGV do
+  local mark, number = string.match(ARGV[i], "^(%^?)(%-?%d+)$")
+  counts[#counts + 1] = tonumber(number)
+  is_maximum[#counts] = mark ~= ""
+end
+
 local function add(name, when, clock_offset, counts)
   local line = numbers(redis.call("HGET", figures, name))
   line[1], line[2] = when, clock_offset
   for i, count in ipairs(counts) do
-    line[i + 2] = (line[i + 2] or 0) + count
+    local before = line[i + 2] or 0
+    line[i + 2] = is_maximum[i] and math.max(before, count) or before + count
   end
   for i, number in ipairs(line) do
     line[i] = string.format("%.0f", number)
@@ -45,10 +54,6 @@ if redis.call("HEXISTS", figures, node) == 0 then
       redis.call("HDEL", figures, all[i])
     end
   end
-end
-local counts = {}
-for i = 4, #ARGV do
-  counts[#counts + 1] = tonumber(ARGV[i])
 end
 add(node, now, tonumber(offset), counts)
 return {DONE, now}

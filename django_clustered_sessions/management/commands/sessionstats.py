@@ -42,13 +42,6 @@ _WRITES: Final = {
 _UNKNOWN: Final = "?"
 
 
-class _PerTrip(drivers.Budget):
-    """The whole STORE_TIMEOUT for each trip: a large store takes many."""
-
-    def spend(self, seconds: float) -> None:
-        pass
-
-
 class Command(BaseCommand):
     """Print statistics of all sessions, nodes and the store."""
 
@@ -151,7 +144,7 @@ def _collect(
             conf.key_prefix, time.time, sample=sample, random=Random(), progress=progress
         ),
         connections.pool,
-        _PerTrip(conf.store_timeout),
+        drivers.PerTrip(conf.store_timeout),
     )
 
 

@@ -1,0 +1,62 @@
+"""What a request is answered when its session cannot be used."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Final, cast
+
+from django.http import HttpResponse
+from django.template import TemplateDoesNotExist, loader
+
+from .exceptions import (
+    ClusteredSessionError,
+    SessionConflict,
+    SessionLockLost,
+    SessionLockRefused,
+    SessionLockTimeout,
+    SessionStoreUnavailable,
+)
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: What a 503 or 429 tells the client to wait before it asks again, in seconds.
+RETRY_AFTER_S: Final = 5
+
+_BUSY: Final = "Another request of yours is still under way. Please try again.\n"
+_CHANGED: Final = "Another request changed the same session data. Please try again.\n"
+_AWAY: Final = "Sessions cannot be reached for a moment. Please try again.\n"
+
+#: Error -> status and, where the site has no template of that name, the text; the first match.
+_ANSWERS: Final[tuple[tuple[type[ClusteredSessionError], int, str], ...]] = (
+    (SessionLockRefused, 429, _BUSY),
+    (SessionLockTimeout, 503, _BUSY),
+    (SessionLockLost, 409, _CHANGED),
+    (SessionConflict, 409, _CHANGED),
+    (SessionStoreUnavailable, 503, _AWAY),
+)
+
+
+def answer_to(error: Exception) -> HttpResponse | None:
+    """Return the response to an error of the session, None where there is none of its own.
+
+    The site's ``503.html``, ``429.html`` or ``409.html``, or a line of text where it has none.
+    """
+    found = next((answer for answer in _ANSWERS if isinstance(error, answer[0])), None)
+    if found is None:
+        return None
+    _, status, text = found
+    level = logging.ERROR if status == 503 else logging.WARNING
+    logger.log(level, "answered %d: %s", status, error)
+    try:
+        response = HttpResponse(loader.get_template(f"{status}.html").render(), status=status)
+    except TemplateDoesNotExist:
+        response = HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
+    if status != 409:
+        response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    return response
+
+
+def instead_of(replaced: HttpResponse, response: HttpResponse) -> HttpResponse:
+    """Return ``response``, which closes what the replaced one had open: a file, a generator."""
+    cast(Any, response)._resource_closers.extend(cast(Any, replaced)._resource_closers)
+    return response

@@ -1,0 +1,104 @@
+"""How a request uses its session: what its view's decorators, its method and its headers say."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any, Final
+
+from django.core import signing
+from django.http import HttpRequest
+from django.urls import Resolver404, ResolverMatch, resolve
+
+from .conf import conf
+from .decorators import NO_MARKS, Access, Marks, marks_of
+
+#: The header by which a request that a view makes to its own site runs under the view's lock.
+HEADER: Final = "X-Session-Lock"
+
+_SALT: Final = "django_clustered_sessions.lock"
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+class Usage:
+    """How a session is used outside a request: without a lock, except by ``session.lock()``."""
+
+    access: Access = Access.UNLOCKED
+    #: Whether this counts as a use, which renews the session.
+    touches: bool = True
+    #: The pattern of the request's route; never its path, which may hold secrets.
+    route: str = ""
+
+    def obey(self, marks: Marks) -> None:
+        """Take what a view's decorators say, once the view is called."""
+
+    def outer_token(self, session_id: str) -> str:
+        """Return the token of the lock that this request runs under, empty if none."""
+        return ""
+
+
+class RequestUsage(Usage):
+    """How a request uses its session.
+
+    The path is resolved here where a middleware touches the session before Django has done it.
+    """
+
+    def __init__(self, request: HttpRequest) -> None:
+        self._request = request
+
+    @cached_property
+    def _match(self) -> ResolverMatch | None:
+        if self._request.resolver_match:
+            return self._request.resolver_match
+        try:
+            return resolve(self._request.path_info, getattr(self._request, "urlconf", None))
+        except Resolver404:
+            return None
+
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self._match.func) if self._match else NO_MARKS
+
+    @property
+    def access(self) -> Access:  # type: ignore[override]
+        """How the view uses the session: as it says itself, or by CLUSTERED_SESSIONS_LOCKING."""
+        if self._marks.access:
+            return self._marks.access
+        locking = conf.locking
+        locks = locking == "all" or (
+            locking == "write" and self._request.method not in _SAFE_METHODS
+        )
+        return Access.LOCKED if locks else Access.UNLOCKED
+
+    @property
+    def touches(self) -> bool:  # type: ignore[override]
+        """Whether this counts as a use, which renews the session."""
+        return self._marks.touches
+
+    @property
+    def route(self) -> str:  # type: ignore[override]
+        """The pattern of the request's route."""
+        return f"{self._request.method} /{self._match.route}" if self._match else ""
+
+    def obey(self, marks: Marks) -> None:
+        """Take what a view's decorators say, once the view is called."""
+        self.__dict__["_marks"] = marks
+
+    def outer_token(self, session_id: str) -> str:
+        """Return the token of the lock that this request runs under, empty if none."""
+        header = self._request.headers.get(HEADER)
+        return read_header(header, session_id) if header else ""
+
+
+def write_header(session_id: str, token: str) -> dict[str, str]:
+    """Return the header that lets a request run under a lock: signed, and for this lock only."""
+    return {HEADER: signing.dumps([session_id, token], salt=_SALT)}
+
+
+def read_header(header: str, session_id: str) -> str:
+    """Return the token in a header, empty if it is forged or another session's."""
+    try:
+        found: Any = signing.loads(header, salt=_SALT)
+        its_session, token = found
+    except (signing.BadSignature, ValueError, TypeError):
+        return ""
+    return str(token) if its_session == session_id else ""
