@@ -49,6 +49,7 @@ from .fields import Delta, Fields, Snapshot
 from .holding import Grant
 from .lifetime import Lifetime
 from .locks import Asking, Refusal, Turn
+from .near import Known, near_cache
 from .record import (
     VERSION_BYTES,
     Damaged,
@@ -103,6 +104,8 @@ class SessionStore(SessionBase):
     renewed: bool = False
     #: Whether ``commit()`` or ``lock()`` has written it, so that its cookie is due.
     committed: bool = False
+    #: Whether its request is over, so that nobody would give up a lock that it took unasked.
+    is_over: bool = False
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
 
@@ -113,6 +116,10 @@ class SessionStore(SessionBase):
     _grant: Grant | None = None
     _asked: tuple[Place, str] | None = None
     _writes: int = 0
+    #: How many times ``lock()`` is entered.
+    _entered: int = 0
+    #: Version of the record that ``_fields`` is all of; empty where nobody knows.
+    _version: bytes = b""
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -278,23 +285,29 @@ class SessionStore(SessionBase):
 
     def obey(self, marks: Marks) -> None:
         """Take what the decorators of the view that begins say."""
-        if self._must_lock_late(marks):
-            self.run(self.locking(), "aobey()")
+        if late := self._obeying(marks):
+            self.run(late, "aobey()")
 
     async def aobey(self, marks: Marks) -> None:
         """See obey()."""
-        if self._must_lock_late(marks):
-            await self.arun(self.locking())
+        if late := self._obeying(marks):
+            await self.arun(late)
 
-    def _must_lock_late(self, marks: Marks) -> bool:
-        """Return whether a view wants a lock that its session was loaded without."""
-        self.usage.obey(marks)
-        return (
-            marks.access is Access.LOCKED
-            and self._grant is None
-            and self._fields is not None
-            and self.session_key is not None
-        )
+    def _obeying(self, marks: Marks) -> Flow[None] | None:
+        """Return what is left to do where the session was loaded before the marks were known."""
+        is_news = self.usage.obey(marks)
+        if self._fields is None or self.session_key is None or marks.access is None:
+            return None
+        if marks.access is Access.LOCKED:
+            return None if self._grant else self._locking_late()
+        if self._grant and is_news and not self._grant.is_inside and not self._entered:
+            return self.releasing()
+        return None
+
+    def _locking_late(self) -> Flow[None]:
+        yield from self.locking()
+        if self.is_over:
+            yield from self.releasing()
 
     @property
     def store_seen_s_ago(self) -> float:
@@ -469,7 +482,7 @@ class SessionStore(SessionBase):
         terms = self._terms() if renews else None
         asking = self._asking_for_lock(place, capped=True) if self._locks_on_load(place) else None
         try:
-            read = yield from flows.load(place, terms, asking)
+            read = yield from flows.load(place, terms, asking, self._known(place))
         except SessionLockTimeout as error:
             self.failure = error
             raise self._not_locked(error) from None
@@ -484,9 +497,14 @@ class SessionStore(SessionBase):
             return self._new_fields()
         counters.add(loads=1)
         self._take(place, asking, read.turn)
+        if self.is_over:
+            # Its client left while a thread waited here.
+            yield from self.releasing()
         if isinstance(read.found, EndReason):
+            near_cache.drop(place.record)
             self._vanish(read.found)
             return self._new_fields()
+        self._remember(place, read.found, read.is_known)
         self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
         self.renewed = terms is not None
         return self._new_fields(read.found)
@@ -537,7 +555,6 @@ class SessionStore(SessionBase):
 
     def _committing(self, key: str, fields: Fields, release: bool = False) -> Flow[Gone | None]:
         place = self._place(key)
-        asking = self._asking_for_lock(place, capped=False)
         merge_lost = conf.on_lock_lost == "merge" and conf.on_conflict == "merge"
         try:
             outcome = yield from flows.commit(
@@ -546,7 +563,7 @@ class SessionStore(SessionBase):
                 self._expiry,
                 self._terms(),
                 self._token_of,
-                asking,
+                partial(self._asking_for_lock, place, capped=False),
                 self._fence(release),
                 merge_lost=merge_lost,
             )
@@ -567,6 +584,10 @@ class SessionStore(SessionBase):
             self._let_go()
         self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
         self.renewed = True
+        if outcome.version:
+            before = outcome.alive.before
+            is_all = before != b"" and before == self._version
+            self._wrote(place, fields, outcome.version, is_all=is_all)
         counters.add(
             commits=1,
             fields_written=len(outcome.delta.changes),
@@ -575,6 +596,26 @@ class SessionStore(SessionBase):
             conflicts_overwritten=outcome.alive.overwritten,
         )
         return None
+
+    def _known(self, place: Place) -> Known | None:
+        return near_cache.get(place.record) if conf.near_cache_bytes else None
+
+    def _remember(self, place: Place, loaded: Loaded, is_known: bool) -> None:
+        """Keep at hand what was loaded."""
+        self._version = loaded.meta.version
+        if is_known:
+            counters.add(near_hits=1, near_bytes_saved=loaded.meta.size)
+        elif conf.near_cache_bytes:
+            known = Known(loaded.meta.version, loaded.values)
+            near_cache.put(place.record, known, conf.near_cache_bytes)
+
+    def _wrote(self, place: Place, fields: Fields, version: bytes, *, is_all: bool) -> None:
+        """Keep at hand what was written, if it ``is_all`` that the record has now."""
+        self._version = version if is_all else b""
+        if not is_all:
+            near_cache.drop(place.record)
+        elif conf.near_cache_bytes:
+            near_cache.put(place.record, Known(version, fields.stored), conf.near_cache_bytes)
 
     def _token_of(self, delta: Delta) -> bytes:
         """Return a new token; the last one where the same write is tried again unanswered.
@@ -591,6 +632,7 @@ class SessionStore(SessionBase):
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
+        self._wrote(self._place(key), fields, token, is_all=True)
         self._session_key = key
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
@@ -611,15 +653,16 @@ class SessionStore(SessionBase):
         while key is not None and not isinstance(found, Alive | Gone):
             new_key = self._new_key()
             place, new_place = self._place(key), self._place(new_key)
-            asking = self._asking_for_lock(place, capped=False)
+            asks = partial(self._asking_for_lock, place, capped=False)
             try:
                 found = yield from flows.rotate(
-                    place, new_place, self._terms(), _token(), asking, self._fence()
+                    place, new_place, self._terms(), _token(), asks, self._fence()
                 )
             except SessionLockTimeout as error:
                 raise self._not_locked(error) from None
             except SessionLockLost as error:
                 raise self._lost(error) from None
+            self._asked = None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
         if (
@@ -646,13 +689,17 @@ class SessionStore(SessionBase):
         place = self._place(self.session_key or "")
         asking = self._asking_for_lock(place, capped=True)
         try:
-            read = yield from flows.load(place, None, asking)
+            read = yield from flows.load(place, None, asking, self._known(place))
         except SessionLockTimeout as error:
             raise self._not_locked(error) from None
+        except Damaged as damage:
+            yield from self.releasing()
+            raise UpdateError(f"the session is damaged: {damage}") from damage
         if isinstance(read.found, EndReason):
             self._vanish(read.found)
             raise UpdateError(f"the session is gone{_because(read.found)}")
         self._take(place, asking, read.turn)
+        self._remember(place, read.found, read.is_known)
         self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
         if self._fields is None:
             self._fields = self._new_fields(read.found)
@@ -693,15 +740,24 @@ class SessionStore(SessionBase):
             if held_ms is None:
                 counters.add(locks_lost=1)
 
+    def closing(self) -> Flow[None]:
+        """Give up the lock, or the place in its queue: the request is over."""
+        self.is_over = True
+        yield from self.releasing()
+
     def _entering(self) -> Flow[Memory]:
         is_outermost = not self.is_locked
         if is_outermost:
+            # Where the request locks its session anyway, its own lock is the outermost.
+            is_outermost = self._fields is not None or self.usage.access is not Access.LOCKED
             yield from self.locking()
         fields = self._fields
         snapshot = None if fields is None else fields.snapshot()
+        self._entered += 1
         return Memory(is_outermost, fields, snapshot, self._modified, self._writes)
 
     def _leaving(self, before: Memory, *, is_clean: bool) -> Flow[None]:
+        self._entered -= 1
         if not is_clean:
             if before.snapshot and before.fields and before.writes == self._writes:
                 before.fields.restore(before.snapshot)
@@ -713,7 +769,7 @@ class SessionStore(SessionBase):
             yield from self.committing() if is_clean else self.releasing()
 
     def _locks_on_load(self, place: Place) -> bool:
-        if self._grant is not None:
+        if self._grant is not None or self.is_over:
             return False
         access = self.usage.access
         return access is Access.LOCKED or (
@@ -729,16 +785,21 @@ class SessionStore(SessionBase):
             most=conf.lock_max_waiters if capped else -1,
             name=locker_name(conf.node_name, self.usage.route),
         )
-        asking = Asking(
-            secrets.token_hex(8),
+        token = secrets.token_hex(8)
+
+        def refusal() -> Refusal | None:
+            # From here on it may be in the store's queue.
+            self._asked = place, token
+            return _refusal(place, capped, self._grant)
+
+        return Asking(
+            token,
             terms,
             slice_ms=conf.store_timeout * 500,
-            refusal=partial(_refusal, place, capped),
+            refusal=refusal,
             waiting=partial(_waiting, place, capped),
             inside=self.usage.outer_token(place.id),
         )
-        self._asked = place, asking.token
-        return asking
 
     def _take(self, place: Place, asking: Asking | None, turn: Turn | None) -> None:
         self._asked = None
@@ -924,9 +985,12 @@ class SessionStore(SessionBase):
         self.ended = reason
 
 
-def _refusal(place: Place, capped: bool) -> Refusal | None:
-    """Return why waiting for a session's lock makes no sense in this process, if so."""
-    if holding.holds(place):
+def _refusal(place: Place, capped: bool, lost: Grant | None) -> Refusal | None:
+    """Return why waiting for a session's lock makes no sense in this process, if so.
+
+    ``lost`` is the grant of who asks: it has one only if that was lost.
+    """
+    if holding.holds(place, besides=lost):
         return Refusal(
             SessionLockTimeout,
             "this thread or task holds the lock itself, through another session object",

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from importlib import import_module
 from typing import Any, Final, get_args
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -19,7 +20,15 @@ from django.utils.module_loading import import_string
 
 from . import connections, drivers, statistics
 from .backend import SessionStore
-from .conf import PREFIX, OnConflict, Settings, conf
+from .conf import (
+    PREFIX,
+    Locking,
+    OnConflict,
+    OnLockLost,
+    OnReadOnlyChange,
+    Settings,
+    conf,
+)
 from .exceptions import SessionStoreUnavailable
 from .middleware import ClusteredSessionMiddleware
 from .statistics import StoreFacts
@@ -40,20 +49,30 @@ _MAX_BYTES: Final = 2**32 - 1
 #: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
 _SHORTEST_IDLE_S: Final = 2
 
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _one_of(*allowed: str | None) -> Rule:
+    return lambda value: value in allowed, "one of " + ", ".join(map(repr, allowed))
+
+
+_SECONDS: Final[Rule] = (
+    lambda value: _is_number(value) and value > 0,
+    "a number of seconds above 0",
+)
+_HOW_MANY: Final[Rule] = (
+    lambda value: _is_number(value) and isinstance(value, int) and value >= 0,
+    "a whole number, 0 or more",
+)
+
 #: What each setting has to be: a test, and the same in words.
-_RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+_RULES: Final[Mapping[str, Rule]] = {
     "KEY_PREFIX": (
         lambda value: isinstance(value, str) and bool(value) and not set(value) & set("{}"),
         "a string that is not empty and has no { or }",
     ),
-    "ON_CONFLICT": (
-        lambda value: value in get_args(OnConflict),
-        "one of " + ", ".join(map(repr, get_args(OnConflict))),
-    ),
-    "STORE_TIMEOUT": (
-        lambda value: _is_number(value) and value > 0,
-        "a number of seconds above 0",
-    ),
+    "ON_CONFLICT": _one_of(*get_args(OnConflict)),
+    "STORE_TIMEOUT": _SECONDS,
     "MAX_BYTES": (
         lambda value: _is_number(value) and isinstance(value, int) and 0 < value <= _MAX_BYTES,
         f"a whole number of bytes from 1 to {_MAX_BYTES}",
@@ -62,6 +81,15 @@ _RULES: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
         lambda value: value is None or (_is_number(value) and value >= _SHORTEST_IDLE_S),
         f"None or a number of seconds, {_SHORTEST_IDLE_S} at least",
     ),
+    "NEAR_CACHE_BYTES": _HOW_MANY,
+    "LOCKING": _one_of(*get_args(Locking)),
+    "LOCK_WAIT": _SECONDS,
+    "LOCK_LEASE": _SECONDS,
+    "LOCK_MAX_HOLD": _SECONDS,
+    "LOCK_MAX_WAITERS": _HOW_MANY,
+    "LOCK_PROCESS_WAITERS": _HOW_MANY,
+    "ON_LOCK_LOST": _one_of(*get_args(OnLockLost)),
+    "ON_READ_ONLY_CHANGE": _one_of(None, *get_args(OnReadOnlyChange)),
     "NODE_NAME": (
         lambda value: value is None or isinstance(value, str),
         "a string, or None for the name of the host",
@@ -82,7 +110,8 @@ def check_settings(
         *values,
         *_entry(buildable=not values),
         *_shared_database(),
-        *([] if values else _idle_timeout()),
+        *([] if values else [*_idle_timeout(), *_locks()]),
+        *_renewer(),
         *_serializer(),
     ]
 
@@ -138,7 +167,8 @@ def _middleware() -> Iterator[CheckMessage]:
             yield Warning(
                 f"MIDDLEWARE has {path}. Under it a store that is away is an error 500 instead of "
                 "a 503 with Retry-After, sliding expiry costs a round trip of its own instead of "
-                "riding on the load, and each request under ASGI takes a hop to a thread.",
+                "riding on the load, each request under ASGI takes a hop to a thread, and no "
+                "request is locked.",
                 hint=f"Put '{_OURS}' in its place.",
                 id="clustered_sessions.W002",
             )
@@ -164,7 +194,9 @@ def _unknown_names() -> Iterator[CheckMessage]:
 
 
 def _names() -> list[str]:
-    return [name.upper() for name, kind in vars(Settings).items() if isinstance(kind, property)]
+    return [
+        name.upper() for name, kind in vars(Settings).items() if isinstance(kind, cached_property)
+    ]
 
 
 def _values() -> Iterator[CheckMessage]:
@@ -295,6 +327,47 @@ def _idle_timeout() -> Iterator[CheckMessage]:
             "ends every session before that.",
             hint="Raise SESSION_COOKIE_AGE, or leave the idle timeout out.",
             id="clustered_sessions.W005",
+        )
+
+
+def _locks() -> Iterator[CheckMessage]:
+    if conf.lock_max_hold < conf.lock_lease:
+        yield Error(
+            f"{PREFIX}LOCK_MAX_HOLD ({conf.lock_max_hold} s) is shorter than {PREFIX}LOCK_LEASE "
+            f"({conf.lock_lease} s).",
+            hint="It has to be as long as the lease at least: a lease is renewed for so long.",
+            id="clustered_sessions.E003",
+        )
+    if conf.locking != "off" and conf.lock_lease >= conf.lock_wait:
+        yield Warning(
+            f"{PREFIX}LOCK_LEASE ({conf.lock_lease} s) is not shorter than {PREFIX}LOCK_WAIT "
+            f"({conf.lock_wait} s): where a process dies that holds a lock, those who wait for "
+            "it give up before its lease ends.",
+            hint="Make the lease shorter than the wait by a second or two.",
+            id="clustered_sessions.W011",
+        )
+    if conf.on_lock_lost == "merge" and conf.on_conflict != "merge":
+        yield Warning(
+            f"{PREFIX}ON_LOCK_LOST is 'merge' and has no effect, for {PREFIX}ON_CONFLICT is "
+            f"{conf.on_conflict!r}: who lost its lock is refused.",
+            hint=f"Set {PREFIX}ON_CONFLICT to 'merge', or leave ON_LOCK_LOST out.",
+            id="clustered_sessions.W013",
+        )
+
+
+def _renewer() -> Iterator[CheckMessage]:
+    try:
+        uwsgi = import_module("uwsgi")
+    except ImportError:
+        return
+    # Its options would not tell: later releases have threads unless they are told otherwise.
+    if not getattr(uwsgi, "has_threads", True):
+        yield Warning(
+            "This uWSGI has no support for Python's threads: nothing sees to it that the leases "
+            f"of locks are renewed, and a request that holds one for longer than {PREFIX}"
+            "LOCK_LEASE may lose it.",
+            hint="Set enable-threads = true in uWSGI's configuration.",
+            id="clustered_sessions.W012",
         )
 
 

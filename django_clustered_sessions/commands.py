@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 from .fields import Delta
 from .record import Damaged, EndReason, Mode, NewerFormat, Place
@@ -47,8 +47,7 @@ class Status(IntEnum):
     LOST = -7
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """One command of a trip: a script with its keys, or a plain command (``script`` None)."""
 
     script: Script | None
@@ -61,7 +60,10 @@ Trip = tuple[Call, ...]
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A blocking read of the list ``mailbox``; its reply is whether there was something in it."""
+    """A blocking read of the list ``mailbox``; its reply is whether there was something in it.
+
+    None where the read failed, long before its time perhaps.
+    """
 
     mailbox: str
     seconds: float
@@ -131,7 +133,8 @@ class Expiry:
 class Alive:
     """The session is there and was written or renewed; times in ms by the store's clock.
 
-    ``counters`` are the new values of what a commit added to.
+    ``counters`` are the new values of what a commit added to, ``before`` is the version that the
+    record had before it.
     """
 
     now_ms: int
@@ -139,6 +142,7 @@ class Alive:
     overwritten: int = 0
     counters: tuple[int, ...] = ()
     mode: Mode | None = None
+    before: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,13 +230,21 @@ def read(place: Place) -> Trip:
     return (_plain("HGETALL", place.record), _plain("TIME"))
 
 
-def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes], int]:
-    """Return the fields and the store's clock in ms."""
+def fetch(place: Place, version: bytes) -> Trip:
+    """Ask for all fields of a record unless it has a version that is known; and for the clock.
+
+    ``lua/fetch.lua``.
+    """
+    return (_scripted("fetch", (place.record,), version), _plain("TIME"))
+
+
+def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]:
+    """Return the fields, or the meta field where nothing has changed; and the clock in ms."""
     fields, (seconds, microseconds) = replies
-    if not isinstance(fields, Mapping):
+    if type(fields) is not dict and type(fields) is not bytes:
         flat = iter(_whole(fields))
         fields = dict(zip(flat, flat, strict=True))
-    return dict(fields), int(seconds) * 1000 + int(microseconds) // 1000
+    return fields, int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def exists(place: Place) -> Trip:
@@ -414,8 +426,9 @@ def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge | Held | Lost
             return Gone(now_ms, EndReason.of(rest[0]))
         case Status.HELD | Status.LOST:
             return _parse_refusal(status, now_ms, rest)
-    deadline_ms, overwritten, counters = rest
-    return Alive(now_ms, deadline_ms, overwritten, tuple(map(int, counters.split())))
+    deadline_ms, overwritten, counters, before = rest
+    numbers = tuple(map(int, counters.split()))
+    return Alive(now_ms, deadline_ms, overwritten, numbers, before=before)
 
 
 def parse_touch(reply: Any) -> Alive | Gone:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import socket
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Literal, cast
 
 from django.conf import settings
+from django.core.signals import setting_changed
+from django.dispatch import receiver
 
 PREFIX = "CLUSTERED_SESSIONS_"
 
@@ -26,79 +28,91 @@ class Settings:
     """Shadow Django's settings with this package's names, types and defaults.
 
     Each property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says what
-    each one does, and a test holds that page to this class.
+    each one does, and a test holds that page to this class. Read once, and again after a change:
+    each request asks a dozen times.
     """
 
-    @property
+    @cached_property
     def key_prefix(self) -> str:
         """First part of every key in the store."""
         return cast(str, _read("KEY_PREFIX", "session"))
 
-    @property
+    @cached_property
     def on_conflict(self) -> OnConflict:
         """What happens when two requests changed one session key."""
         return cast(OnConflict, _read("ON_CONFLICT", "merge"))
 
-    @property
+    @cached_property
     def store_timeout(self) -> float:
         """Seconds that all store operations of one request may take together."""
         return float(_read("STORE_TIMEOUT", 2.0))
 
-    @property
+    @cached_property
     def max_bytes(self) -> int:
         """Largest session, in stored bytes."""
         return cast(int, _read("MAX_BYTES", 1024 * 1024))
 
-    @property
+    @cached_property
     def idle_timeout(self) -> float | None:
         """Seconds without a request after which a session ends, or None."""
         return cast("float | None", _read("IDLE_TIMEOUT", None))
 
-    @property
+    @cached_property
+    def near_cache_bytes(self) -> int:
+        """Bytes of sessions that each process keeps at hand."""
+        return cast(int, _read("NEAR_CACHE_BYTES", 16 * 1024 * 1024))
+
+    @cached_property
     def locking(self) -> Locking:
         """Which requests take their session's lock."""
         return cast(Locking, _read("LOCKING", "off"))
 
-    @property
+    @cached_property
     def lock_wait(self) -> float:
         """Seconds that a request waits for a lock."""
         return float(_read("LOCK_WAIT", 10.0))
 
-    @property
+    @cached_property
     def lock_lease(self) -> float:
         """Seconds that a holder keeps its lock after it was last heard of."""
         return float(_read("LOCK_LEASE", 8.0))
 
-    @property
+    @cached_property
     def lock_max_hold(self) -> float:
         """Seconds that a lock's lease is renewed for."""
         return float(_read("LOCK_MAX_HOLD", 120.0))
 
-    @property
+    @cached_property
     def lock_max_waiters(self) -> int:
         """How many requests may wait for one session's lock."""
         return cast(int, _read("LOCK_MAX_WAITERS", 16))
 
-    @property
+    @cached_property
     def lock_process_waiters(self) -> int:
         """How many requests of one process may wait for one session's lock."""
         return cast(int, _read("LOCK_PROCESS_WAITERS", 2))
 
-    @property
+    @cached_property
     def on_lock_lost(self) -> OnLockLost:
         """What happens to the write of a request that has lost its lock."""
         return cast(OnLockLost, _read("ON_LOCK_LOST", "error"))
 
-    @property
+    @cached_property
     def on_read_only_change(self) -> OnReadOnlyChange:
         """What happens when a view that only reads its session has changed it."""
         default = "error" if settings.DEBUG else "log"
         return cast(OnReadOnlyChange, _read("ON_READ_ONLY_CHANGE", None) or default)
 
-    @property
+    @cached_property
     def node_name(self) -> str:
         """Name of this machine in statistics and errors."""
         return cast(str, _read("NODE_NAME", None)) or _host_name()
 
 
 conf = Settings()
+
+
+@receiver(setting_changed)
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting.startswith(PREFIX) or setting == "DEBUG":
+        vars(conf).clear()

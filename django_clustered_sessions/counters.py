@@ -48,6 +48,8 @@ NAMES: Final = (
     "lock_waits_to_2000_ms",
     "lock_waits_to_5000_ms",
     "lock_waits_to_10000_ms",
+    "near_hits",
+    "near_bytes_saved",
 )
 
 #: Those of which the largest counts, not the sum.

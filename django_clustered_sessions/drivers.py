@@ -11,8 +11,9 @@ import asyncio
 import builtins
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
+import hiredis
 import redis
 from redis import asyncio as aioredis
 from redis.exceptions import (
@@ -23,7 +24,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from .commands import Flow, Pause, Trip, Wait
+from .commands import Argument, Flow, Pause, Trip, Wait
 from .exceptions import SessionStoreUnavailable
 from .record import Damaged
 
@@ -46,6 +47,9 @@ _ADVICE: Final = {
     "BUSY": "it is busy with a script: see its slow log",
 }
 
+
+#: A command's words, as the protocol has them; hiredis' stubs know of one word only.
+_packed: Final[Callable[[tuple[Argument | bytes, ...]], bytes]] = cast(Any, hiredis.pack_command)
 
 #: What a blocking read may take longer than it was asked to, in seconds.
 _GRACE_S: Final = 0.25
@@ -109,6 +113,9 @@ def run(
                 step = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    finally:
+        # One that is broken off leaves the waiting room now, and not with its exception's end.
+        flow.close()
 
 
 async def arun(
@@ -135,10 +142,13 @@ async def arun(
                 step = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    finally:
+        # One that is broken off leaves the waiting room now, and not with its exception's end.
+        flow.close()
 
 
-def _rest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool:
-    """Read a mailbox, or sleep; False where nothing came, and where nobody knows."""
+def _rest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool | None:
+    """Read a mailbox, or sleep; False where nothing came, None at once where nobody knows."""
     if isinstance(wait, Pause):
         time.sleep(wait.seconds)
         return False
@@ -155,10 +165,11 @@ def _rest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool:
             pool.release(connection)
     if isinstance(mail, Exception):
         time.sleep(min(wait.seconds, _DOUBT_S))
-    return isinstance(mail, list)
+        return None
+    return mail is not None
 
 
-async def _arest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool:
+async def _arest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool | None:
     """See _rest()."""
     if isinstance(wait, Pause):
         await asyncio.sleep(wait.seconds)
@@ -176,12 +187,14 @@ async def _arest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool:
             await pool.release(connection)
     if isinstance(mail, Exception):
         await asyncio.sleep(min(wait.seconds, _DOUBT_S))
-    return isinstance(mail, list)
+        return None
+    return mail is not None
 
 
-def _blocking_read(wait: Wait) -> tuple[Any, ...]:
+def _blocking_read(wait: Wait) -> bytes:
     # A timeout of 0 would be for ever.
-    return "BLPOP", wait.mailbox, f"{max(wait.seconds, _SHORTEST):.3f}"
+    seconds = f"{max(wait.seconds, _SHORTEST):.3f}"
+    return _packed(("BLPOP", wait.mailbox, seconds))
 
 
 def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
@@ -196,9 +209,11 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
                 raise
             _reconnect(connection, deadline)
             replies = _exchange(connection, _pack(trip), deadline)
-        at = _first_unknown(replies)
-        replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
-        return _checked(replies)
+        if any(isinstance(reply, Exception) for reply in replies):
+            at = _first_unknown(replies)
+            replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
+            return _checked(replies)
+        return replies
     except (RedisError, OSError) as error:
         raise _unavailable(error) from error
     finally:
@@ -213,17 +228,19 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
         async with asyncio.timeout(seconds):
             connection = await pool.get_connection()
             try:
-                async with asyncio.timeout(seconds / 2):
-                    replies = await _aexchange(connection, _pack(trip), deadline)
+                replies = await _aexchange(connection, _pack(trip), deadline - seconds / 2)
             except (ConnectionError, TimeoutError, builtins.TimeoutError) as error:
                 if not _is_lost(error):
                     raise
                 await connection.disconnect(nowait=True)
                 await connection.connect()
                 replies = await _aexchange(connection, _pack(trip), deadline)
-            at = _first_unknown(replies)
-            replies[at:] = await _aexchange(connection, _pack(trip[at:], by_source=True), deadline)
-            return _checked(replies)
+            if any(isinstance(reply, Exception) for reply in replies):
+                at = _first_unknown(replies)
+                packed = _pack(trip[at:], by_source=True)
+                replies[at:] = await _aexchange(connection, packed, deadline)
+                return _checked(replies)
+            return replies
     except (RedisError, OSError) as error:
         raise _unavailable(error) from error
     finally:
@@ -234,7 +251,10 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
 def _reconnect(connection: Any, deadline: float) -> None:
     """Connect anew; only this time, what is left of the budget limits connecting and greeting."""
     patience = connection.socket_connect_timeout, connection.socket_timeout
-    left = max(deadline - time.monotonic(), _SHORTEST)
+    left = deadline - time.monotonic()
+    if left <= 0:
+        # A process that was stopped meanwhile: the store may have forgotten the write.
+        raise TimeoutError("no reply in time")
     connection.disconnect()
     try:
         connection.socket_connect_timeout = connection.socket_timeout = left
@@ -243,12 +263,12 @@ def _reconnect(connection: Any, deadline: float) -> None:
         connection.socket_connect_timeout, connection.socket_timeout = patience
 
 
-def _exchange(connection: Any, commands: list[tuple[Any, ...]], deadline: float) -> list[Any]:
+def _exchange(connection: Any, commands: list[bytes], deadline: float) -> list[Any]:
     """Send commands and read their replies; an error reply stands among them."""
     replies: list[Any] = []
     try:
         if commands:
-            connection.send_packed_command(connection.pack_commands(commands), check_health=False)
+            connection.send_packed_command([b"".join(commands)], check_health=False)
         for _ in commands:
             try:
                 left = max(deadline - time.monotonic(), _SHORTEST)
@@ -262,21 +282,19 @@ def _exchange(connection: Any, commands: list[tuple[Any, ...]], deadline: float)
     return replies
 
 
-async def _aexchange(
-    connection: Any, commands: list[tuple[Any, ...]], deadline: float
-) -> list[Any]:
+async def _aexchange(connection: Any, commands: list[bytes], deadline: float) -> list[Any]:
     """See _exchange()."""
     replies: list[Any] = []
     try:
         if commands:
-            packed = connection.pack_commands(commands)
-            await connection.send_packed_command(packed, check_health=False)
-        for _ in commands:
-            try:
-                left = max(deadline - time.monotonic(), _SHORTEST)
-                replies.append(await connection.read_response(timeout=left))
-            except ResponseError as error:
-                replies.append(error)
+            await connection.send_packed_command(b"".join(commands), check_health=False)
+        # Not read_response's own timeout: it ends in None, as if that were the reply.
+        async with asyncio.timeout(max(deadline - time.monotonic(), _SHORTEST)):
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response())
+                except ResponseError as error:
+                    replies.append(error)
     except BaseException:
         # A cancelled exchange leaves replies behind that the next one would take for its own.
         await connection.disconnect(nowait=True)
@@ -300,20 +318,18 @@ def _is_lost(error: Exception) -> bool:
     return type(error) in (ConnectionError, TimeoutError, builtins.TimeoutError)
 
 
-def _pack(trip: Trip, *, by_source: bool = False) -> list[tuple[Any, ...]]:
-    """Return the trip as commands; ``by_source`` for a store that does not know the scripts."""
-    return [
-        (*call.arguments[:1], *call.keys, *call.arguments[1:])
-        if call.script is None
-        else (
-            "EVAL" if by_source else "EVALSHA",
-            call.script.source if by_source else call.script.sha,
-            len(call.keys),
-            *call.keys,
-            *call.arguments,
-        )
-        for call in trip
-    ]
+def _pack(trip: Trip, *, by_source: bool = False) -> list[bytes]:
+    """Return the trip's commands packed; ``by_source``: the store does not know the scripts."""
+    packed = []
+    for script, keys, arguments in trip:
+        if script is None:
+            command = (*str(arguments[0]).split(), *keys, *arguments[1:])
+        else:
+            word, body = ("EVAL", script.source) if by_source else ("EVALSHA", script.sha)
+            suffix = "_RO" if script.reads_only else ""
+            command = (word + suffix, body, len(keys), *keys, *arguments)
+        packed.append(_packed(command))
+    return packed
 
 
 def _first_unknown(replies: Sequence[Any]) -> int:

@@ -104,6 +104,7 @@ class Fields(MutableMapping[Any, Any]):
         self._set_aside: set[bytes] = set()
         self._settled: dict[bytes, bytes] = {}
         self._settled_missing: set[bytes] = set()
+        self._removed: set[bytes] = set()
         for field in self._stored:
             try:
                 self._waiting[record.key_of(field, serializer)] = field
@@ -123,11 +124,14 @@ class Fields(MutableMapping[Any, Any]):
     def __setitem__(self, key: Any, value: Any) -> None:
         self._waiting.pop(key, None)
         self._values[key] = value
+        if self._removed:
+            self._removed.discard(self._field(key))
 
     def __delitem__(self, key: Any) -> None:
         if key in self._waiting:
             self._decode(key)
         del self._values[key]
+        self._removed.add(self._field(key))
 
     def __contains__(self, key: object) -> bool:
         return key in self._values or (key in self._waiting and self._decode(key))
@@ -167,6 +171,11 @@ class Fields(MutableMapping[Any, Any]):
     def size(self) -> int:
         """How many fields the store holds of this session, as far as is known."""
         return len(self._stored)
+
+    @property
+    def stored(self) -> dict[bytes, bytes]:
+        """What the store is known to hold, raw by field."""
+        return dict(self._stored)
 
     @property
     def has_stored_user(self) -> bool:
@@ -237,6 +246,7 @@ class Fields(MutableMapping[Any, Any]):
     def created(self, fields: list[tuple[bytes, bytes]], version: bytes) -> None:
         """Take note that a new record now holds ``fields`` under ``version``."""
         self._stored = {field: version + packed for field, packed in fields}
+        self._removed = set()
         self._cleared = False
         self._added = {}
         self._atoms = {}
@@ -268,6 +278,9 @@ class Fields(MutableMapping[Any, Any]):
                 merged = merge(str(key), base, mine, current)
                 if merged is not MISSING:
                     self._values[key] = self._replant(live, merged)
+                    self._removed.discard(field)
+                else:
+                    self._removed.add(field)
             if stored:
                 self._stored[field] = stored
             else:
@@ -289,15 +302,22 @@ class Fields(MutableMapping[Any, Any]):
         }
         self.rebase({field: moved.pop(field) for field in changed & moved.keys()})
         for field, now in moved.items():
-            key = self._key(field)
-            for known in (self._values, self._atoms, self._waiting):
-                known.pop(key, None)
+            self._stored.pop(field, None)
+            self._removed.discard(field)
             self._set_aside.discard(field)
+            self._settled.pop(field, None)
             if now:
                 self._stored[field] = now
+            try:
+                key = self._key(field)
+            except Exception as error:
+                if now:
+                    self._put_aside(field, field, error)
+                continue
+            for known in (self._values, self._atoms, self._waiting):
+                known.pop(key, None)
+            if now:
                 self._waiting[key] = field
-            else:
-                del self._stored[field]
 
     def snapshot(self) -> Snapshot:
         """Return what is changed here and not in the store, for ``restore``.
@@ -311,7 +331,7 @@ class Fields(MutableMapping[Any, Any]):
 
         Nothing must have been saved since.
         """
-        self._values, self._atoms, self._added = {}, {}, {}
+        self._values, self._atoms, self._added, self._removed = {}, {}, {}, set()
         self._cleared = snapshot.delta.cleared
         self._waiting = {
             self._key(field): field
@@ -322,6 +342,7 @@ class Fields(MutableMapping[Any, Any]):
             key = self._key(change.field)
             if change.operation is Operation.REMOVE:
                 self._waiting.pop(key, None)
+                self._removed.add(change.field)
             elif change.operation is Operation.ADD:
                 self.increment(key, int(change.operand))
             else:
@@ -415,7 +436,9 @@ class Fields(MutableMapping[Any, Any]):
         if key not in self._added or type(value) is not int:
             return False
         base = self._read(key, self._stored.get(field, b""))
-        return bool(value == (0 if base is MISSING else base) + self._added[key])
+        if base is MISSING:
+            base = 0
+        return type(base) is int and value == base + self._added[key]
 
     def _addition(self, key: Any, field: bytes, value: int) -> Change:
         """Return what adds to a counter, or what makes one of an integer that is none yet."""
@@ -471,10 +494,11 @@ class Fields(MutableMapping[Any, Any]):
         self._settled_missing = set()
 
     def _missing(self) -> set[bytes]:
-        present = {self._field(key) for key in self._values}
-        return self._stored.keys() - present - self._set_aside - set(self._waiting.values())
+        return (self._removed & self._stored.keys()) - self._set_aside
 
     def _differs(self, key: Any, value: Any) -> bool:
+        if not self._settled and self._atoms.get(key, MISSING) is value:
+            return False
         field = self._field(key)
         if field in self._settled:
             return self._serialize(key, value) != self._settled[field]

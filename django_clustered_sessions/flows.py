@@ -8,10 +8,10 @@ authentication flows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeVar, cast
 
 from . import commands, locks
 from .commands import (
@@ -38,7 +38,8 @@ from .exceptions import (
 )
 from .fields import Delta, Fields
 from .locks import Asking, Turn
-from .record import EndReason, Loaded, Place
+from .near import Known
+from .record import EndReason, Loaded, Meta, Place
 
 T = TypeVar("T")
 
@@ -46,8 +47,7 @@ T = TypeVar("T")
 _PATIENCE: Final = 3
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """What a load found: the session, or why there is none, and the store's clock in ms.
 
     ``turn`` is what came of asking for the lock, where that was asked.
@@ -56,6 +56,8 @@ class Read:
     found: Loaded | EndReason
     now_ms: int
     turn: Turn | None = None
+    #: Whether the session is as it was known.
+    is_known: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,24 +65,31 @@ class Committed:
     """A commit that landed: what is known of the session now, and what it took.
 
     ``merged`` are the fields that others had changed too; ``turn`` is what came of asking for the
-    lock, where the commit had to.
+    lock, where the commit had to; ``version`` is the record's now, if something was written.
     """
 
     alive: Alive
     delta: Delta
     merged: int
     turn: Turn | None = None
+    version: bytes = b""
 
 
-def load(place: Place, terms: Terms | None = None, asking: Asking | None = None) -> Flow[Read]:
+def load(
+    place: Place,
+    terms: Terms | None = None,
+    asking: Asking | None = None,
+    known: Known | None = None,
+) -> Flow[Read]:
     """Read a session; with ``terms``, renew its deadline on the same trip.
 
-    With ``asking``, take its lock first, on the same trip too where the lock is free.
+    With ``asking``, take its lock first, on the same trip too where the lock is free. What is
+    ``known`` of it is not sent again where it is the same.
 
     Raises Damaged where the record cannot be understood, NewerFormat where it must not be,
     SessionLockTimeout.
     """
-    trip = commands.read(place)
+    trip = commands.fetch(place, known.version) if known else commands.read(place)
     if terms:
         trip = (commands.touch(place, terms), *trip)
     turn = None
@@ -89,11 +98,16 @@ def load(place: Place, terms: Terms | None = None, asking: Asking | None = None)
     else:
         replies = yield trip
     fields, now_ms = commands.parse_read(replies[-2:])
-    found = Loaded.parse(fields)
+    is_known = known is not None and isinstance(fields, bytes)
+    found: Loaded | EndReason
+    if known is not None and isinstance(fields, bytes):
+        found = Loaded(Meta.parse(fields), known.values)
+    else:
+        found = Loaded.parse(cast(Mapping[bytes, bytes], fields))
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
         # It expired between the two commands of this trip.
         found = EndReason.UNKNOWN
-    return Read(found, now_ms, turn)
+    return Read(found, now_ms, turn, is_known)
 
 
 def exists(place: Place) -> Flow[bool]:
@@ -132,7 +146,7 @@ def commit(
     expiry_of: Callable[[Fields], Expiry],
     terms: Terms,
     token_of: Callable[[Delta], bytes],
-    asking: Asking,
+    asks: Callable[[], Asking],
     fence: Fence = NO_LOCK,
     *,
     merge_lost: bool = False,
@@ -142,13 +156,14 @@ def commit(
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
     With nothing to write, the deadline is renewed. ``token_of`` gives the token for a delta.
 
-    While another request holds the lock, this one queues for it by ``asking``, and so it does
+    While another request holds the lock, this one queues for it as ``asks`` says, and so it does
     after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
 
     Raises SessionTooLarge; SessionConflict where that is the policy; SessionLockLost;
     SessionLockTimeout.
     """
     conflicts = merged = 0
+    asking: Asking | None = None
     turn: Turn | None = None
     try:
         while True:
@@ -181,14 +196,15 @@ def commit(
                     queues = fence.token is None and conflicts >= _PATIENCE
                 case Alive() as alive:
                     fields.written(delta, token, list(alive.counters))
-                    return Committed(alive, delta, merged, turn)
+                    return Committed(alive, delta, merged, turn, token)
             if queues:
+                asking = asking or asks()
                 turn, _ = yield from locks.take(place, asking)
                 if isinstance(turn.found, Gone):
                     return turn.found
                 fence = Fence(asking.token, release=True)
     except Exception:
-        if turn:
+        if asking and turn:
             with suppress(SessionStoreUnavailable):
                 yield (commands.release(place, asking.token),)
         raise
@@ -207,28 +223,30 @@ def rotate(
     new: Place,
     terms: Terms,
     token: bytes,
-    asking: Asking,
+    asks: Callable[[], Asking],
     fence: Fence = NO_LOCK,
 ) -> Flow[Alive | Gone | Exists]:
     """Move a session to a new key, with everything that the store holds of it.
 
     Raw values move inside the store, those included that this release cannot read. While another
-    request holds the lock, this one queues for it by ``asking``.
+    request holds the lock, this one queues for it as ``asks`` says.
 
     Raises SessionLockLost, SessionLockTimeout.
     """
+    asking: Asking | None = None
     while True:
         (reply,) = yield (commands.rotate(old, new, token, terms, fence),)
         match commands.parse_rotate(reply):
-            case Lost(holder=holder) if fence.token != asking.token:
+            case Lost(holder=holder) if asking is None:
                 raise SessionLockLost(old.id, holder)
             case Held() | Lost():
+                asking = asking or asks()
                 turn, _ = yield from locks.take(old, asking)
                 if isinstance(turn.found, Gone):
                     return turn.found
                 fence = Fence(asking.token, release=True)
             case Exists() as exists:
-                if fence.token == asking.token:
+                if asking:
                     yield (commands.release(old, asking.token),)
                 return exists
             case found:
@@ -287,3 +305,5 @@ def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
             passenger = None
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    finally:
+        flow.close()

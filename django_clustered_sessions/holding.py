@@ -74,9 +74,15 @@ def let_go(grant: Grant) -> None:
     counters.maximum(lock_longest_hold_ms=round(grant.held_s * 1000))
 
 
-def holds(place: Place) -> bool:
-    """Return whether this thread or task holds a session's lock: it would wait for itself."""
-    return any(grant.is_held and grant.place.record == place.record for grant in _held.get())
+def holds(place: Place, besides: Grant | None = None) -> bool:
+    """Return whether this thread or task holds a session's lock: it would wait for itself.
+
+    ``besides`` is a grant that does not count: one that was lost.
+    """
+    return any(
+        grant.is_held and grant is not besides and grant.place.record == place.record
+        for grant in _held.get()
+    )
 
 
 class _WaitingRoom:
@@ -131,14 +137,21 @@ class _Renewer:
         """Renew what is due, until there is nothing to look after any more."""
         idle = 0
         try:
-            while idle < _IDLE_TICKS:
+            while idle < _IDLE_TICKS or not self._ends():
                 yield Pause(min(conf.lock_lease / 4, _TICK_S))
                 due = self._due()
                 idle = 0 if self._grants else idle + 1
                 if due:
                     yield from self._renewing(due)
-        finally:
+        except BaseException:
             self._is_running = False
+            raise
+
+    def _ends(self) -> bool:
+        """End, unless a lock has come since the last look."""
+        with self._lock:
+            self._is_running = bool(self._grants)
+            return not self._is_running
 
     def _due(self) -> list[Grant]:
         now_s = time.monotonic()

@@ -99,8 +99,9 @@ def _wait(place: Place, asking: Asking, held: Held, then: Trip) -> Flow[tuple[Tu
         lease_ms = max(held.lease_left_ms, 0) + held.place * _STAGGER_MS
         nap_ms = min(left_ms, lease_ms, asking.slice_ms)
         woken = yield Wait(place.mailbox(asking.token), nap_ms / 1000)
-        if not woken:
+        if woken is False:
             slept_ms += nap_ms
+            left_ms -= nap_ms
         # One that was woken has the lock, most likely, and loads on the same trip.
         trip = (_acquire(place, asking, round(left_ms)), *(then if woken else ()))
         reply, *rest = yield trip
@@ -110,7 +111,7 @@ def _wait(place: Place, asking: Asking, held: Held, then: Trip) -> Flow[tuple[Tu
                 rest = yield then
             return Turn(found, found.now_ms - began_ms, bool(woken)), rest
         if found.place == 0:
-            raise _refused(place, asking, found)
+            raise _timeout(place, asking, found) if left_ms <= 0 else _refused(place, asking, found)
         held = found
 
 

@@ -82,26 +82,26 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             # There will be no answer: a worker that is told to stop, for one.
             session = getattr(request, "session", None)
             if isinstance(session, SessionStore):
-                session.run(session.releasing(), "acommit()")
+                session.run(session.closing(), "acommit()")
             raise
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
         own, ours = type(self), ClusteredSessionMiddleware
-        if own.aprocess_response is ours.aprocess_response and (
-            own.process_request is not ours.process_request
-            or own.process_response is not ours.process_response
-        ):
-            # A subclass with synchronous hooks of its own: in a thread, as by Django.
-            return cast(HttpResponse, await super().__acall__(request))
-        self.process_request(request)
         get_response = cast(Callable[[HttpRequest], Awaitable[Any]], self.get_response)
         try:
+            if own.aprocess_response is ours.aprocess_response and (
+                own.process_request is not ours.process_request
+                or own.process_response is not ours.process_response
+            ):
+                # A subclass with synchronous hooks of its own: in a thread, as by Django.
+                return cast(HttpResponse, await super().__acall__(request))
+            self.process_request(request)
             return await self.aprocess_response(request, await get_response(request))
         except BaseException:
             # There will be no answer: a client that has left, for one.
             session = getattr(request, "session", None)
             if isinstance(session, SessionStore):
-                await asyncio.shield(session.arun(session.releasing()))
+                await asyncio.shield(session.arun(session.closing()))
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -131,7 +131,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 SessionStoreUnavailable,
             ) as error:
                 session.failure = error
-        yield from session.releasing()
+        yield from session.closing()
         if session.failure is not None:
             if not (session.outage and session.tolerates_outage):
                 response = instead_of(response, answer_to(session.failure) or response)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from hashlib import sha256
 from struct import Struct
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from .exceptions import SessionStoreUnavailable
 
@@ -36,9 +36,13 @@ BUCKETS: Final = 1024
 COMPRESS_FROM: Final = 4096
 
 _META = Struct(">Bc8s6s6s6sI")
+#: token, end of the lease, since when
+_LOCK = Struct(">16s6s6s")
 #: token, until when it waits, since when, whether it counts against the caps, length of the name
 _LOCKER = Struct(">16s6s6sBB")
 _LONGEST_NAME = 255
+_OF_META = b"m:"
+_int = int.from_bytes
 _HEX_STRING = re.compile(rb'"((?:[0-9a-f]{2}){16,})"')
 
 
@@ -51,6 +55,9 @@ class Mode(StrEnum):
     ABSOLUTE = "a"
     #: Only on its way to the store, which keeps it as ABSOLUTE.
     FROM_NOW = "r"
+
+
+_MODES: Final = {mode.encode(): mode for mode in Mode}
 
 
 class EndReason(StrEnum):
@@ -91,11 +98,18 @@ class NewerFormat(SessionStoreUnavailable):
 
 def session_id(session_key: str) -> str:
     """Return the public id of a session: the SHA-256 of its key, base64url, 43 characters."""
-    digest = sha256(session_key.encode("utf-8", "surrogatepass")).digest()
-    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    return _text(_digest(session_key))
 
 
-@dataclass(frozen=True, slots=True)
+def _digest(session_key: str) -> bytes:
+    return sha256(session_key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _text(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest)[:-1].decode()
+
+
+@dataclass(slots=True)
 class Place:
     """Where a session is kept: the keys of its record, and of its bucket's index and locks.
 
@@ -111,10 +125,9 @@ class Place:
     @classmethod
     def of(cls, prefix: str, session_key: str) -> Place:
         """Return the place of the session ``session_key`` under the setting KEY_PREFIX."""
-        digest = session_id(session_key)
-        start = base64.urlsafe_b64decode(digest[:4])
-        bucket = bucket_tag(prefix, start[0] << 2 | start[1] >> 6)
-        return cls(digest, f"{bucket}:{digest}", f"{bucket}:index", f"{bucket}:locks")
+        digest = _digest(session_key)
+        public_id, bucket = _text(digest), bucket_tag(prefix, digest[0] << 2 | digest[1] >> 6)
+        return cls(public_id, f"{bucket}:{public_id}", f"{bucket}:index", f"{bucket}:locks")
 
     def mailbox(self, token: str) -> str:
         """Return the key of the list that whoever waits for the lock with ``token`` is woken by."""
@@ -126,8 +139,7 @@ def bucket_tag(prefix: str, bucket: int) -> str:
     return f"{prefix}:{{{bucket:03x}}}"
 
 
-@dataclass(frozen=True, slots=True)
-class Meta:
+class Meta(NamedTuple):
     """The meta field: version, times in ms since the epoch by the store's clock, size in bytes."""
 
     mode: Mode
@@ -147,24 +159,16 @@ class Meta:
             raise NewerFormat
         try:
             _, mode, version, created, deadline, span, size = _META.unpack(packed)
-            return cls(
-                Mode(mode.decode("ascii")),
-                version,
-                int.from_bytes(created),
-                int.from_bytes(deadline),
-                int.from_bytes(span),
-                size,
-            )
+            return cls(_MODES[mode], version, _int(created), _int(deadline), _int(span), size)
         except Exception as error:
             raise Damaged("its meta field is damaged") from error
 
 
-@dataclass(frozen=True, slots=True)
-class Loaded:
+class Loaded(NamedTuple):
     """A session as the store holds it, nothing decoded: raw values by field."""
 
     meta: Meta
-    values: dict[bytes, bytes]
+    values: Mapping[bytes, bytes]
 
     @classmethod
     def parse(cls, fields: Mapping[bytes, bytes]) -> Loaded | EndReason:
@@ -180,17 +184,40 @@ class Loaded:
                 return EndReason.of(fields[ENDED])
             raise Damaged("its meta field is missing")
         meta = Meta.parse(packed)
-        return cls(meta, {f: v for f, v in fields.items() if f[:2] in (DATA, ODD_DATA)})
+        return cls(meta, {f: v for f, v in fields.items() if f[:2] != _OF_META})
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A session's lock in its record: whose it is, until when, since when; times in ms."""
+
+    token: str
+    lease_end_ms: int
+    since_ms: int
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Lock:
+        """Read the field.
+
+        Raises Damaged.
+        """
+        try:
+            token, lease_end, since = _LOCK.unpack(packed)
+            return cls(token.decode("ascii"), int.from_bytes(lease_end), int.from_bytes(since))
+        except Exception as error:
+            raise Damaged("its lock is damaged") from error
 
 
 @dataclass(frozen=True, slots=True)
 class Locker:
     """Who holds a session's lock, or waits for it: as ``lua/lock.lua`` keeps it.
 
-    ``since_ms`` is by the store's clock. ``name`` is what ``locker_name`` made.
+    Times are ms by the store's clock; a holder's ``waits_until_ms`` has no meaning. ``name`` is
+    what ``locker_name`` made.
     """
 
     token: str
+    waits_until_ms: int
     since_ms: int
     name: str
 
@@ -203,10 +230,11 @@ class Locker:
         found, at = [], 0
         try:
             while at < len(packed):
-                token, _, since, _, length = _LOCKER.unpack_from(packed, at)
+                token, until, since, _, length = _LOCKER.unpack_from(packed, at)
                 at += _LOCKER.size + length
                 name = packed[at - length : at].decode("utf-8", "replace")
-                found.append(cls(token.decode("ascii"), int.from_bytes(since), name))
+                times = int.from_bytes(until), int.from_bytes(since)
+                found.append(cls(token.decode("ascii"), *times, name))
         except Exception as error:
             raise Damaged("its entry among the locks is damaged") from error
         return found
@@ -306,6 +334,8 @@ def field_of(key: Any, serializer: Serializer) -> bytes:
     Keys that are not strings become what the serialiser makes of the keys of a dict: under JSON
     1 becomes "1", under pickle it stays 1.
     """
+    if type(key) is str:
+        return DATA + key.encode("utf-8", "surrogatepass")
     if not isinstance(key, str):
         (key,) = serializer.loads(serializer.dumps({key: None}))
         if not isinstance(key, str):

@@ -19,11 +19,15 @@ _INCLUDES = re.compile(rb"^-- Includes: (\w+)$", re.MULTILINE)
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """A Lua script: its ``name``, its ``source`` as the store gets it, and the source's SHA-1."""
+    """A Lua script: its ``name``, its ``source`` as the store gets it, and the source's SHA-1.
+
+    One that only reads is run by the commands that say so: they work while writes are paused.
+    """
 
     name: str
     source: bytes
     sha: bytes
+    reads_only: bool
 
 
 def read(name: str) -> bytes:
@@ -41,4 +45,5 @@ def script(name: str) -> Script:
     shebang, _, body = read(name).partition(b"\n")
     included = [read(name.decode()) for name in _INCLUDES.findall(body)]
     source = b"\n".join((shebang, read("prelude"), *included, body))
-    return Script(name, source, sha1(source, usedforsecurity=False).hexdigest().encode())
+    sha = sha1(source, usedforsecurity=False).hexdigest().encode()
+    return Script(name, source, sha, reads_only=b"no-writes" in shebang)

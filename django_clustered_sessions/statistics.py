@@ -1,7 +1,7 @@
-"""What goes on in the store: how many sessions, how large, what each node has counted. Pure.
+"""What goes on in the store: how many sessions, what each node has counted, who holds locks. Pure.
 
 Nothing here grows with the number of sessions: they are counted by the buckets' indexes, and
-measured one small trip after the other.
+measured one small trip after the other. What is told of locks grows with those that are held.
 """
 
 from __future__ import annotations
@@ -10,18 +10,18 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from random import Random
 from typing import Any, Final, TypeVar
 
 from .commands import Argument, Call, Flow
-from .counters import NAMES
+from .counters import MAXIMA, NAMES, WAITS
 from .exceptions import SessionStoreUnavailable
-from .record import BUCKETS, META, Damaged, Meta, NewerFormat, bucket_tag
+from .record import BUCKETS, LOCK, META, Damaged, Lock, Locker, Meta, NewerFormat, bucket_tag
 
 T = TypeVar("T")
 
-#: Version of what ``document()`` returns.
+#: Version of what ``document()`` and ``locks_document()`` return.
 FORMAT: Final = 1
 
 #: Upper bounds of the classes of remaining life, in seconds; the last class has none.
@@ -145,7 +145,7 @@ class Node:
             return
         if reported_ms > self.reported_ms:
             self.reported_ms, self.clock_offset_ms = reported_ms, clock_offset_ms
-        self.counts.update(dict(zip(NAMES, counts, strict=False)))
+        _combine(self.counts, dict(zip(NAMES, counts, strict=False)))
 
 
 @dataclass(slots=True)
@@ -204,7 +204,10 @@ class Statistics:
     @property
     def counts(self) -> Counter[str]:
         """What all nodes have counted, those that are no more included."""
-        return sum((node.counts for node in self.nodes.values()), self.former.counts.copy())
+        counts = self.former.counts.copy()
+        for node in self.nodes.values():
+            _combine(counts, node.counts)
+        return counts
 
     @property
     def record_memory(self) -> int | None:
@@ -212,6 +215,30 @@ class Statistics:
         if self.memory is None or (self.total and not self.memory.count):
             return None
         return round(self.memory.total * self.total / self.memory.count) if self.total else 0
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLock:
+    """A lock that is held now; times in ms by the store's clock.
+
+    ``session`` is the start of the session's public id. ``holder`` is None where it came between
+    the two questions. ``waiting`` are those who wait, in the order of their turns.
+    """
+
+    session: str
+    holder: Locker | None
+    since_ms: int
+    lease_end_ms: int
+    waiting: Sequence[Locker]
+
+
+@dataclass(frozen=True, slots=True)
+class HeldLocks:
+    """All locks that are held, those held longest first, by the store's clock in ms."""
+
+    prefix: str
+    now_ms: int
+    locks: Sequence[HeldLock]
 
 
 def store_facts(clock: Callable[[], float]) -> Flow[StoreFacts]:
@@ -222,9 +249,9 @@ def store_facts(clock: Callable[[], float]) -> Flow[StoreFacts]:
     yield (_call("TIME"),)
     # The second answer, so that the time to connect is not taken for a wrong clock.
     sent_s = clock()
-    ((seconds, microseconds),) = yield (_call("TIME"),)
+    (time,) = yield (_call("TIME"),)
     received_s = clock()
-    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+    now_ms = _milliseconds(time)
     facts: dict[str, Any] = {"info": {}, "save": None}
     match (yield from _unless_refused(_call("INFO"))):
         case Refused(why):
@@ -287,6 +314,91 @@ def collect(
     return figures
 
 
+def collect_locks(prefix: str) -> Flow[HeldLocks]:
+    """Collect who holds locks and who waits for them, under the setting KEY_PREFIX.
+
+    A lock whose lease is over is free for the taking, and told only while somebody waits for it.
+
+    Raises SessionStoreUnavailable.
+    """
+    records, now_ms = [], 0
+    for some in _batches(range(BUCKETS), _PER_TRIP):
+        tags = [bucket_tag(prefix, bucket) for bucket in some]
+        hash_keys = tuple(_call("HKEYS", key=f"{tag}:locks") for tag in tags)
+        clock, *replies = yield (_call("TIME"), *hash_keys)
+        now_ms = _milliseconds(clock)
+        records += [
+            (tag, session_id.decode("utf-8", "replace"))
+            for tag, ids in zip(tags, replies, strict=True)
+            for session_id in _or(ids, ())
+        ]
+    found = []
+    for batch in _batches(records, _PER_TRIP):
+        clock, *replies = yield (
+            _call("TIME"),
+            *(
+                call
+                for tag, session_id in batch
+                for call in (
+                    _call("HGET", session_id, key=f"{tag}:locks"),
+                    _call("HGET", LOCK, key=f"{tag}:{session_id}"),
+                )
+            ),
+        )
+        now_ms = _milliseconds(clock)
+        pairs = iter(replies)
+        for (_, session_id), entries, lock in zip(batch, pairs, pairs, strict=True):
+            if held := _held(session_id, entries, lock, now_ms):
+                found.append(held)
+    found.sort(key=lambda held: held.since_ms)
+    return HeldLocks(prefix, now_ms, found)
+
+
+def locks_document(held: HeldLocks) -> dict[str, Any]:
+    """Return who holds and who waits as ``docs/sessionstats.md`` describes it, ready for JSON."""
+    return {
+        "format": FORMAT,
+        "time_ms": held.now_ms,
+        "key_prefix": held.prefix,
+        "held_locks": [
+            {
+                "session": lock.session,
+                "holder": lock.holder and lock.holder.name,
+                "since_ms": lock.since_ms,
+                "lease_left_ms": lock.lease_end_ms - held.now_ms,
+                "waiting": [
+                    {"place": place, "name": waiter.name, "since_ms": waiter.since_ms}
+                    for place, waiter in enumerate(lock.waiting, 1)
+                ],
+            }
+            for lock in held.locks
+        ],
+    }
+
+
+def near_hit_ratio(counts: Counter[str]) -> float | None:
+    """Return which share of the loads was at hand in the near cache; None before any load."""
+    return round(counts["near_hits"] / counts["loads"], 4) if counts["loads"] else None
+
+
+def waits(counts: Counter[str]) -> dict[str, int] | None:
+    """Return how long waits for locks took, in ms: p50, p95, p99, max and mean; None for none.
+
+    Waits are counted by classes, so the first three are the upper bounds of classes, and no more
+    than the longest wait.
+    """
+    count, longest_ms = counts["lock_waits"], counts["lock_longest_wait_ms"]
+    if not count:
+        return None
+    up_to = list(accumulate(counts[name] for name, _ in WAITS))
+    found = {}
+    for name, percent in (("p50", 50), ("p95", 95), ("p99", 99)):
+        rank = math.ceil(percent * count / 100)
+        bounds = (bound for (_, bound), ranks in zip(WAITS, up_to, strict=True) if ranks >= rank)
+        found[name] = min(next(bounds, longest_ms), longest_ms)
+    return {**found, "max": longest_ms, "mean": round(counts["lock_wait_ms"] / count)}
+
+
 def document(figures: Statistics) -> dict[str, Any]:
     """Return the figures as ``docs/sessionstats.md`` describes them, ready for JSON."""
     store, memory = figures.store, figures.memory
@@ -317,16 +429,22 @@ def document(figures: Statistics) -> dict[str, Any]:
             "total": None if records is None else records + figures.index_memory,
         },
         "counters": _named(figures.counts),
+        "locks": {"waited_ms": waits(figures.counts)},
+        "near_cache": {"hit_ratio": near_hit_ratio(figures.counts)},
         "nodes": [
             {
                 "name": node.name,
                 "reported_ms": node.reported_ms,
                 "clock_offset_ms": node.clock_offset_ms,
                 "counters": _named(node.counts),
+                "locks": {"waited_ms": waits(node.counts)},
             }
             for _, node in sorted(figures.nodes.items())
         ],
-        "former_nodes": {"counters": _named(figures.former.counts)},
+        "former_nodes": {
+            "counters": _named(figures.former.counts),
+            "locks": {"waited_ms": waits(figures.former.counts)},
+        },
         "store": {
             "product": store.product if store.version else None,
             "version": store.version,
@@ -343,6 +461,33 @@ def document(figures: Statistics) -> dict[str, Any]:
 
 def _named(counts: Counter[str]) -> dict[str, int]:
     return {name: counts[name] for name in NAMES}
+
+
+def _combine(counts: Counter[str], more: Mapping[str, int]) -> None:
+    """Add to counts; of those that are maxima, the larger one counts."""
+    for name, count in more.items():
+        counts[name] = max(counts[name], count) if name in MAXIMA else counts[name] + count
+
+
+def _held(session_id: str, entries: Any, lock: Any, now_ms: int) -> HeldLock | None:
+    """Return who holds a lock and who waits for it, None where nobody holds it any more."""
+    try:
+        found = Lock.parse(_or(lock, None) or b"")
+        lockers = Locker.parse_all(_or(entries, None) or b"")
+    except Damaged:
+        return None
+    # The lock was read after them, and may have gone to one who waited.
+    behind = iter(lockers)
+    holder = next((one for one in behind if one.token == found.token), None)
+    waiting = [one for one in behind if one.waits_until_ms > now_ms]
+    if found.lease_end_ms <= now_ms and not waiting:
+        return None
+    return HeldLock(session_id[:12], holder, found.since_ms, found.lease_end_ms, waiting)
+
+
+def _milliseconds(time: Sequence[bytes]) -> int:
+    seconds, microseconds = time
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _call(*words: Argument, key: str | None = None) -> Call:

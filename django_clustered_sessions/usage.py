@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from contextlib import suppress
 from typing import Any, Final
 
 from django.core import signing
@@ -15,6 +15,7 @@ from .decorators import NO_MARKS, Access, Marks, marks_of
 #: The header by which a request that a view makes to its own site runs under the view's lock.
 HEADER: Final = "X-Session-Lock"
 
+_META: Final = f"HTTP_{HEADER.upper().replace('-', '_')}"
 _SALT: Final = "django_clustered_sessions.lock"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
@@ -28,8 +29,12 @@ class Usage:
     #: The pattern of the request's route; never its path, which may hold secrets.
     route: str = ""
 
-    def obey(self, marks: Marks) -> None:
-        """Take what a view's decorators say, once the view is called."""
+    def obey(self, marks: Marks) -> bool:
+        """Take what a view's decorators say, once the view is called.
+
+        Return whether none has said before how the view uses the session.
+        """
+        return False
 
     def outer_token(self, session_id: str) -> str:
         """Return the token of the lock that this request runs under, empty if none."""
@@ -44,19 +49,23 @@ class RequestUsage(Usage):
 
     def __init__(self, request: HttpRequest) -> None:
         self._request = request
+        self._known_marks: Marks | None = None
 
-    @cached_property
+    @property
     def _match(self) -> ResolverMatch | None:
-        if self._request.resolver_match:
-            return self._request.resolver_match
-        try:
-            return resolve(self._request.path_info, getattr(self._request, "urlconf", None))
-        except Resolver404:
-            return None
+        request = self._request
+        if request.resolver_match is None:
+            with suppress(Resolver404):
+                return resolve(request.path_info, getattr(request, "urlconf", None))
+        return request.resolver_match
 
-    @cached_property
+    @property
     def _marks(self) -> Marks:
-        return marks_of(self._match.func) if self._match else NO_MARKS
+        marks = self._known_marks
+        if marks is None:
+            match = self._match
+            marks = self._known_marks = marks_of(match.func) if match else NO_MARKS
+        return marks
 
     @property
     def access(self) -> Access:  # type: ignore[override]
@@ -77,15 +86,19 @@ class RequestUsage(Usage):
     @property
     def route(self) -> str:  # type: ignore[override]
         """The pattern of the request's route."""
-        return f"{self._request.method} /{self._match.route}" if self._match else ""
+        match = self._match
+        return f"{self._request.method} /{match.route}" if match else ""
 
-    def obey(self, marks: Marks) -> None:
-        """Take what a view's decorators say, once the view is called."""
-        self.__dict__["_marks"] = marks
+    def obey(self, marks: Marks) -> bool:
+        """Add what a view's decorators say, once the view is called. See Usage.obey()."""
+        before = self._marks
+        access, touches = marks.access or before.access, marks.touches and before.touches
+        self._known_marks = Marks(access, touches)
+        return before.access is None
 
     def outer_token(self, session_id: str) -> str:
         """Return the token of the lock that this request runs under, empty if none."""
-        header = self._request.headers.get(HEADER)
+        header = self._request.META.get(_META)
         return read_header(header, session_id) if header else ""
 
 

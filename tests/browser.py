@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import files
 from typing import Any
 
 import redis
@@ -64,8 +65,9 @@ def place(session_key: str) -> Place:
 
 def load_scripts(store: redis.Redis) -> None:
     """Make the scripts known, so that no request finds out that they are not."""
-    for name in ("commit", "create", "end", "rotate", "stats", "touch"):
-        store.script_load(script(name).source)
+    for file in files("django_clustered_sessions").joinpath("lua").iterdir():
+        if file.read_bytes().startswith(b"#!lua"):
+            store.script_load(script(file.name.removesuffix(".lua")).source)
 
 
 def records(store: redis.Redis) -> list[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -75,6 +76,22 @@ RAISED = [
     *(("E003", {PREFIX + "MAX_BYTES": value}) for value in (0, 1.5, "1 MiB", None, True, 2**32)),
     *(("E003", {PREFIX + "IDLE_TIMEOUT": value}) for value in (0, 1, "600", float("inf"))),
     ("E003", {PREFIX + "NODE_NAME": 7}),
+    *(("E003", {PREFIX + "LOCKING": value}) for value in ("on", True, None, ["all"])),
+    *(
+        ("E003", {PREFIX + name: value})
+        for name in ("LOCK_WAIT", "LOCK_LEASE", "LOCK_MAX_HOLD")
+        for value in (0, -1, "10", None, True, float("inf"))
+    ),
+    *(
+        ("E003", {PREFIX + name: value})
+        for name in ("LOCK_MAX_WAITERS", "LOCK_PROCESS_WAITERS")
+        for value in (-1, 1.5, "2", None, False)
+    ),
+    *(("E003", {PREFIX + "ON_LOCK_LOST": value}) for value in ("overwrite", None)),
+    *(("E003", {PREFIX + "ON_READ_ONLY_CHANGE": value}) for value in ("warn", False)),
+    ("E003", {PREFIX + "LOCK_MAX_HOLD": 7.9}),
+    *(("E003", {PREFIX + "NEAR_CACHE_BYTES": value}) for value in (-1, None, "16 MiB", 1.5)),
+    ("E003", {PREFIX + "LOCK_LEASE": 121, PREFIX + "LOCK_WAIT": 200}),
     *(
         ("E004", {"SESSION_SERIALIZER": f"{__name__}.{name}"})
         for name in ("DictsOnly", "Text", "Forgetful", "NoSuchClass")
@@ -101,6 +118,10 @@ RAISED = [
         },
     ),
     ("W005", {PREFIX + "IDLE_TIMEOUT": 601, "SESSION_COOKIE_AGE": 600}),
+    ("W011", {PREFIX + "LOCKING": "all", PREFIX + "LOCK_LEASE": 10}),
+    ("W011", {PREFIX + "LOCKING": "write", PREFIX + "LOCK_WAIT": 7.5}),
+    ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "overwrite"}),
+    ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "error"}),
 ]
 
 SILENT = [
@@ -123,6 +144,14 @@ SILENT = [
     {PREFIX + "KEY_PREFIX": "shop:session", PREFIX + "NODE_NAME": None},
     {PREFIX + "STORE_TIMEOUT": 0.5, PREFIX + "MAX_BYTES": 1, PREFIX + "ON_CONFLICT": "error"},
     {"SESSION_SERIALIZER": "django.contrib.sessions.serializers.JSONSerializer"},
+    *({PREFIX + "LOCKING": value} for value in ("off", "write", "all")),
+    {PREFIX + "LOCKING": "off", PREFIX + "LOCK_LEASE": 10},
+    {PREFIX + "LOCK_LEASE": 0.5, PREFIX + "LOCK_MAX_HOLD": 0.5},
+    {PREFIX + "NEAR_CACHE_BYTES": 0},
+    {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
+    {PREFIX + "ON_LOCK_LOST": "merge"},
+    {PREFIX + "ON_LOCK_LOST": "error", PREFIX + "ON_CONFLICT": "error"},
+    *({PREFIX + "ON_READ_ONLY_CHANGE": value} for value in (None, "error", "log")),
 ]
 
 
@@ -148,6 +177,22 @@ def test_raised(id_: str, changed: dict[str, Any], settings: Any) -> None:
 def test_silent(changed: dict[str, Any], settings: Any) -> None:
     configure(settings, changed)
     assert checks.check_settings() == []
+
+
+@pytest.mark.parametrize(
+    ("uwsgi", "expected"), [({"has_threads": 0}, ["W012"]), ({"has_threads": 1}, []), ({}, [])]
+)
+def test_uwsgi(uwsgi: dict[str, int], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(**uwsgi))
+    messages = checks.check_settings()
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
+
+
+def test_under_another_middleware_no_request_is_locked(settings: Any) -> None:
+    settings.MIDDLEWARE = [DJANGOS]
+    (message,) = checks.check_settings()
+    assert "no request is locked" in message.msg
 
 
 def test_engine_of_the_site_that_derives_from_ours(

@@ -317,7 +317,7 @@ def test_plain_pool_that_is_used_up(store: redis.Redis, settings: Any, is_async:
 
 
 def test_threads_share_one_pool(store: redis.Redis) -> None:
-    connections._pools.forget()
+    connections._working.forget()
     start = threading.Barrier(8)
 
     def pool(_: int) -> Any:
@@ -359,7 +359,7 @@ def connected(store: redis.Redis) -> int:
 @contextmanager
 def no_socket_left(store: redis.Redis) -> Iterator[None]:
     """Hold that everything that is opened inside is closed again, and not by the collector."""
-    connections._pools.forget()
+    connections._working.forget()
     gc.collect()
     before = connected(store)
     with warnings.catch_warnings():
@@ -367,7 +367,7 @@ def no_socket_left(store: redis.Redis) -> Iterator[None]:
         yield
         wait_for(lambda: connected(store) <= before, "every connection is closed")
         gc.collect()
-    assert connections._pools._async == {}
+    assert connections._working._async == {}
 
 
 def test_a_loop_that_ends_closes_its_connections(store: redis.Redis) -> None:
@@ -410,11 +410,11 @@ def test_a_loop_that_fails_closes_its_connections(store: redis.Redis) -> None:
 def test_a_loop_that_was_never_cleaned_up_is_forgotten(store: redis.Redis) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ause(nothing))
-    (left,) = (pool for pool, _ in connections._pools._async.values())
+    (left,) = (pool for pool, _ in connections._working._async.values())
     loop.run_until_complete(left.disconnect())
     loop.close()
     asyncio.run(ause(nothing))
-    assert connections._pools._async == {}
+    assert connections._working._async == {}
 
 
 def test_a_cancelled_task_leaves_no_reply_for_the_next(
@@ -547,7 +547,7 @@ def test_a_short_budget_does_not_stay_with_the_connection(
         proxy.cut_next("reply", matching=b"EVALSHA")
         await ause(nothing)
         pool: Any = connections.apool()
-        return [c.socket_connect_timeout for c in pool._available_connections]
+        return [c.socket_connect_timeout for c in pool._idle]
 
     if is_async:
         timeouts = asyncio.run(go())
@@ -556,7 +556,7 @@ def test_a_short_budget_does_not_stay_with_the_connection(
         proxy.cut_next("reply", matching=b"EVALSHA")
         use(False)
         pool: Any = connections.pool()
-        timeouts = [c.socket_connect_timeout for c in pool._available_connections]
+        timeouts = [c.socket_connect_timeout for c in pool._idle]
     assert timeouts == [30.0]
 
 

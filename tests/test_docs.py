@@ -7,6 +7,8 @@ import io
 import json
 import re
 import socket
+import threading
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +16,14 @@ import pytest
 import redis
 from django.core.management import call_command
 
-from django_clustered_sessions import checks
+from django_clustered_sessions import checks, connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, Settings, conf
 from django_clustered_sessions.counters import NAMES
+from django_clustered_sessions.locks import Turn
+from django_clustered_sessions.record import Locker, Place
 from tests.conftest import use_store
-from tests.servers import StoreServer
+from tests.servers import StoreServer, wait_for
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -33,7 +37,9 @@ def test_settings_are_documented_with_their_defaults(settings: Any) -> None:
     sections = re.findall(
         rf"^### {PREFIX}(\w+)\n\nType: .*\. Default: (.+)$", page("settings.md"), re.MULTILINE
     )
-    names = [name for name, property_ in vars(Settings).items() if isinstance(property_, property)]
+    names = [
+        name for name, property_ in vars(Settings).items() if isinstance(property_, cached_property)
+    ]
     assert [name for name, _ in sections] == [name.upper() for name in names]
     assert not any(hasattr(settings, PREFIX + name) for name, _ in sections)
     for name, default in sections:
@@ -64,7 +70,7 @@ def test_oldest_stores_are_documented() -> None:
 
 
 def test_counters_are_documented() -> None:
-    documented = re.findall(r"^\| `([a-z_]+)` \|", page("sessionstats.md"), re.MULTILINE)
+    documented = re.findall(r"^\| `([a-z0-9_]+)` \|", page("sessionstats.md"), re.MULTILINE)
     assert [name for name in documented if name in NAMES] == list(NAMES)
 
 
@@ -72,11 +78,22 @@ def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
     session = SessionStore()
     session["n"] = 1
     session.save()
-    store.hset("session:{000}:figures", "web-1", "1 0 1")
-    stdout = io.StringIO()
-    call_command("sessionstats", format="json", stdout=stdout)
-    (example,) = re.findall(r"^```json\n(.*?)^```", page("sessionstats.md"), re.DOTALL | re.M)
-    assert shape(json.loads(stdout.getvalue())) == shape(json.loads(example))
+    store.hset("session:{000}:figures", "web-1", " ".join(["1", "0", *["1"] * len(NAMES)]))
+    at, future, since = (
+        Place.of("session", session.session_key or ""),
+        (2**47).to_bytes(6),
+        bytes(6),
+    )
+    store.hset(at.record, "m:lock", b"a" * 16 + future + since)
+    lockers = (token * 16 + future + since + b"\1\5web-1" for token in (b"a", b"b"))
+    store.hset(at.locks, at.id, b"".join(lockers))
+    found = []
+    for option in ("locks", "exact"):
+        stdout = io.StringIO()
+        call_command("sessionstats", format="json", stdout=stdout, **{option: True})
+        found.append(shape(json.loads(stdout.getvalue())))
+    examples = re.findall(r"^```json\n(.*?)^```", page("sessionstats.md"), re.DOTALL | re.M)
+    assert found == [shape(json.loads(example)) for example in examples]
 
 
 def shape(value: Any) -> Any:
@@ -88,7 +105,34 @@ def shape(value: Any) -> Any:
     return type(value)
 
 
-def test_access_rule_is_enough(store_server: StoreServer, settings: Any) -> None:
+def assert_waiters_are_woken(session: SessionStore) -> None:
+    """Wait for a lock; who is not allowed to read its mailbox would find out later."""
+    place = Place.of(conf.key_prefix, session.session_key or "")
+    turns: list[Turn] = []
+
+    def wait() -> None:
+        waiter = SessionStore(session.session_key)
+        with waiter.lock():
+            waiter.increment("hits")
+
+    def is_waited_for() -> bool:
+        client = redis.Redis(connection_pool=connections.pool())
+        return len(Locker.parse_all(client.hget(place.locks, place.id) or b"")) == 2
+
+    thread = threading.Thread(target=wait)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SessionStore, "_count_turn", lambda self, turn: turns.append(turn))
+        with session.lock():
+            thread.start()
+            wait_for(is_waited_for, "somebody waits for the lock")
+        thread.join(10)
+    assert not thread.is_alive()
+    assert [turn.handed_on for turn in turns] == [False, True]
+
+
+def test_access_rule_is_enough(
+    store_server: StoreServer, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     (rule,) = re.findall(r"^ACL SETUSER site .*$", page("settings.md"), re.MULTILINE)
     with StoreServer("--appendonly", "yes", binary=store_server.binary) as server:
         with server.client() as client:
@@ -103,16 +147,18 @@ def test_access_rule_is_enough(store_server: StoreServer, settings: Any) -> None
         session.cycle_key()
         assert session.exists(session.session_key)
         assert SessionStore(session.session_key).load() == {"n": 2, "hits": 1}
+        assert_waiters_are_woken(session)
         stdout = io.StringIO()
         call_command("sessionstats", format="json", stdout=stdout)
         assert checks.check_store() == []
         session.flush()
     found = json.loads(stdout.getvalue())
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
     assert found["sessions"]["total"] == 1
     assert None not in (found["memory_bytes"]["total"], found["store"]["save"])
 
 
-@pytest.mark.parametrize("name", ["settings.md", "checks.md", "sessionstats.md"])
+@pytest.mark.parametrize("name", sorted(path.name for path in DOCS.glob("*.md")))
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page(name)):
         assert (DOCS / target).exists(), target

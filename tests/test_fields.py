@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import pickle
+from copy import deepcopy
 
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from django_clustered_sessions.fields import Change, Fields, Operation
+from django_clustered_sessions.merge import same
 
 VERSION = b"loadedv1"
+NOTHING = object()
 
 
 class Counting(JSONSerializer):
@@ -331,3 +336,368 @@ def test_a_value_that_others_removed_and_i_did_not_change_is_theirs():
     del session["a"]
     session.rebase({b"d:a": b""})
     assert not session.delta()
+
+
+# What the lock needs: to load afresh under changes, and to forget changes.
+
+
+def now_stored(version=b"version2", **values):
+    """Return what the store holds now; counters are given as bytes."""
+    return {
+        f"d:{key}".encode(): version
+        + (b"i" + value if type(value) is bytes else b"s" + JSONSerializer().dumps(value))
+        for key, value in values.items()
+    }
+
+
+class TestRefresh:
+    """What the store holds now, with what was changed here on top."""
+
+    def test_without_changes_it_is_what_the_store_holds(self):
+        session = fields(read=[1], waiting=1, gone=1, also_gone=1)
+        assert (session["read"], session["gone"]) == ([1], 1)
+        session.refresh(now_stored(read=[2], waiting=2, new=3))
+        assert session.copy() == {"read": [2], "waiting": 2, "new": 3}
+        assert not session.delta() and not session.changed_in_place()
+
+    def test_a_change_stays_on_top(self):
+        session = fields(a=1, b=1)
+        session["a"] = 2
+        session.refresh(stored({"a": 1}) | now_stored(b=5))
+        assert session.copy() == {"a": 2, "b": 5}
+        assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", VERSION, b"s2")}
+
+    def test_a_new_key_stays_on_top(self):
+        session = fields(a=1)
+        session["new"] = 1
+        session.refresh(now_stored(a=5))
+        assert session.copy() == {"a": 5, "new": 1}
+        assert changes(session) == {b"d:new": Change(Operation.SET, b"d:new", b"", b"s1")}
+
+    def test_a_value_that_others_removed_and_i_changed_is_mine(self):
+        session = fields(a=1)
+        session["a"] = 2
+        session.refresh({})
+        assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", b"", b"s2")}
+
+    def test_a_removal_stays_on_top(self):
+        session = fields(a=1, b=1, c={"x": 1})
+        del session["a"], session["b"], session["c"]
+        session.refresh(stored({"a": 1}) | now_stored(c={"x": 1, "theirs": 2}))
+        assert session.copy() == {"c": {"theirs": 2}}, "an addition survives a removal"
+        assert changes(session) == {
+            b"d:a": Change(Operation.REMOVE, b"d:a", VERSION, b""),
+            b"d:c": Change(Operation.SET, b"d:c", b"version2", b's{"theirs":2}'),
+        }
+
+    def test_a_change_in_place_is_merged_into_what_others_wrote(self):
+        session = fields(cart={"tea": 1, "lines": [1]})
+        cart = session["cart"]
+        cart["lines"].append(2)
+        session.refresh(now_stored(cart={"tea": 5, "lines": [1, 3]}))
+        assert cart is session["cart"], "a view may still hold it"
+        assert cart == {"tea": 5, "lines": [1, 3, 2]}
+        assert changes(session)[b"d:cart"].loaded == b"version2"
+
+    def test_a_merge_that_leaves_nothing_to_write_is_no_change(self):
+        session = fields(a=1)
+        session["a"] = 2
+        session.refresh(now_stored(a=2))
+        assert not session.delta()
+
+    def test_a_counter_is_added_to_what_the_store_holds(self):
+        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5", b"d:m": VERSION + b"i5"})
+        session.increment("n", 2)
+        session.increment("m", 2)
+        session.increment("new", 2)
+        session.refresh({b"d:n": VERSION + b"i5"} | now_stored(m=b"10", new=b"1"))
+        assert session.copy() == {"n": 7, "m": 12, "new": 3}
+        assert {change.operand for change in session.delta().changes} == {b"2"}
+        assert session.increment("m", 1) == 13
+        assert changes(session)[b"d:m"] == Change(Operation.ADD, b"d:m", b"", b"3")
+
+    def test_a_counter_that_is_no_integer_any_more_is_said(self):
+        session = fields(n=5)
+        session.increment("n", 1)
+        with pytest.raises(TypeError, match="'n'"):
+            session.refresh(now_stored(n="text"))
+
+    def test_a_counter_that_others_made_of_an_integer_is_known(self):
+        session = fields(n=5)
+        assert session["n"] == 5
+        session.refresh(now_stored(n=b"6"))
+        assert session.increment("n", 1) == 7
+        assert changes(session) == {b"d:n": Change(Operation.ADD, b"d:n", b"", b"1")}
+
+    def test_cleared_is_cleared(self):
+        session = Fields(JSONSerializer(), cleared=True)
+        session["a"] = 1
+        session.refresh(now_stored(a=2, b=2))
+        assert session.copy() == {"a": 1}
+        assert session.delta().cleared
+
+    def test_what_could_not_be_read_may_be_readable_now_and_the_other_way(self):
+        told = []
+        session = Fields(
+            JSONSerializer(),
+            {b"d:a": VERSION + b"?", b"d:b": VERSION + b"s1", b"d:c": VERSION + b"?"},
+            on_unreadable=lambda key, error: told.append(key),
+        )
+        assert session.copy() == {"b": 1}
+        session.refresh(now_stored(a=2) | {b"d:b": b"version2?", b"d:c": VERSION + b"?"})
+        assert session.copy() == {"a": 2}
+        assert told == ["a", "c", "b"]
+        assert not session.delta()
+        assert dict(session.everything())[b"d:c"] == b"?"
+
+    def test_a_new_value_of_what_could_not_be_read_stays_on_top(self):
+        session = Fields(JSONSerializer(), {b"d:a": VERSION + b"?"})
+        session["a"] = 1
+        session.refresh({b"d:a": b"version2?"})
+        assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", b"version2", b"s1")}
+
+    def test_a_key_that_cannot_be_read_is_set_aside(self):
+        odd = {b"k:not json": VERSION + b"s1"}
+        session = Fields(JSONSerializer(), stored({"a": 1}) | odd)
+        session.refresh(
+            now_stored(a=2) | {b"k:not json": b"version2s1", b"k:nor this": b"12345678s1"}
+        )
+        assert session.copy() == {"a": 2}
+        assert not session.delta()
+        assert {b"k:not json", b"k:nor this"} < dict(session.everything()).keys()
+        session.refresh(now_stored(a=2))
+        assert dict(session.everything()).keys() == {b"d:a"}
+
+    def test_what_was_settled_is_known_anew(self):
+        session = fields(cart={"tea": 1})
+        assert session["cart"]
+        session.settle()
+        session.refresh(now_stored(cart={"tea": 2}))
+        assert session["cart"] == {"tea": 2}
+        assert not session.changed_in_place()
+
+    def test_a_value_that_cannot_be_written_is_said(self):
+        session = fields(a=1)
+        session["a"] = object()
+        with pytest.raises(TypeError, match="'a'"):
+            session.refresh(now_stored(a=2))
+
+
+class TestRestore:
+    """What was changed since a snapshot is forgotten, and nothing else."""
+
+    def restored(self, session, change):
+        before, delta = deepcopy(session.copy()), session.delta()
+        snapshot = session.snapshot()
+        change(session)
+        session.restore(snapshot)
+        assert session.copy() == before
+        assert session.delta() == delta
+        return session
+
+    def test_each_kind_of_change_is_forgotten(self):
+        def change(session):
+            session["a"] = 2
+            session["new"] = 1
+            session["cart"]["tea"].append(2)
+            del session["b"]
+            session.increment("n", 3)
+
+        session = fields(a=1, b=1, cart={"tea": [1]}, n=1)
+        assert not self.restored(session, change).delta()
+
+    def test_each_kind_of_change_from_before_is_kept(self):
+        session = Fields(
+            JSONSerializer(),
+            stored({"a": 1, "b": 1, "cart": {"tea": [1]}, "n": 1}) | {b"d:m": VERSION + b"i1"},
+        )
+        session["a"] = 2
+        session["new"] = {"x": 1}
+        session["cart"]["tea"].append(2)
+        del session["b"]
+        session.increment("n", 3)
+        session.increment("m", 3)
+
+        def change(session):
+            session["a"] = 3
+            session["new"]["x"] = 2
+            session["cart"].clear()
+            session["b"] = 5
+            session.increment("n", 1)
+            session.increment("m", 1)
+            session["other"] = 1
+
+        session = self.restored(session, change)
+        assert session.increment("n", 1) == session.increment("m", 1) == 5
+        assert changes(session)[b"d:m"] == Change(Operation.ADD, b"d:m", b"", b"4")
+
+    def test_a_removal_is_undone_and_redone(self):
+        session = fields(a=1, b=1)
+        del session["a"]
+
+        def change(session):
+            session["a"] = 1
+            del session["b"]
+
+        assert self.restored(session, change).copy() == {"b": 1}
+
+    def test_a_counter_whose_sum_is_nothing_stays_one(self):
+        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
+        session.increment("n", 1)
+        session.increment("n", -1)
+        self.restored(session, lambda session: session.increment("n", 7))
+        session.increment("n", 1)
+        assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"1"),)
+
+    def test_cleared_stays_cleared(self):
+        session = Fields(JSONSerializer(), cleared=True)
+        session["a"] = 1
+
+        def change(session):
+            session["a"] = 2
+            session["b"] = 1
+
+        assert self.restored(session, change).delta().cleared
+
+    def test_what_cannot_be_read_stays_set_aside(self):
+        told = []
+        values = stored({"a": 1}) | {b"d:bad": VERSION + b"?", b"d:odd": VERSION + b"?"}
+        session = Fields(JSONSerializer(), values, on_unreadable=lambda *what: told.append(what))
+        session["odd"] = 1
+
+        def change(session):
+            session["bad"] = 1
+            session["odd"] = 2
+
+        session = self.restored(session, change)
+        assert session.copy() == {"a": 1, "odd": 1}
+        assert [key for key, _ in told] == ["bad"], "told once"
+        assert dict(session.everything())[b"d:bad"] == b"?"
+
+    def test_what_others_wrote_before_the_snapshot_is_kept(self):
+        session = fields(cart={"tea": 1}, other=1)
+        session["cart"]["milk"] = 1
+        session.refresh(now_stored(cart={"tea": 1, "rice": 1}, other=2))
+
+        def change(session):
+            session["cart"].clear()
+            session["other"] = 3
+
+        session = self.restored(session, change)
+        assert session.copy() == {"cart": {"tea": 1, "rice": 1, "milk": 1}, "other": 2}
+
+    def test_what_became_readable_is_not_set_aside_again(self):
+        session = Fields(JSONSerializer(), {b"d:a": VERSION + b"?"})
+        session["a"] = {"mine": 1}
+        session.refresh(now_stored(a={"theirs": 1}))
+        self.restored(session, lambda session: session["a"].clear())
+
+    def test_it_is_not_modified_by_that(self):
+        session = fields(cart={"tea": 1})
+        snapshot = session.snapshot()
+        session["cart"]["tea"] = 2
+        session.settle()
+        session.restore(snapshot)
+        assert not session.changed_in_place()
+
+
+# The same at random.
+
+some_keys = st.sampled_from("abc")
+some_values = st.recursive(
+    st.sampled_from([0, 1, "x", True, None]),
+    lambda inner: (
+        st.lists(inner, max_size=2) | st.dictionaries(st.sampled_from("xy"), inner, max_size=2)
+    ),
+    max_leaves=4,
+)
+records = st.dictionaries(some_keys, some_values)
+actions = st.lists(
+    st.tuples(some_keys, st.sampled_from(["set", "remove", "edit", "count", "read"]), some_values)
+)
+
+
+def act(session, steps):
+    for key, action, value in steps:
+        present = session.get(key)
+        if action == "set":
+            session[key] = deepcopy(value)
+        elif action == "remove":
+            session.pop(key, None)
+        elif action == "edit" and isinstance(present, dict):
+            present["x"] = deepcopy(value)
+        elif action == "edit" and isinstance(present, list):
+            present.append(deepcopy(value))
+        elif action == "count" and type(session.get(key, 0)) is int:
+            session.increment(key, 2)
+
+
+def applied(values, delta):
+    """Return what the store holds after a write, by the meaning of each operation."""
+    result = {} if delta.cleared else dict(values)
+    for change in delta.changes:
+        before = result.pop(change.field, b"")
+        if change.operation is Operation.ADD:
+            assert not before or before[8:9] == b"i", "the store would refuse it"
+            result[change.field] = b"version3i%d" % (int(before[9:] or 0) + int(change.operand))
+            continue
+        assert change.loaded == before[:8] or delta.cleared, "the store would refuse it"
+        if change.operation is not Operation.REMOVE:
+            result[change.field] = b"version3" + change.operand
+    return result
+
+
+def as_json(values):
+    return json.loads(json.dumps(dict(values), sort_keys=True))
+
+
+def stored_with_counters(values, version):
+    return {
+        f"d:{key}".encode(): version
+        + (b"i%d" % value if type(value) is int else b"s" + json.dumps(value).encode())
+        for key, value in values.items()
+    }
+
+
+@settings(deadline=None)
+@given(records, records, st.sets(some_keys), actions)
+def test_a_refreshed_copy_can_be_written_and_holds_what_is_stored_then(before, after, moved, steps):
+    loaded = stored_with_counters(before, VERSION)
+    session = Fields(JSONSerializer(), loaded)
+    act(session, steps)
+    changed = {key for key in "abc" if f"d:{key}".encode() in changes(session)}
+    mine = as_json(session)
+    now = {field: value for field, value in loaded.items() if field[2:].decode() not in moved}
+    now |= {
+        field: value
+        for field, value in stored_with_counters(after, b"version2").items()
+        if field[2:].decode() in moved
+    }
+    try:
+        session.refresh(now)
+    except TypeError as error:
+        assert "cannot be incremented" in str(error)
+        return
+    delta = session.delta()
+    written = Fields(JSONSerializer(), applied(now, delta))
+    assert as_json(session) == as_json(written)
+    for key in "abc":
+        if key not in changed:
+            theirs = Fields(JSONSerializer(), now)
+            assert same(session.get(key, NOTHING), theirs.get(key, NOTHING))
+        elif key not in moved:
+            assert same(session.get(key, NOTHING), mine.get(key, NOTHING))
+
+
+@settings(deadline=None)
+@given(records, actions, actions, st.booleans())
+def test_a_restored_copy_is_what_it_was(before, earlier, later, cleared):
+    values = None if cleared else stored_with_counters(before, VERSION)
+    session = Fields(JSONSerializer(), values, cleared=cleared)
+    act(session, earlier)
+    was, delta, snapshot = as_json(session), session.delta(), session.snapshot()
+    act(session, later)
+    session.restore(snapshot)
+    assert as_json(session) == was
+    assert sorted(session.delta().changes, key=repr) == sorted(delta.changes, key=repr)
+    assert session.delta().sums == delta.sums

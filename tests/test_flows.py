@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager, nullcontext
+
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
-from django_clustered_sessions import flows
-from django_clustered_sessions.commands import Call, Expiry, Gone, Terms
+from django_clustered_sessions import commands, flows
+from django_clustered_sessions.commands import (
+    Alive,
+    Call,
+    Exists,
+    Expiry,
+    Fence,
+    Gone,
+    Locking,
+    Terms,
+    Wait,
+)
 from django_clustered_sessions.exceptions import (
     SessionConflict,
+    SessionLockLost,
+    SessionLockRefused,
+    SessionLockTimeout,
     SessionStoreUnavailable,
     SessionTooLarge,
 )
 from django_clustered_sessions.fields import Fields
+from django_clustered_sessions.locks import Asking, Refusal
 from django_clustered_sessions.record import EndReason, Loaded, Mode, NewerFormat, Place
 
 PLACE = Place.of("session", "some key")
@@ -20,6 +36,13 @@ TERMS = Terms(1000, 0, 100_000, 4000, on_conflict="merge")
 TOKEN = b"tokentok"
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 10)
 EXPIRY = Expiry(Mode.DEFAULT, 0)
+WRITTEN = [[1, 6, 9, 0, b"", b"versionb"]]
+
+#: 10 s to wait, in slices of one second.
+LOCKING = Locking(wait_ms=10_000, lease_ms=8000, hold_ms=120_000, most=16, name=b"web-1 GET /")
+ASKING = Asking("a" * 16, LOCKING, 1000, lambda: None, nullcontext)
+MAILBOX = PLACE.mailbox("a" * 16)
+WOKEN, NOT_WOKEN = True, False
 
 
 class Rider:
@@ -38,17 +61,31 @@ class Rider:
 
 
 def play(flow, *replies):
-    """Feed a flow its replies; return the trips it made and what it returned."""
-    trips = [next(flow)]
+    """Feed a flow its replies; return the steps it made and what it returned."""
+    steps = [next(flow)]
     for reply in replies[:-1]:
-        trips.append(flow.send(reply))
+        steps.append(flow.send(reply))
     with pytest.raises(StopIteration) as stop:
         flow.send(replies[-1])
-    return trips, stop.value.value
+    return steps, stop.value.value
 
 
-def names(trip):
-    return [call.script.name if call.script else call.arguments[0] for call in trip]
+def play_to_the_error(error, flow, *replies):
+    """Feed a flow its replies; return the steps it made and the error that it ended with."""
+    steps = [next(flow)]
+    for reply in replies[:-1]:
+        steps.append(flow.send(reply))
+    with pytest.raises(error) as caught:
+        flow.send(replies[-1])
+    return steps, caught.value
+
+
+def names(step):
+    """Return the commands of a trip, and for how many seconds a wait is."""
+    if isinstance(step, Wait):
+        assert step.mailbox == MAILBOX
+        return step.seconds
+    return [call.script.name if call.script else call.arguments[0] for call in step]
 
 
 def loaded(**values):
@@ -56,8 +93,40 @@ def loaded(**values):
     return Fields(JSONSerializer(), stored)
 
 
-def commit(fields, terms=TERMS):
-    return flows.commit(PLACE, fields, lambda fields: EXPIRY, terms, lambda delta: TOKEN)
+def changes(trip):
+    """Return what a trip's commit is to change: operation, field, version, operand, ..."""
+    return trip[0].arguments[12:]
+
+
+def lock_of(trip):
+    """Return under which lock a trip's commit is written, and whether it ends with it."""
+    return trip[0].arguments[9:11]
+
+
+def commit(fields, terms=TERMS, fence=commands.NO_LOCK, **options):
+    return flows.commit(
+        PLACE,
+        fields,
+        lambda fields: EXPIRY,
+        terms,
+        lambda delta: TOKEN,
+        lambda: ASKING,
+        fence,
+        **options,
+    )
+
+
+def taken(now_ms=5):
+    return [1, now_ms, now_ms]
+
+
+def held(now_ms=5, place=1, left_ms=8000):
+    return [-5, now_ms, 2, b"web-2 POST /pay", left_ms, place]
+
+
+def found(now_ms=5):
+    """Return the replies to what follows the asking for a lock: a session, and the clock."""
+    return [{b"m:": META}, [b"0", b"%d000" % now_ms]]
 
 
 def test_a_load_is_one_trip_and_does_not_go_through_lua():
@@ -89,8 +158,8 @@ def test_a_commit_sends_only_what_changed():
     fields = loaded(a=b"1", b=b"2")
     fields["a"] = 3
     assert fields["b"] == 2
-    trips, committed = play(commit(fields), [[1, 5, 9, 0, b""]])
-    assert trips[0][0].arguments[9:] == ("=", b"d:a", b"loadedv1", b"s3")
+    trips, committed = play(commit(fields), [[1, 5, 9, 0, b"", b"versionb"]])
+    assert changes(trips[0]) == ("=", b"d:a", b"loadedv1", b"s3")
     assert committed.merged == 0
     assert not fields.delta()
 
@@ -102,9 +171,9 @@ def test_a_conflict_is_merged_and_sent_again_with_the_version_that_is_stored_now
     trips, committed = play(
         commit(fields),
         [[-2, 5, b"d:cart", b'othersv1s{"a":1,"c":3}']],
-        [[1, 6, 9, 0, b""]],
+        [[1, 6, 9, 0, b"", b"versionb"]],
     )
-    operation, field, version, value = trips[1][0].arguments[9:]
+    operation, field, version, value = changes(trips[1])
     assert (operation, field, version) == ("=", b"d:cart", b"othersv1")
     assert JSONSerializer().loads(value[1:]) == {"a": 1, "b": 2, "c": 3}
     assert committed.merged == 1
@@ -118,33 +187,59 @@ def test_a_merge_that_leaves_nothing_to_write_renews():
     assert [names(trip) for trip in trips] == [["commit"], ["touch"]]
 
 
-def test_three_conflicts_in_a_row_are_said():
+CONFLICT = [[-2, 5, b"d:a", b"othersv1s3"]]
+
+
+def test_three_conflicts_in_a_row_queue_for_the_lock():
     fields = loaded(a=b"1")
     fields["a"] = 2
-    conflict = [[-2, 5, b"d:a", b"othersv1s3"]]
-    flow = commit(fields)
-    next(flow)
-    flow.send(conflict)
-    flow.send(conflict)
-    with pytest.raises(SessionConflict) as caught:
-        flow.send(conflict)
-    assert caught.value.keys == ("a",)
-    assert "some key" not in str(caught.value)
+    steps, committed = play(
+        commit(fields), CONFLICT, CONFLICT, CONFLICT, [held()], WOKEN, [taken()], WRITTEN
+    )
+    assert [names(step) for step in steps] == [
+        *[["commit"]] * 3,
+        ["acquire"],
+        1.0,
+        ["acquire"],
+        ["commit"],
+    ]
+    assert [lock_of(step) for step in (steps[2], steps[-1])] == [("", 0), (ASKING.token, 1)]
+    assert changes(steps[-1]) == ("=", b"d:a", b"othersv1", b"s2")
+    assert committed.merged == 3
+    assert committed.turn.handed_on
+
+
+def test_under_a_lock_no_number_of_conflicts_queues_for_it():
+    """Others write under it too: those whom its holder let in."""
+    fields = loaded(a=b"1")
+    fields["a"] = 2
+    steps, _ = play(commit(fields, fence=Fence("b" * 16)), *[CONFLICT] * 5, WRITTEN)
+    assert [names(step) for step in steps] == [["commit"]] * 6
+
+
+def test_where_a_conflict_is_an_error_the_first_is_said():
+    fields = loaded(a=b"1")
+    fields["a"] = 2
+    terms = Terms(1000, 0, 100_000, 4000, on_conflict="error")
+    steps, error = play_to_the_error(SessionConflict, commit(fields, terms), CONFLICT)
+    assert len(steps) == 1
+    assert error.keys == ("a",)
+    assert "some key" not in str(error)
 
 
 def test_a_counter_that_lua_cannot_add_to_is_added_to_here():
     fields = loaded(n=b"%d" % 2**60)
     fields.increment("n", 1)
     stored = b"othersv1s%d" % (2**60 + 5)
-    trips, _ = play(commit(fields), [[-2, 5, b"d:n", stored]], [[1, 6, 9, 0, b""]])
-    assert trips[0][0].arguments[9:] == ("#", b"d:n", b"loadedv1", b"s%d" % (2**60 + 1))
-    assert trips[1][0].arguments[9:] == ("#", b"d:n", b"othersv1", b"s%d" % (2**60 + 6))
+    trips, _ = play(commit(fields), [[-2, 5, b"d:n", stored]], [[1, 6, 9, 0, b"", b"versionb"]])
+    assert changes(trips[0]) == ("#", b"d:n", b"loadedv1", b"s%d" % (2**60 + 1))
+    assert changes(trips[1]) == ("#", b"d:n", b"othersv1", b"s%d" % (2**60 + 6))
 
 
 def test_a_counter_takes_the_sum_that_the_store_made():
     fields = Fields(JSONSerializer(), {b"d:n": b"loadedv1i1"})
     assert fields.increment("n", 1) == 2
-    play(commit(fields), [[1, 6, 9, 0, b"7"]])
+    play(commit(fields), [[1, 6, 9, 0, b"7", b"versionb"]])
     assert fields["n"] == 7
     assert not fields.delta()
 
@@ -180,7 +275,7 @@ def test_a_passenger_rides_on_the_first_trip_only():
     fields["a"] = 2
     passenger = Call(None, (), ("PING",))
     flow = flows.riding(commit(fields), Rider(passenger))
-    trips, committed = play(flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], [[1, 6, 9, 0, b""]])
+    trips, committed = play(flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], WRITTEN)
     assert [names(trip) for trip in trips] == [["PING", "commit"], ["commit"]]
     assert committed.alive.deadline_ms == 9
 
@@ -199,3 +294,406 @@ def test_an_outage_reaches_the_flow_through_the_ride():
         riding.throw(SessionStoreUnavailable("away"))
     assert stop.value.value == "told"
     assert rider.is_lost
+
+
+# A lock.
+
+
+def test_a_free_lock_is_taken_on_the_trip_of_the_load():
+    trips, read = play(flows.load(PLACE, None, ASKING), [taken(), *found()])
+    assert [names(trip) for trip in trips] == [["acquire", "HGETALL", "TIME"]]
+    assert isinstance(read.found, Loaded)
+    assert (read.turn.waited_ms, read.turn.handed_on) == (None, False)
+
+
+def test_a_free_lock_is_taken_before_the_deadline_is_renewed_and_on_the_same_trip():
+    trips, _ = play(flows.load(PLACE, TERMS, ASKING), [taken(), [1, 5, 255, b"d"], *found()])
+    assert [names(trip) for trip in trips] == [["acquire", "touch", "HGETALL", "TIME"]]
+
+
+def test_a_session_that_is_gone_has_no_lock():
+    trips, read = play(flows.load(PLACE, None, ASKING), [[0, 5, b""], {}, [b"0", b"5000"]])
+    assert [names(trip) for trip in trips] == [["acquire", "HGETALL", "TIME"]]
+    assert read.found is EndReason.UNKNOWN
+    assert isinstance(read.turn.found, Gone)
+
+
+def test_one_that_is_woken_takes_the_lock_and_loads_in_one_trip():
+    steps, read = play(
+        flows.load(PLACE, None, ASKING), [held(5), *found()], WOKEN, [taken(305), *found(205)]
+    )
+    load = ["acquire", "HGETALL", "TIME"]
+    assert [names(step) for step in steps] == [load, 1.0, load]
+    assert read.now_ms == 205, "what was loaded before the wait is of no use"
+    assert (read.turn.waited_ms, read.turn.handed_on) == (300, True)
+
+
+def test_a_wake_up_that_is_lost_costs_one_question():
+    """It is asked alone: whoever was not woken does not hold the lock, as a rule."""
+    steps, read = play(
+        flows.load(PLACE, None, ASKING),
+        [held(5), *found()],
+        *(NOT_WOKEN, [held(1005)]),
+        *(NOT_WOKEN, [taken(2005)]),
+        found(205),
+    )
+    load = ["HGETALL", "TIME"]
+    assert [names(step) for step in steps] == [
+        *(["acquire", *load], 1.0, ["acquire"], 1.0, ["acquire"]),
+        load,
+    ]
+    assert (read.turn.waited_ms, read.turn.handed_on) == (2000, False)
+
+
+def test_one_that_is_woken_and_not_given_the_lock_waits_on():
+    """A lock that it was too slow to take; its place is that of a newcomer."""
+    steps, read = play(
+        flows.load(PLACE, None, ASKING),
+        [held(5, place=1), *found()],
+        *(WOKEN, [held(300, place=2), *found()]),
+        *(WOKEN, [taken(400), *found()]),
+    )
+    assert [names(step) for step in steps[1::2]] == [1.0, 1.0]
+    assert read.turn.waited_ms == 395
+
+
+def test_one_that_is_woken_because_the_session_has_ended_is_told():
+    _, read = play(
+        flows.load(PLACE, None, ASKING),
+        [held(), *found()],
+        WOKEN,
+        [[0, 300, b"flushed"], {b"m:end": b"flushed"}, [b"0", b"300000"]],
+    )
+    assert read.found is EndReason.FLUSHED
+    assert read.turn.found == Gone(300, EndReason.FLUSHED)
+
+
+@pytest.mark.parametrize(
+    ("reply", "seconds"),
+    [
+        # A slice; the rest of the lease, and a bit for each place; no less than the bit.
+        (held(place=1, left_ms=8000), 1.0),
+        (held(place=1, left_ms=300), 0.32),
+        (held(place=5, left_ms=300), 0.4),
+        (held(place=1, left_ms=-700), 0.02),
+    ],
+)
+def test_how_long_a_waiter_sleeps(reply, seconds):
+    flow = flows.load(PLACE, None, ASKING)
+    next(flow)
+    assert names(flow.send([reply, *found()])) == seconds
+
+
+def waits(*, store_ms):
+    """Play a wait in vain in which the store's clock goes on by so much a second."""
+    flow = flows.load(PLACE, None, ASKING)
+    steps, now_ms = [next(flow)], 100_000
+    step = flow.send([held(now_ms), *found()])
+    while True:
+        steps.append(step)
+        if isinstance(step, Wait):
+            now_ms += store_ms
+            step = flow.send(NOT_WOKEN)
+        elif names(step) == ["release"]:
+            break
+        else:
+            step = flow.send([held(now_ms)])
+    with pytest.raises(SessionLockTimeout) as caught:
+        flow.send([[0, now_ms, b""]])
+    return steps, caught.value
+
+
+def test_a_wait_in_vain_ends_in_time_and_gives_up_the_place():
+    steps, error = waits(store_ms=1000)
+    assert [names(step) for step in steps[1:]] == [*[1.0, ["acquire"]] * 10, ["release"]]
+    assert steps[-1][0].keys == (PLACE.record, PLACE.locks, MAILBOX)
+    # How much longer it is ready to wait.
+    asked = [step[0].arguments[2] for step in steps[:-1] if not isinstance(step, Wait)]
+    assert asked == [10_000, *range(10_000, 0, -1000)]
+    assert not isinstance(error, SessionLockRefused)
+    assert error.holder == "web-2 POST /pay"
+    assert error.held_s == 109.998
+    assert "10.0 s" in str(error) and "lock_headers()" in str(error)
+
+
+def test_a_clock_that_is_set_back_makes_no_wait_longer():
+    for store_ms in (0, -1000, -3_600_000):
+        steps, _ = waits(store_ms=store_ms)
+        assert sum(names(step) for step in steps if isinstance(step, Wait)) == 10.0
+
+
+def test_a_wait_whose_mail_is_late_ends_in_time_by_the_stores_clock():
+    steps, _ = waits(store_ms=4000)
+    assert [names(step) for step in steps if isinstance(step, Wait)] == [1.0, 1.0, 1.0]
+
+
+def test_the_last_slice_is_as_short_as_what_is_left():
+    asking = Asking("a" * 16, LOCKING, 6000, lambda: None, nullcontext)
+    steps, _ = play(
+        flows.load(PLACE, None, asking),
+        [held(5), *found()],
+        *(NOT_WOKEN, [held(6005)]),
+        *(NOT_WOKEN, [taken(9000)]),
+        found(),
+    )
+    assert [names(step) for step in steps if isinstance(step, Wait)] == [6.0, 4.0]
+
+
+FULL = [-6, 5, 2, b"web-2 POST /pay", 16]
+
+
+def test_one_more_than_may_wait_is_refused_at_once():
+    steps, error = play_to_the_error(
+        SessionLockRefused, flows.load(PLACE, None, ASKING), [FULL, *found()]
+    )
+    assert len(steps) == 1, "it has no place to give up"
+    assert "16 requests" in str(error)
+    assert (error.holder, error.held_s) == ("web-2 POST /pay", 0.003)
+
+
+def test_one_that_lost_its_place_and_finds_no_other_gives_up():
+    steps, _ = play_to_the_error(
+        SessionLockRefused,
+        flows.load(PLACE, None, ASKING),
+        [held(), *found()],
+        *(NOT_WOKEN, [FULL]),
+        [[0, 6, b""]],
+    )
+    assert names(steps[-1]) == ["release"]
+
+
+@pytest.mark.parametrize("error", [SessionLockTimeout, SessionLockRefused])
+def test_one_for_whom_waiting_makes_no_sense_asks_for_no_place(error):
+    refusal = Refusal(error, "this thread holds it itself", "Do not.")
+    asking = Asking("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
+    steps, raised = play_to_the_error(error, flows.load(PLACE, None, asking), [FULL, *found()])
+    assert len(steps) == 1
+    assert steps[0][0].arguments[2] == 0, "for how long it would wait"
+    assert type(raised) is error
+    assert "this thread holds it itself" in str(raised) and "Do not." in str(raised)
+
+
+def test_one_for_whom_waiting_makes_no_sense_takes_a_free_lock():
+    refusal = Refusal(SessionLockRefused, "too many wait", "Wait for them.")
+    asking = Asking("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
+    _, read = play(flows.load(PLACE, None, asking), [taken(), *found()])
+    assert isinstance(read.found, Loaded)
+
+
+def test_a_waiting_room_that_is_full_gives_up_the_place():
+    refusal = Refusal(SessionLockRefused, "2 requests of this process wait", "See there.")
+    asking = Asking("a" * 16, LOCKING, 1000, lambda: None, lambda: nullcontext(refusal))
+    steps, _ = play_to_the_error(
+        SessionLockRefused, flows.load(PLACE, None, asking), [held(), *found()], [[0, 6, b""]]
+    )
+    assert [names(step) for step in steps] == [["acquire", "HGETALL", "TIME"], ["release"]]
+
+
+def test_a_wait_is_in_the_waiting_room_and_leaves_it():
+    present = []
+
+    @contextmanager
+    def waiting():
+        present.append(1)
+        try:
+            yield None
+        finally:
+            present.pop()
+
+    def load():
+        flow = flows.load(PLACE, None, Asking("a" * 16, LOCKING, 1000, lambda: None, waiting))
+        next(flow)
+        assert present == []
+        flow.send([held(), *found()])
+        assert present == [1]
+        return flow
+
+    with pytest.raises(StopIteration):
+        flow = load()
+        flow.send(WOKEN)
+        flow.send([taken(), *found()])
+    assert present == []
+    flow = load()
+    flow.send(WOKEN)
+    with pytest.raises(SessionStoreUnavailable):
+        flow.throw(SessionStoreUnavailable("away"))
+    assert present == []
+    load().close()
+    assert present == []
+
+
+def test_a_timeout_is_told_though_the_store_goes_away():
+    flow = flows.load(PLACE, None, ASKING)
+    next(flow)
+    flow.send([held(5), *found()])
+    flow.send(NOT_WOKEN)
+    assert names(flow.send([held(20_005)])) == ["release"]
+    with pytest.raises(SessionLockTimeout):
+        flow.throw(SessionStoreUnavailable("away"))
+
+
+def test_a_passenger_rides_on_the_first_trip_and_not_on_a_wait():
+    flow = flows.riding(flows.load(PLACE, None, ASKING), Rider(Call(None, (), ("PING",))))
+    steps, _ = play(flow, [b"PONG", held(), *found()], WOKEN, [taken(), *found()])
+    assert names(steps[0]) == ["PING", "acquire", "HGETALL", "TIME"]
+    assert [names(step) for step in steps[1:]] == [1.0, ["acquire", "HGETALL", "TIME"]]
+
+
+def test_a_lock_that_an_outer_request_holds_is_said_to_be_its():
+    asking = Asking("a" * 16, LOCKING, 1000, lambda: None, nullcontext, inside="b" * 16)
+    trips, read = play(flows.load(PLACE, None, asking), [[2, 5, 2], *found()])
+    assert trips[0][0].arguments[6] == "b" * 16
+    assert read.turn.found.inside
+
+
+# Writes, under a lock and past it.
+
+HELD = [[-5, 5, 2, b"web-2 POST /pay"]]
+LOST = [[-7, 5, 2, b"web-2 POST /pay"]]
+
+
+def changed():
+    fields = loaded(a=b"1")
+    fields["a"] = 2
+    return fields
+
+
+def test_a_commit_under_a_lock_says_so_and_ends_it_where_it_is_to():
+    trips, committed = play(commit(changed(), fence=Fence("b" * 16, release=True)), WRITTEN)
+    assert [lock_of(trip) for trip in trips] == [("b" * 16, 1)]
+    assert committed.turn is None
+
+
+def test_a_commit_of_nothing_under_a_lock_ends_it_in_the_same_trip():
+    trips, committed = play(
+        commit(loaded(a=b"1"), fence=Fence("b" * 16, release=True)), [[1, 5, 9, b"d"], [1, 5, 2]]
+    )
+    assert [names(trip) for trip in trips] == [["touch", "release"]]
+    assert trips[0][1].keys[-1] == PLACE.mailbox("b" * 16)
+    assert committed.alive.deadline_ms == 9
+
+
+def test_a_commit_of_nothing_under_a_lock_keeps_it_where_it_is_to():
+    trips, _ = play(commit(loaded(a=b"1"), fence=Fence("b" * 16)), [[1, 5, 9, b"d"]])
+    assert [names(trip) for trip in trips] == [["touch"]]
+
+
+def test_an_unlocked_commit_queues_while_another_holds_the_lock():
+    steps, committed = play(commit(changed()), HELD, [held()], WOKEN, [taken()], WRITTEN)
+    assert [names(step) for step in steps] == [
+        *(["commit"], ["acquire"], 1.0, ["acquire"]),
+        ["commit"],
+    ]
+    assert [lock_of(steps[0]), lock_of(steps[-1])] == [("", 0), (ASKING.token, 1)]
+    assert changes(steps[0]) == changes(steps[-1])
+    assert committed.turn.handed_on
+
+
+def test_what_the_holder_wrote_is_merged_by_a_commit_that_queued():
+    fields = loaded(cart=b'{"a":1}')
+    fields["cart"]["b"] = 2
+    conflict = [[-2, 5, b"d:cart", b'othersv1s{"a":1,"c":3}']]
+    steps, committed = play(commit(fields), HELD, [taken()], conflict, WRITTEN)
+    assert [lock_of(step) for step in steps[2:]] == [(ASKING.token, 1)] * 2
+    assert fields["cart"] == {"a": 1, "b": 2, "c": 3}
+    assert committed.merged == 1
+
+
+def test_a_commit_that_queued_and_has_nothing_left_to_write_ends_its_lock():
+    steps, committed = play(
+        commit(changed()),
+        *(HELD, [taken()], [[-2, 5, b"d:a", b"othersv1s2"]]),
+        [[1, 6, 9, b"d"], [1, 6, 5]],
+    )
+    assert names(steps[-1]) == ["touch", "release"]
+    assert steps[-1][1].keys[-1] == MAILBOX
+    assert committed.alive.deadline_ms == 9
+
+
+def test_a_commit_that_queued_for_a_session_that_ended_is_told():
+    _, gone = play(commit(changed()), HELD, [held()], WOKEN, [[0, 6, b"flushed"]])
+    assert gone == Gone(6, EndReason.FLUSHED)
+
+
+def test_a_commit_that_queued_in_vain_says_so_and_gives_up_the_place():
+    steps, _ = play_to_the_error(
+        SessionLockTimeout,
+        commit(changed()),
+        *(HELD, [held(5)], NOT_WOKEN, [held(20_005)]),
+        [[0, 6, b""]],
+    )
+    assert names(steps[-1]) == ["release"]
+
+
+def test_a_commit_that_queued_and_is_refused_gives_up_its_lock():
+    fields = loaded(n=b"1")
+    fields.increment("n", 1)
+    text = [[-2, 5, b"d:n", b'othersv1s"text"']]
+    steps, _ = play_to_the_error(TypeError, commit(fields), HELD, [taken()], text, [[1, 6, 5]])
+    assert names(steps[-1]) == ["release"]
+    assert steps[-1][0].keys[-1] == MAILBOX
+
+
+def test_a_commit_that_queued_and_lost_its_lock_queues_again():
+    steps, _ = play(commit(changed()), HELD, [taken()], LOST, [taken()], WRITTEN)
+    assert [names(step) for step in steps] == [*[["commit"], ["acquire"]] * 2, ["commit"]]
+
+
+def test_a_commit_under_a_lock_that_was_lost_is_refused():
+    steps, error = play_to_the_error(
+        SessionLockLost, commit(changed(), fence=Fence("b" * 16, release=True)), LOST
+    )
+    assert len(steps) == 1
+    assert error.holder == "web-2 POST /pay"
+    assert "some key" not in str(error)
+
+
+def test_a_commit_under_a_lock_that_was_lost_is_merged_where_that_is_wanted():
+    steps, committed = play(
+        commit(changed(), fence=Fence("b" * 16, release=True), merge_lost=True),
+        *(LOST, [held()], WOKEN, [taken()], CONFLICT, WRITTEN),
+    )
+    assert [lock_of(steps[0]), lock_of(steps[-1])] == [("b" * 16, 1), (ASKING.token, 1)]
+    assert committed.merged == 1
+
+
+def rotate(fence=commands.NO_LOCK):
+    return flows.rotate(PLACE, Place.of("session", "new key"), TERMS, TOKEN, lambda: ASKING, fence)
+
+
+def test_a_new_key_queues_while_another_holds_the_lock():
+    steps, alive = play(rotate(), HELD, [held()], WOKEN, [taken()], [[1, 6, 9]])
+    assert [names(step) for step in steps] == [
+        *(["rotate"], ["acquire"], 1.0, ["acquire"]),
+        ["rotate"],
+    ]
+    assert [step[0].arguments[4:6] for step in (steps[0], steps[-1])] == [
+        ("", 0),
+        (ASKING.token, 1),
+    ]
+    assert isinstance(alive, Alive)
+
+
+def test_a_new_key_that_is_taken_gives_up_the_lock_that_it_queued_for():
+    steps, exists = play(rotate(), HELD, [taken()], [[-1, 6]], [[1, 6, 5]])
+    assert names(steps[-1]) == ["release"]
+    assert exists == Exists(6)
+    steps, _ = play(rotate(Fence("b" * 16)), [[-1, 6]])
+    assert [names(step) for step in steps] == [["rotate"]]
+
+
+def test_a_new_key_under_a_lock_that_was_lost_is_refused():
+    _, error = play_to_the_error(SessionLockLost, rotate(Fence("b" * 16)), LOST)
+    assert error.holder == "web-2 POST /pay"
+
+
+def test_a_new_key_of_a_session_that_ended_meanwhile_is_told():
+    _, gone = play(rotate(), HELD, [held()], WOKEN, [[0, 6, b"rotated"]])
+    assert gone == Gone(6, EndReason.ROTATED)
+
+
+def test_a_release_tells_how_long_the_lock_was_held():
+    trips, held_ms = play(flows.release(PLACE, ASKING.token), [[1, 500, 100]])
+    assert [names(trip) for trip in trips] == [["release"]]
+    assert held_ms == 400
+    assert play(flows.release(PLACE, ASKING.token), [[0, 500, b""]])[1] is None

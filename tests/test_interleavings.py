@@ -2,7 +2,8 @@
 
 The model is written from the promises, not from the code: it keeps values and stamps in dicts, and
 what two requests made of one value it works out as additions to what both had loaded. After every
-step the store has to hold what the model holds: the same values, of the same writes.
+step the store has to hold what the model holds: the same values, of the same writes, and the same
+requests in the queues for the same locks.
 
 A failure prints its seed and the steps. Replay it with
 ``CLUSTERED_SESSIONS_SEED=<seed> pytest tests/test_interleavings.py -k <server and policy>``.
@@ -14,8 +15,10 @@ import asyncio
 import json
 import math
 import os
+import re
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Iterator
+from contextvars import Context
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -36,18 +39,23 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from django_clustered_sessions import connections, drivers
+from django_clustered_sessions import commands, connections, drivers, holding
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.commands import Trip
+from django_clustered_sessions.commands import Trip, Wait
+from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.drivers import Budget
-from django_clustered_sessions.exceptions import SessionConflict
+from django_clustered_sessions.exceptions import SessionConflict, SessionLockLost
 from django_clustered_sessions.flows import Flow
-from django_clustered_sessions.record import FORMAT, Meta, Place
+from django_clustered_sessions.record import FORMAT, Locker, Meta, Place
+from django_clustered_sessions.usage import Usage
 from tests.conftest import DATABASE, use_store
 from tests.servers import StoreServer
 
 AGE_S = 14 * 24 * 60 * 60
 EXPIRY = "_session_expiry"
+
+#: What a request may end with, other than well.
+Refused = (UpdateError, SessionConflict, SessionLockLost)
 
 
 class Nothing:
@@ -119,11 +127,32 @@ class Cell:
     is_counter: bool = False
 
 
+@dataclass(eq=False)
+class Ticket:
+    """One request's wish for a lock: its token in the store, and the mail that wakes it."""
+
+    token: str = ""
+    mail: int = 0
+
+
+@dataclass
+class Lock:
+    """Who has a lock, whether its lease is over, and who waits for it."""
+
+    holder: Ticket
+    is_over: bool = False
+    queue: list[Ticket] = field(default_factory=list)
+
+    def tokens(self) -> list[str]:
+        return [ticket.token for ticket in (self.holder, *self.queue)]
+
+
 @dataclass
 class World:
-    """What the store is to hold: sessions by key, and why others are no more."""
+    """What the store is to hold: sessions by key, their locks, and why others are no more."""
 
     sessions: dict[str, dict[str, Cell]] = field(default_factory=dict)
+    locks: dict[str, Lock] = field(default_factory=dict)
     graves: dict[str, str] = field(default_factory=dict)
     writes: int = 0
 
@@ -134,11 +163,61 @@ class World:
     def bury(self, key: str, reason: str) -> None:
         if self.sessions.pop(key, None) is not None:
             self.graves[key] = reason
+            self.dismiss(key)
+
+    def dismiss(self, key: str) -> Lock | None:
+        """Wake all who wait for what is no more."""
+        if lock := self.locks.pop(key, None):
+            for ticket in lock.queue:
+                ticket.mail += 1
+        return lock
+
+    def hand_on(self, key: str, asks: Ticket | None = None) -> None:
+        """Give a lock to the first who waits, who need not be woken if it is the one who asks."""
+        queue = self.locks.pop(key).queue
+        if queue:
+            self.locks[key] = Lock(queue[0], queue=queue[1:])
+            queue[0].mail += queue[0] is not asks
+
+    def acquire(self, key: str, ticket: Ticket) -> bool:
+        """Return whether the lock is the ticket's now; else it is in the queue."""
+        lock = self.locks.get(key)
+        if lock and lock.is_over and lock.holder is not ticket:
+            self.hand_on(key, ticket)
+        lock = self.locks.setdefault(key, Lock(ticket))
+        if lock.holder is ticket:
+            lock.is_over = False
+        elif ticket not in lock.queue:
+            lock.queue.append(ticket)
+        return lock.holder is ticket
+
+    def release(self, ticket: Ticket) -> None:
+        ticket.mail = 0
+        for key, lock in list(self.locks.items()):
+            if lock.holder is ticket:
+                self.hand_on(key)
+            elif ticket in lock.queue:
+                lock.queue.remove(ticket)
+
+    def may_write(self, key: str, ticket: Ticket | None) -> bool:
+        """Return whether a lock lets a write pass: its holder's, or anybody's once it is over."""
+        lock = self.locks.get(key)
+        if lock is None or lock.holder is ticket:
+            return lock is not None or ticket is None
+        if lock.is_over and lock.queue:
+            self.hand_on(key)
+            return False
+        return lock.is_over and ticket is None
+
+
+#: Stops before each round trip with "ask", before each wait for mail with "wait"; is sent whether
+#: there was some.
+Steps = Generator[str, Any, Any]
 
 
 @dataclass
 class Request:
-    """What one request is to see and to do; a generator stops before each round trip."""
+    """What one request is to see and to do."""
 
     world: World
     policy: str
@@ -146,9 +225,13 @@ class Request:
     loaded: bool = False
     cleared: bool = False
     why: str | None = None
+    #: The lock that it holds, as far as it knows, and the one that it has asked for last.
+    grant: Ticket | None = None
+    asked: Ticket | None = None
     base: dict[str, Cell] = field(default_factory=dict)
     mine: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    saved: set[str] = field(default_factory=set)
 
     def load(self) -> None:
         if self.loaded:
@@ -157,10 +240,13 @@ class Request:
         if self.key is None:
             return
         if (session := self.world.sessions.get(self.key)) is None:
-            self.key, self.why = None, self.world.graves.get(self.key, "")
+            self.vanish(self.key)
             return
         self.base = {name: replace(cell) for name, cell in session.items()}
         self.mine = {name: deepcopy(cell.value) for name, cell in session.items()}
+
+    def vanish(self, key: str) -> None:
+        self.key, self.why = None, self.world.graves.get(key, "")
 
     def clear(self) -> None:
         self.loaded, self.cleared = True, True
@@ -196,50 +282,144 @@ class Request:
             return before is not now
         return json.dumps(before) != json.dumps(now)
 
-    def saving(self) -> Iterator[None]:
+    def taking(self, key: str, *, then_reads: bool) -> Steps:
+        """Take the lock of a session, and read it with that; give whether it is there."""
+        self.asked = ticket = Ticket()
+        is_woken, steps = True, "ask"
+        while True:
+            yield steps
+            if is_there := key in self.world.sessions:
+                is_taken = self.world.acquire(key, ticket)
+            if not is_there or is_taken:
+                if then_reads and not is_woken:
+                    yield "ask"
+                return is_there
+            is_woken = yield "wait"
+
+    def locked_loading(self) -> Steps:
+        """Load under the lock, as a request of LOCKING="all" does."""
+        key = self.key
+        if (yield from self.taking(key, then_reads=True)):
+            self.grant = self.asked
+        self.load()
+
+    def locking(self) -> Steps:
+        """Take the lock and load afresh, as lock() does; what was changed goes on top."""
+        key = self.key
+        is_there = yield from self.taking(key, then_reads=True)
+        if not is_there or (session := self.world.sessions.get(key)) is None:
+            self.vanish(key)
+            raise UpdateError
+        self.grant = self.asked
+        if not self.loaded:
+            self.load()
+        elif not self.cleared:
+            changes = self.changes()
+            moved = {
+                name
+                for name in self.base.keys() | session.keys()
+                if self.stamp_of(name, self.base) != self.stamp_of(name, session)
+            }
+            self.rebase(moved & changes, session)
+            for name in moved - changes:
+                self.know(name, session)
+                self.mine.pop(name, None)
+                if name in session:
+                    self.mine[name] = deepcopy(session[name].value)
+
+    def finishing(self, is_modified: bool) -> Steps:
+        """Write and give up the lock, as the middleware does."""
+        if not is_modified:
+            yield "ask"
+            self.world.release(self.grant)
+            self.grant = None
+            return
+        try:
+            yield from self.committing(release=True)
+            # A new counter that was added nothing to: it is not written, and counts as saved.
+            self.saved = self.changes()
+        except SessionConflict:
+            yield "ask"
+            self.world.release(self.grant)
+            self.grant = None
+            raise
+
+    def saving(self) -> Steps:
         if self.key is None:
             if self.why == "rotated":
                 raise UpdateError
             yield from self.creating()
         elif not self.loaded:
-            yield
+            yield "ask"
             if self.key not in self.world.sessions:
                 raise UpdateError
         else:
             yield from self.committing()
 
-    def creating(self) -> Iterator[None]:
-        yield
+    def creating(self) -> Steps:
+        yield "ask"
         stamp = self.world.stamp()
         self.base = {name: self.cell(name, stamp) for name in self.mine}
         self.loaded, self.cleared, self.why, self.counts = True, False, None, {}
         self.key = "new"
 
-    def committing(self) -> Iterator[None]:
-        attempts_left = 1 if self.policy == "error" else 3
+    def committing(self, release: bool = False) -> Steps:
+        key, fence, own, conflicts = self.key, self.grant, None, 0
         while True:
-            yield
-            if (session := self.world.sessions.get(self.key or "")) is None:
-                raise UpdateError
             changes = self.changes()
-            sums = {name for name in changes if self.counted(name)}
-            conflicts = [name for name in changes if self.clashes(name, name in sums, session)]
-            if not conflicts:
-                self.write(session, changes)
-                return
-            attempts_left -= not sums.issuperset(conflicts)
-            if not attempts_left:
-                raise SessionConflict("", conflicts)
-            for name in conflicts:
-                theirs = session[name].value if name in session else NOTHING
-                if name in sums:
-                    self.mine[name] = (theirs or 0) + self.counts[name]
-                    self.know(name, session)
-                    continue
-                merged = joined(self.loaded_value(name), self.mine.pop(name, NOTHING), theirs)
+            yield "ask"
+            session = self.world.sessions.get(key)
+            is_write, queues = bool(changes or self.cleared), False
+            if session is None:
+                self.grant = None
+                raise UpdateError
+            if is_write and not self.world.may_write(key, fence):
+                if fence and not own:
+                    self.grant = None
+                    raise SessionLockLost("", "")
+                queues = True
+            else:
+                sums = {name for name in changes if self.counted(name)}
+                clashing = {name for name in changes if self.clashes(name, name in sums, session)}
+                if not clashing:
+                    self.write(session, changes)
+                    self.written(key, fence, is_write, release)
+                    self.grant = None if own or release else self.grant
+                    return
+                conflicts += not sums.issuperset(clashing)
+                if self.policy == "error" and not sums.issuperset(clashing):
+                    if own:
+                        yield "ask"
+                        self.world.release(own)
+                    raise SessionConflict("", sorted(clashing))
+                self.rebase(clashing, session)
+                queues = fence is None and conflicts >= 3
+            if queues:
+                if not (yield from self.taking(key, then_reads=False)):
+                    self.grant = None
+                    raise UpdateError
+                fence = own = self.asked
+                release = True
+
+    def written(self, key: str, fence: Ticket | None, is_write: bool, release: bool) -> None:
+        """Let a lock end with what was written under it, or past one whose lease is over."""
+        if fence and release:
+            self.world.release(fence)
+        elif fence is None and is_write and key in self.world.locks:
+            self.world.hand_on(key)
+
+    def rebase(self, names: set[str], session: dict[str, Cell]) -> None:
+        """Merge what others wrote meanwhile."""
+        for name in names:
+            theirs = session[name].value if name in session else NOTHING
+            if self.counted(name):
+                self.mine[name] = (theirs or 0) + self.counts[name]
                 self.know(name, session)
-                if merged is not NOTHING:
-                    self.mine[name] = deepcopy(merged)
+                continue
+            merged = joined(self.loaded_value(name), self.mine.pop(name, NOTHING), theirs)
+            self.know(name, session)
+            if merged is not NOTHING:
+                self.mine[name] = deepcopy(merged)
 
     def clashes(self, name: str, is_sum: bool, session: dict[str, Cell]) -> bool:
         """Return whether the store refuses a change: an addition only to what is no counter."""
@@ -288,24 +468,36 @@ class Request:
         if changes or self.cleared:
             self.cleared, self.counts = False, {}
 
-    def rotating(self) -> Iterator[None]:
+    def rotating(self) -> Steps:
         key, is_gone = self.key, self.key is None
         if key is not None and self.loaded and (self.changes() or self.cleared):
             try:
                 yield from self.committing()
             except UpdateError:
                 is_gone = True
-        if not is_gone:
-            yield
-        if not is_gone and key in self.world.sessions:
-            session = self.world.sessions[key]
-            self.world.bury(key, "rotated")
-            self.key = "new"
-            self.world.sessions[self.key] = session
-            return
+        fence, own = self.grant, None
+        while not is_gone:
+            yield "ask"
+            if key not in self.world.sessions:
+                break
+            if self.world.may_write(key, fence):
+                session = self.world.sessions.pop(key)
+                self.world.graves[key] = "rotated"
+                self.world.dismiss(key)
+                self.key = "new"
+                self.world.sessions[self.key] = session
+                if self.grant:
+                    self.world.locks[self.key] = Lock(self.grant)
+                return
+            if fence and not own:
+                self.grant = None
+                raise SessionLockLost("", "")
+            is_gone = not (yield from self.taking(key, then_reads=False))
+            fence = own = self.asked
         # It had nobody logged in, so that a session of its own takes nothing from anybody.
         if key is not None and self.loaded and self.world.graves.get(key) != "rotated":
             raise UpdateError
+        self.grant = None
         yield from self.creating()
 
 
@@ -313,19 +505,31 @@ def once(trip: Trip) -> Flow[Any]:
     return (yield trip)
 
 
-Steps = Generator[Trip, Any, None]
+class LockedUsage(Usage):
+    """How a request of LOCKING="all" uses its session."""
+
+    access = Access.LOCKED
+
+
+def locked_loading(session: SessionStore) -> Flow[None]:
+    """Load as whatever touches the session first does."""
+    session._fields = yield from session.loading()
 
 
 @dataclass
 class Slot:
-    """One request: the real one and the model's, and what both are in the middle of."""
+    """One request: the real one and the model's, and what both are in the middle of.
+
+    Each runs in a context of its own, as a request has a thread or a task of its own.
+    """
 
     session: SessionStore
     request: Request
     is_async: bool
-    steps: Steps | None = None
-    trip: Trip | None = None
-    model: Iterator[None] | None = None
+    context: Context = field(default_factory=Context)
+    steps: Flow[None] | None = None
+    step: Trip | Wait | None = None
+    model: Steps | None = None
 
 
 # Few names and few sessions, so that requests often meet; endings are rare, or they never would.
@@ -367,8 +571,12 @@ def edit(value: Any, path: list[str], action: str, key: str, argument: Any) -> N
         value.clear()
 
 
+#: Keys that are no records: what belongs to a bucket, and mailboxes.
+NO_RECORD = re.compile(rb":(index|figures|locks|[0-9a-f]{16})$")
+
+
 class Interleavings(RuleBasedStateMachine):
-    """Three requests at a time, on sessions that they share, end, move and lose."""
+    """Three requests at a time, on sessions that they share, lock, end, move and lose."""
 
     client: ClassVar[redis.Redis]
     runner: ClassVar[asyncio.Runner]
@@ -387,12 +595,12 @@ class Interleavings(RuleBasedStateMachine):
 
     def call(self, slot: Slot, sync: Callable[[], Any], twin: Callable[[], Awaitable[Any]]) -> Any:
         if not slot.is_async:
-            return sync()
+            return slot.context.run(sync)
 
         async def go() -> Any:
             return await twin()
 
-        return self.runner.run(go())
+        return self.runner.run(go(), context=slot.context)
 
     def send(self, slot_is_async: bool, trip: Trip) -> Any:
         budget = Budget(5.0)
@@ -404,20 +612,21 @@ class Interleavings(RuleBasedStateMachine):
 
         return self.runner.run(go())
 
-    def both(self, slot: Slot, real: Callable[[], Any], model: Iterator[None]) -> None:
+    def both(self, slot: Slot, real: Callable[[], Any], model: Steps) -> None:
         """Do a thing for real and in the model; both have to end alike."""
         errors: list[type | None] = []
         for do in (real, lambda: list(model)):
             try:
                 do()
                 errors.append(None)
-            except (UpdateError, SessionConflict) as error:
+            except Refused as error:
                 errors.append(type(error))
         self.ended(slot, *errors)
 
     def ended(self, slot: Slot, real: type | None, model: type | None) -> None:
         assert real == model, f"{real} instead of {model}"
-        if real in (UpdateError, SessionConflict):
+        assert slot.session.is_locked == (slot.request.grant is not None)
+        if real:
             # That request is over; the next one comes with the cookie that is good now.
             self.replace(slot, next(iter(self.world.sessions), None))
         elif slot.request.key == "new":
@@ -436,8 +645,17 @@ class Interleavings(RuleBasedStateMachine):
             base = slot.request.base
             moved = {name: replace(c, value=deepcopy(c.value)) for name, c in base.items()}
         self.world.sessions[key] = moved
+        if lock := self.world.locks.pop("new", None):
+            self.world.locks[key] = lock
 
     def replace(self, slot: Slot, key: str | None) -> None:
+        """End a request, without another write, and begin the next."""
+        s, grant = slot.session, slot.request.grant
+        assert s.is_locked == (grant is not None)
+        self.call(slot, lambda: s.run(s.releasing(), ""), lambda: s.arun(s.releasing()))
+        if grant:
+            self.world.release(grant)
+        slot.context = Context()
         slot.session = SessionStore(key)
         slot.request = Request(self.world, self.policy, key)
 
@@ -448,7 +666,7 @@ class Interleavings(RuleBasedStateMachine):
     # Requests come and go.
 
     @initialize(first=st.dictionaries(names, values), is_async=st.lists(st.booleans(), min_size=3))
-    def start(self, first: dict[str, Any], is_async: list[bool]) -> None:
+    def open(self, first: dict[str, Any], is_async: list[bool]) -> None:
         session = SessionStore()
         session.update(deepcopy(first))
         session.save()
@@ -474,8 +692,11 @@ class Interleavings(RuleBasedStateMachine):
         changes=st.lists(edits, min_size=3, max_size=3),
         order=st.lists(slots, max_size=9),
         repeated=st.booleans(),
+        locks=rarely,
     )
-    def meet(self, name: str, changes: list[Any], order: list[int], repeated: bool) -> None:
+    def meet(
+        self, name: str, changes: list[Any], order: list[int], repeated: bool, locks: bool
+    ) -> None:
         """Three requests of one page change one thing, and their saves get in each other's way."""
         free = [number for number in range(3) if self.free(number)]
         for number in free:
@@ -486,9 +707,12 @@ class Interleavings(RuleBasedStateMachine):
                 self.set_value(number, name, how[-1])
             self.edit_in_place(number, name, how, 1)
         for number in order and free:
-            self.start_saving(number, False)
+            if locks and number == free[0]:
+                self.lock(number)
+            else:
+                self.start_saving(number, False)
         for number in order:
-            self.deliver(number, repeated)
+            self.deliver(number, repeated, False)
 
     @rule(number=slots, which=st.integers(0, 9), is_known=st.booleans(), now=rarely)
     def begin_with_a_dead_key(self, number: int, which: int, is_known: bool, now: bool) -> None:
@@ -522,7 +746,7 @@ class Interleavings(RuleBasedStateMachine):
 
     def seen(self, slot: Slot) -> None:
         """Every change is seen, however it was made."""
-        assert slot.session.modified or not slot.request.changes()
+        assert slot.session.modified or slot.request.changes() <= slot.request.saved
 
     @rule(number=slots, name=names, value=values)
     def set(self, number: int, name: str, value: Any) -> None:
@@ -581,12 +805,88 @@ class Interleavings(RuleBasedStateMachine):
             if seconds is not None:
                 slot.request.mine[EXPIRY] = seconds
 
+    # Locks.
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(number=slots, which=st.integers(0, 9), is_async=st.booleans())
+    def begin_locked(self, number: int, which: int, is_async: bool) -> None:
+        if slot := self.free(number):
+            slot.is_async = is_async
+            self.replace(slot, list(self.world.sessions)[which % len(self.world.sessions)])
+            slot.session.usage = LockedUsage()
+            self.start(slot, locked_loading(slot.session), slot.request.locked_loading())
+
+    @rule(number=slots)
+    def lock(self, number: int) -> None:
+        """Enter session.lock() with what was changed so far."""
+        if (slot := self.free(number)) and slot.request.key and not slot.request.grant:
+            self.start(slot, slot.session.locking(), slot.request.locking())
+
+    @rule(number=slots)
+    def finish(self, number: int) -> None:
+        """Write and release, as the middleware does at the end of a request."""
+        if (slot := self.free(number)) and slot.request.grant:
+            s = slot.session
+            self.start(slot, s.committing(), slot.request.finishing(s.modified))
+
+    @precondition(lambda self: self.world.sessions)
+    @rule(
+        name=names,
+        value=values,
+        by=st.integers(-2, 3),
+        order=st.lists(slots, min_size=3, max_size=20),
+        repeated=st.booleans(),
+        silent_at=st.none() | st.integers(0, 9),
+        in_doubt=st.booleans(),
+    )
+    def queue(
+        self,
+        name: str,
+        value: Any,
+        by: int,
+        order: list[int],
+        repeated: bool,
+        silent_at: int | None,
+        in_doubt: bool,
+    ) -> None:
+        """Three requests of one page lock the session, change it and finish."""
+        for number in range(3):
+            self.begin_locked(number, 0, number % 2 == 0)
+        for at, number in enumerate(order):
+            if at == silent_at and self.world.locks:
+                self.be_silent(0, True)
+            if self.free(number) is None:
+                self.deliver(number, repeated, in_doubt)
+            else:
+                self.set_value(number, name, value)
+                self.increment(number, "n", by)
+                self.finish(number)
+
+    @precondition(lambda self: self.world.locks)
+    @rule(which=st.integers(0, 9), now=rarely)
+    def be_silent(self, which: int, now: bool) -> None:
+        """A lease is over."""
+        if now:
+            key = list(self.world.locks)[which % len(self.world.locks)]
+            self.world.locks[key].is_over = True
+            record = self.place(key).record
+            packed = self.client.hget(record, "m:lock")
+            self.client.hset(record, "m:lock", packed[:16] + bytes(6) + packed[22:])
+
+    def is_contested(self, slot: Slot) -> bool:
+        """Return whether a write would have to wait for another request."""
+        lock = self.world.locks.get(slot.request.key or "")
+        return lock is not None and lock.holder is not slot.request.grant
+
     # Whole operations.
 
     @rule(numbers=st.lists(slots, min_size=1, max_size=3, unique=True))
     def save(self, numbers: list[int]) -> None:
         for slot in filter(None, map(self.free, numbers)):
             s = slot.session
+            if self.is_contested(slot):
+                self.start(slot, s.saving(), slot.request.saving())
+                continue
             self.both(slot, partial(self.call, slot, s.save, s.asave), slot.request.saving())
             s = slot.session
             if s.session_key and slot.request.loaded and not slot.request.changes():
@@ -597,6 +897,9 @@ class Interleavings(RuleBasedStateMachine):
     def cycle_key(self, number: int, now: bool) -> None:
         if now and (slot := self.free(number)):
             s = slot.session
+            if self.is_contested(slot):
+                self.start(slot, s._rotating(), slot.request.rotating())
+                return
             self.both(
                 slot, lambda: self.call(slot, s.cycle_key, s.acycle_key), slot.request.rotating()
             )
@@ -608,7 +911,7 @@ class Interleavings(RuleBasedStateMachine):
             slot.request.clear()
             if slot.request.key:
                 self.world.bury(slot.request.key, "flushed")
-            slot.request.key = slot.request.why = None
+            slot.request.key = slot.request.why = slot.request.grant = None
             assert slot.session.session_key is None
 
     @rule(number=slots, now=rarely)
@@ -618,6 +921,7 @@ class Interleavings(RuleBasedStateMachine):
             slot.request.why = None
             if slot.request.key:
                 self.world.bury(slot.request.key, "flushed")
+                slot.request.grant = None
 
     @precondition(lambda self: self.world.sessions)
     @rule(which=st.integers(0, 9), now=rarely)
@@ -637,6 +941,7 @@ class Interleavings(RuleBasedStateMachine):
         record = self.place(key).record
         self.client.pexpire(record, 0)
         del self.world.sessions[key]
+        self.world.locks.pop(key, None)
         # No packet is under way for as long as a session lives: what made it is not repeated now.
         self.done = [(trip, kind) for trip, kind in self.done if record not in trip[0].keys]
 
@@ -646,42 +951,71 @@ class Interleavings(RuleBasedStateMachine):
     def start_saving(self, number: int, is_move: bool) -> None:
         if slot := self.free(number):
             s, request = slot.session, slot.request
-            slot.model = request.rotating() if is_move else request.saving()
-            slot.steps = s._rotating() if is_move else s.saving()
-            self.advance(slot, None)
+            self.start(
+                slot,
+                s._rotating() if is_move else s.saving(),
+                request.rotating() if is_move else request.saving(),
+            )
 
-    @rule(number=slots, is_repeated=st.booleans())
-    def deliver(self, number: int, is_repeated: bool) -> None:
+    def start(self, slot: Slot, steps: Flow[None], model: Steps) -> None:
+        slot.steps, slot.model = steps, model
+        self.advance(slot, None)
+
+    @rule(number=slots, is_repeated=st.booleans(), in_doubt=rarely)
+    def deliver(self, number: int, is_repeated: bool, in_doubt: bool) -> None:
         slot = self.slots[number]
-        if slot.steps is None:
+        step = slot.step
+        if slot.steps is None or step is None:
             return
-        assert slot.trip is not None
-        replies = self.send(slot.is_async, slot.trip)
+        asked = slot.request.asked
+        if isinstance(step, Wait):
+            assert asked is not None
+            assert bool(self.client.exists(step.mailbox)) == bool(asked.mail)
+            if in_doubt:
+                # A slice of the wait is over, or the connection broke off.
+                self.advance(slot, False)
+            elif asked.mail:
+                asked.mail -= 1
+                assert self.client.lpop(step.mailbox)
+                self.advance(slot, True)
+            return
+        if step[0].script and step[0].script.name == "acquire":
+            assert asked is not None
+            asked.token = str(step[0].arguments[0])
+        replies = self.send(slot.is_async, step)
         if is_repeated:
-            again = self.send(slot.is_async, slot.trip)
-            assert [reply[0] for reply in again] == [reply[0] for reply in replies]
-            # The new values of what was counted.
-            assert [reply[4:] for reply in again] == [reply[4:] for reply in replies]
-        if replies[0][0] == 1:
-            self.done.append((slot.trip, slot.is_async))
+            again = self.send(slot.is_async, step)
+            for call, first, second in zip(step, replies, again, strict=True):
+                # A lock that was released is no more the one's who released it.
+                if call.script and call.script.name != "release":
+                    assert first[0] == second[0]
+                    # The new values of what was counted.
+                    assert first[4:] == second[4:] or call.script.name != "commit"
+        if step[0].script and step[0].script.name != "acquire" and replies[0][0] == 1:
+            self.done.append((step, slot.is_async))
         self.advance(slot, replies)
 
     def advance(self, slot: Slot, replies: Any) -> None:
         assert slot.steps is not None
         assert slot.model is not None
+        is_woken = replies if isinstance(slot.step, Wait) else None
         errors: list[type | None] = []
-        for step in (lambda: slot.steps.send(replies), lambda: next(slot.model)):
+        kinds: list[str] = []
+        for step in (lambda: slot.steps.send(replies), lambda: slot.model.send(is_woken)):
             try:
-                trip = step()
-                slot.trip = trip or slot.trip
+                asks = slot.context.run(step)
+                if not isinstance(asks, str):
+                    slot.step, asks = asks, "wait" if isinstance(asks, Wait) else "ask"
+                kinds.append(asks)
                 errors.append(StopAsyncIteration)
             except StopIteration:
                 errors.append(None)
-            except (UpdateError, SessionConflict) as error:
+            except Refused as error:
                 errors.append(type(error))
         if errors == [StopAsyncIteration] * 2:
+            assert kinds[0] == kinds[1]
             return
-        slot.steps = slot.trip = slot.model = None
+        slot.steps = slot.step = slot.model = None
         self.ended(slot, *errors)
 
     @precondition(lambda self: self.done)
@@ -706,12 +1040,18 @@ class Interleavings(RuleBasedStateMachine):
                 pipeline.hgetall(place.record)
                 pipeline.pttl(place.record)
                 pipeline.zscore(place.index, place.id)
+                pipeline.hget(place.locks, place.id)
             keys, *rest = pipeline.execute()
-        records = {k.decode() for k in keys if not k.endswith((b":index", b":figures"))}
+        records = {k.decode() for k in keys if not NO_RECORD.search(k)}
         assert records <= known.keys() | buried, "a session that nobody made"
         answers = iter(rest)
         for key, cells in self.world.sessions.items():
-            self.holds(key, cells, next(answers), next(answers), next(answers))
+            raw = next(answers)
+            self.holds(key, cells, raw, next(answers), next(answers))
+            lock = self.world.locks.get(key)
+            tokens = lock.tokens() if lock else []
+            assert raw.get(b"m:lock", b"")[:16].decode() == "".join(tokens[:1])
+            assert [one.token for one in Locker.parse_all(next(answers) or b"")] == tokens
         for record in buried:
             assert self.client.hkeys(record) == [b"m:end"], "not only a tombstone"
 
@@ -748,10 +1088,17 @@ def test_interleaved_requests_keep_the_promises(
     store_server: StoreServer,
     settings: Any,
     runner: asyncio.Runner,
+    monkeypatch: pytest.MonkeyPatch,
     policy: str,
 ) -> None:
     use_store(settings, f"{store_server.unix_url}?db={DATABASE}")
     settings.CLUSTERED_SESSIONS_ON_CONFLICT = policy
+    # No wait and no lease is over before a step says so.
+    for name in ("LOCK_WAIT", "LOCK_LEASE", "LOCK_MAX_HOLD"):
+        setattr(settings, f"CLUSTERED_SESSIONS_{name}", 3600)
+    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 3
+    monkeypatch.setattr(commands, "CLAIM_MS", 3_600_000)
+    monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
     number = int(os.environ.get("CLUSTERED_SESSIONS_SEED") or secrets.randbits(32))
 
     class Machine(Interleavings):

@@ -702,7 +702,7 @@ def test_thousand_asynchronous_views_under_wsgi_leave_no_socket(
     assert browser.request("/").content == b"1002"
     assert open_sockets() == sockets
     wait_for(lambda: len(store.client_list()) == clients, "the store has no client more")
-    assert len(connections._pools._async) == 0
+    assert connections._working._async == connections._waiting._async == {}
 
 
 def test_fork_has_connections_of_its_own(store_server: StoreServer, store: redis.Redis) -> None:

@@ -7,19 +7,26 @@ from hashlib import sha1
 from importlib.resources import files
 
 import pytest
+import redis
+from redis.crc import key_slot
 
-from django_clustered_sessions import commands, scripts
-from django_clustered_sessions.commands import Call, Expiry, Terms
+from django_clustered_sessions import commands, connections, drivers, scripts
+from django_clustered_sessions.commands import Call, Expiry, Locking, Terms
+from django_clustered_sessions.drivers import Budget
 from django_clustered_sessions.fields import Change, Delta, Operation
 from django_clustered_sessions.record import EndReason, Mode, Place
 
-NAMES = sorted(
+#: Files that are no scripts: others are built on them.
+INCLUDES = ["lock", "prelude"]
+FILES = sorted(
     path.name.removesuffix(".lua")
     for path in files("django_clustered_sessions").joinpath("lua").iterdir()
-    if path.name != "prelude.lua"
 )
+NAMES = [name for name in FILES if name not in INCLUDES]
 PLACE = Place.of("p", "some key")
 TERMS = Terms(1000, 0, 100, 4000, "merge")
+LOCKING = Locking(10_000, 8000, 120_000, 16, b"node GET /")
+HOLDER, WAITER = "1" * 16, "2" * 16
 EXPIRY = Expiry(Mode.DEFAULT, 0)
 CHANGE = Change(Operation.SET, b"d:a", b"12345678", b"s1")
 
@@ -31,6 +38,10 @@ CALLS: dict[str, Call] = {
     "end": commands.end(PLACE, EndReason.FLUSHED),
     "rotate": commands.rotate(PLACE, Place.of("p", "new key"), b"12345678", TERMS),
     "stats": commands.stats("p:{000}:figures", "node", 0, [1]),
+    "acquire": commands.acquire(PLACE, WAITER, LOCKING, 10_000, HOLDER),
+    "release": commands.release(PLACE, WAITER),
+    "fetch": commands.fetch(PLACE, b"12345678")[0],
+    "renew": commands.renew(PLACE, WAITER, 8000, 120_000),
 }
 
 
@@ -48,8 +59,25 @@ def documented(name: str, array: str) -> set[int]:
     return {int(number) for number in re.findall(rf"-- {array}\[(\d+)(?:\.\.)?\]", header(name))}
 
 
+def functions(name: str) -> dict[str, str]:
+    """Return a file's functions: name -> text."""
+    parts = re.split(r"^local function (\w+)", scripts.read(name).decode(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
 def test_every_script_has_a_builder():
     assert set(NAMES) == set(CALLS)
+
+
+def test_what_is_no_script_is_an_include():
+    for name in FILES:
+        assert scripts.read(name).startswith(b"#!lua") == (name not in INCLUDES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_includes_what_it_uses(name):
+    used = functions("lock").keys() & set(re.findall(r"\w+", body(name)))
+    assert ("-- Includes: lock\n" in header(name)) == bool(used)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,14 +93,14 @@ def test_header_says_purpose_keys_arguments_and_returns(name):
     assert "-- Returns  {" in text
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FILES)
 def test_keys_and_arguments_used_are_those_documented(name):
-    code = body(name)
+    code = body(name) if name in NAMES else scripts.read(name).decode()
     for array in ("KEYS", "ARGV"):
         used = {int(number) for number in re.findall(rf"{array}\[(\d+)\]", code)}
         if f"#{array}" in code:
             used.add(max(documented(name, array)))
-        assert used == documented(name, array)
+        assert used == (documented(name, array) if name in NAMES else set())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -86,35 +114,104 @@ def test_the_builder_sends_what_the_header_documents(name):
         assert len(call.arguments) == last
 
 
+#: What functions that several scripts share may return in a script's place.
+SHARED_REPLIES = {"read_meta": {"GONE", "NEWER"}, "refuse": {"HELD", "LOST"}}
+
+
+def statuses(code: str) -> set[str]:
+    return set(re.findall(r"\{([A-Z_]+)\b", code)) & commands.Status.__members__.keys()
+
+
+def test_status_codes_of_shared_functions_are_those_assumed():
+    for include in INCLUDES:
+        for name, code in functions(include).items():
+            assert statuses(code) == SHARED_REPLIES.get(name, set())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_status_codes_returned_are_those_documented(name):
-    statuses = {"DONE": 1, "GONE": 0, "EXISTS": -1, "CONFLICT": -2, "TOO_LARGE": -3, "NEWER": -4}
     code = body(name)
-    returned = {
-        statuses[word]
-        for word in re.findall(r"\{(DONE|GONE|EXISTS|CONFLICT|TOO_LARGE|NEWER)\b", code)
-    }
-    if "why_not" in code:
-        returned |= {statuses["GONE"], statuses["NEWER"]}
+    returned = statuses(code)
+    # ``return why_not``, ``return refusal``: the second value of the one, the value of the other.
+    for function, replies in SHARED_REPLIES.items():
+        for reply in re.findall(rf"local (?:meta, )?(\w+) = {function}\(", code):
+            if re.search(rf"return {reply}$", code, re.MULTILINE):
+                returned |= replies
     told = {int(number) for number in re.findall(r"(?:Returns|--)  +\{(-?\d+),", header(name))}
-    assert returned == told
+    assert {commands.Status[word] for word in returned} == told
+
+
+def keys_used(code: str) -> set[str]:
+    return set(re.findall(r'redis\.call\("[A-Z]+", ([^,)]+)', code))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_nothing_scans(name):
+    assert not re.search(r'redis\.p?call\("(KEYS|SCAN|EVAL)', scripts.read(name).decode())
+    assert 'redis.pcall("' not in scripts.read(name).decode()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_key_is_passed_in_and_nothing_scans(name):
-    code = scripts.script(name).source.decode()
-    assert not re.search(r'redis\.call\("(KEYS|SCAN|EVAL)"', code)
-    for argument in re.findall(r'redis\.call\("[A-Z]+", ([a-z_]+)', code):
-        assert argument in {"record", "index", "old", "new", "old_index", "new_index", "figures"}
+def test_every_key_is_passed_in(name):
+    code = body(name)
+    passed = {
+        key
+        for keys, values in re.findall(r"^local ([\w, ]+) = ((?:KEYS\[\d+\],? ?)+)$", code, re.M)
+        for key, value in zip(keys.split(", "), values.split(", "), strict=True)
+    }
+    assert len(passed) == len(documented(name, "KEYS"))
+    assert keys_used(code) <= passed
+    assert not re.findall(rf"^ *(?:local )?(?:{'|'.join(passed)}) = (?!KEYS)", code, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", INCLUDES)
+def test_every_key_is_passed_on_but_a_mailbox(name):
+    """The one key that is not passed in: <record>:<token>, where a waiter is woken.
+
+    Who waits is known to the store alone. The key is in the record's slot, and of the record's
+    name, so it is this session's on Cluster and for the store's access rules too.
+    """
+    made = []
+    for function, code in functions(name).items():
+        parameters = set(re.match(r"\((.*)\)", code)[1].split(", "))
+        for key in keys_used(code) & parameters:
+            assert not re.search(rf"^ *(?:local )?{key} =", code, re.MULTILINE)
+        for key in keys_used(code) - parameters:
+            values = re.findall(rf"{re.escape(key)} = (.*)", code)
+            made += [(function, key, value) for value in values or ["?"]]
+    mailbox = ("wake", "mailbox", 'record .. ":" .. token')
+    assert made == ([mailbox] if name == "lock" else [])
+
+
+def test_a_mailbox_is_in_the_slot_of_its_record_and_known_to_whoever_reads_it(store: redis.Redis):
+    def ask(*calls: Call):
+        def flow():
+            return (yield calls)
+
+        return drivers.run(flow(), connections.pool, Budget(5.0))
+
+    create = commands.create(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS)
+    ask(create, *(commands.acquire(PLACE, who, LOCKING, 10_000) for who in (HOLDER, WAITER)))
+    before = set(store.keys())
+    ask(commands.release(PLACE, HOLDER))
+    assert set(store.keys()) - before == {PLACE.mailbox(WAITER).encode()}
+    assert store.type(PLACE.mailbox(WAITER)) == b"list"
+    assert store.pttl(PLACE.mailbox(WAITER)) > 0
+    passed = CALLS["release"].keys
+    assert {key_slot(key.encode()) for key in (*passed, PLACE.mailbox(WAITER))} == {
+        key_slot(PLACE.record.encode())
+    }
 
 
 def test_python_and_lua_agree_on_the_statuses():
     prelude = scripts.read("prelude").decode()
-    names, values = re.search(
-        r"local (DONE, GONE, EXISTS, CONFLICT, TOO_LARGE, NEWER) = ([-\d, ]+)", prelude
-    ).groups()
-    lua = dict(zip(names.split(", "), map(int, values.split(", ")), strict=True))
+    lua = {}
+    for names, values in re.findall(r"^local ([A-Z_, ]+) = ([-\d, ]+)$", prelude, re.MULTILINE):
+        lua |= dict(zip(names.split(", "), map(int, values.split(", ")), strict=True))
+    del lua["FORMAT"]
     assert lua == {status.name: status.value for status in commands.Status}
+    (told,) = re.findall(r"starts with a status: (.*?); then", prelude, re.DOTALL)
+    assert sorted(map(int, re.findall(r"-?\d+", told))) == sorted(commands.Status)
 
 
 def test_the_digest_is_the_one_the_store_computes(store):

@@ -11,7 +11,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from random import Random
@@ -21,14 +23,19 @@ import pytest
 import redis
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
+from django.http import HttpResponse
+from django.test import RequestFactory
+from django.urls import re_path
 
-from django_clustered_sessions import connections, drivers
+from django_clustered_sessions import connections, drivers, reporting
 from django_clustered_sessions import statistics as ours
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import NAMES, counters
-from django_clustered_sessions.record import Meta, Place
+from django_clustered_sessions.counters import MAXIMA, NAMES, WAITS, counters
+from django_clustered_sessions.exceptions import SessionLockTimeout
+from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.record import Locker, Meta, Place
 from tests.conftest import use_store
-from tests.servers import CountingProxy, StoreServer
+from tests.servers import CountingProxy, StoreServer, wait_for
 
 #: What a child process runs: a script that finds the store in its environment.
 CHILD = """
@@ -317,6 +324,286 @@ def test_figures_are_summed_over_buckets_and_nodes(store: redis.Redis) -> None:
     table = printed()
     assert re.search(r"web-1 +\d+ days ago +\+3,600 s +4 +2", table)
     assert re.search(r"former nodes +10 +0", table)
+
+
+# Locks.
+
+
+def line(**counts: int) -> str:
+    """Return what a node has reported."""
+    return " ".join(map(str, (1000, 0, *(counts.get(name, 0) for name in NAMES))))
+
+
+def lockers(store: redis.Redis, session: SessionStore) -> list[Locker]:
+    """Return who holds a session's lock, and who waits for it."""
+    return Locker.parse_all(store.hget(place(session).locks, place(session).id) or b"")
+
+
+class Urls:
+    """A site of one view, as a request's urlconf."""
+
+    urlpatterns = (re_path("^count/[a-z]+/$", lambda request: HttpResponse()),)
+
+
+ROUTE = "POST /^count/[a-z]+/$"
+
+
+@contextmanager
+def busy(session: SessionStore, waiting: int = 0) -> Iterator[None]:
+    """Hold a session's lock in another thread, and let so many requests wait for it in order.
+
+    In the end each of them gets it.
+    """
+    held, done, statuses = threading.Event(), threading.Event(), []
+
+    def hold() -> None:
+        with SessionStore(session.session_key).lock():
+            held.set()
+            done.wait(30)
+
+    def view(request: Any) -> HttpResponse:
+        request.session.increment("n")
+        return HttpResponse()
+
+    def ask() -> None:
+        request = RequestFactory().post("/count/tea/")
+        request.urlconf = Urls
+        request.COOKIES["sessionid"] = session.session_key
+        statuses.append(ClusteredSessionMiddleware(view)(request).status_code)
+
+    threads = [threading.Thread(target=hold)]
+    threads += [threading.Thread(target=ask) for _ in range(waiting)]
+    with redis.Redis.from_url(django_settings.CACHES["sessions"]["LOCATION"]) as store:
+        for place_in_queue, thread in enumerate(threads):
+            thread.start()
+            wait_for(lambda at=place_in_queue: len(lockers(store, session)) == at + 1, "its place")
+    assert held.wait(10)
+    try:
+        yield
+    finally:
+        done.set()
+        for thread in threads:
+            thread.join(30)
+    assert statuses == [200] * waiting
+
+
+@pytest.fixture
+def locking(settings: Any) -> Any:
+    settings.CLUSTERED_SESSIONS_LOCKING = "write"
+    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 10
+    settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
+    return settings
+
+
+def test_locks_are_counted(store: redis.Redis, locking: Any) -> None:
+    (session,) = make(1)
+    with busy(session, waiting=3):
+        pass
+    locking.CLUSTERED_SESSIONS_LOCK_WAIT = 0.05
+    late = SessionStore(session.session_key)
+    with busy(session), pytest.raises(SessionLockTimeout), late.lock():
+        pass
+    reporting.report_the_rest()
+    found = stats()
+    (node,) = found["nodes"]
+    assert node["counters"] == found["counters"]
+    expected = {
+        "locks_acquired": 5,
+        "lock_waits": 3,
+        "lock_handoffs": 3,
+        "lock_timeouts": 1,
+        "lock_refusals": 0,
+        "locks_lost": 0,
+        "writes_refused": 0,
+    }
+    assert {name: found["counters"][name] for name in expected} == expected
+    assert sum(found["counters"][name] for name, _ in WAITS) == 3
+    assert found["counters"]["lock_longest_hold_ms"] > 0
+    waited = found["locks"]["waited_ms"]
+    assert waited == node["locks"]["waited_ms"]
+    assert waited["max"] == found["counters"]["lock_longest_wait_ms"]
+    assert 0 < waited["p50"] <= waited["p95"] <= waited["p99"] <= waited["max"]
+    table = printed()
+    assert re.search(r"^web-1 +5 +3 +3 +1 +0 +0 +0$", table, re.MULTILINE)
+    longest_ms = found["counters"]["lock_longest_hold_ms"]
+    assert re.search(rf"^all( +\d+){{5}} +{longest_ms:,}$", table, re.MULTILINE)
+
+
+def test_no_table_of_locks_without_locks(store: redis.Redis) -> None:
+    # A line of a release that had no locks is shorter.
+    store.hset("session:{000}:figures", mapping={"web-1": "1000 0 1 2 3 4 5 6 7 8 9 10 11"})
+    found = stats()
+    assert found["counters"]["store_errors"] == 11
+    assert found["counters"]["locks_acquired"] == 0
+    assert found["locks"] == {"waited_ms": None}
+    assert "Locks" not in printed()
+
+
+def test_of_maxima_the_largest_counts(store: redis.Redis) -> None:
+    one, two = "session:{000}:figures", "session:{3ff}:figures"
+    waits = {"lock_waits": 2, "lock_wait_ms": 50, "lock_waits_to_50_ms": 2}
+    for figures, wait_ms, hold_ms in ((one, 40, 7), (two, 30, 900)):
+        longest = {"lock_longest_wait_ms": wait_ms, "lock_longest_hold_ms": hold_ms}
+        store.hset(figures, "web-1", line(**waits, **longest))
+    store.hset(one, "web-2", line(lock_waits=1, lock_longest_wait_ms=10, lock_longest_hold_ms=8))
+    store.hset(two, "", line(lock_longest_wait_ms=35, lock_longest_hold_ms=1000))
+    found = stats()
+    longest = {
+        name: [part["counters"][name] for part in (*found["nodes"], found["former_nodes"], found)]
+        for name in MAXIMA
+    }
+    assert longest == {
+        "lock_longest_wait_ms": [40, 10, 35, 40],
+        "lock_longest_hold_ms": [900, 8, 1000, 1000],
+    }
+    assert found["counters"]["lock_waits"] == 5
+    assert found["locks"]["waited_ms"] == {"p50": 40, "p95": 40, "p99": 40, "max": 40, "mean": 20}
+    assert found["former_nodes"]["locks"]["waited_ms"] is None
+
+
+def test_waits_by_their_classes() -> None:
+    def waits(longest_ms: int, **counts: int) -> list[int]:
+        classes = {f"lock_waits_{name}_ms": count for name, count in counts.items()}
+        found = ours.waits(
+            Counter(classes, lock_waits=100, lock_longest_wait_ms=longest_ms, lock_wait_ms=700)
+        )
+        assert found
+        return list(found.values())
+
+    assert waits(4900, to_1=50, to_5=45, to_100=4, to_5000=1) == [1, 5, 100, 4900, 7]
+    assert waits(4900, to_1=49, to_5=45, to_100=4, to_5000=2) == [5, 100, 4900, 4900, 7]
+    # Longer than the last class.
+    assert waits(30_000, to_10000=90) == [10_000, 30_000, 30_000, 30_000, 7]
+    assert ours.waits(Counter()) is None
+
+
+def test_who_holds_and_who_waits(store: redis.Redis, locking: Any) -> None:
+    idle, first, second = make(3)
+    with busy(first), busy(second, waiting=2):
+        found = stats(locks=True)
+        table = printed(locks=True)
+    assert list(found) == ["format", "time_ms", "key_prefix", "held_locks"]
+    one, two = found["held_locks"]
+    assert (one["session"], one["holder"]) == (place(first).id[:12], "web-1")
+    assert one["waiting"] == []
+    assert two["session"] == place(second).id[:12]
+    assert 0 < two["lease_left_ms"] <= 8000
+    assert [(waiter["place"], waiter["name"]) for waiter in two["waiting"]] == [
+        (1, f"web-1 {ROUTE}"),
+        (2, f"web-1 {ROUTE}"),
+    ]
+    times = [one["since_ms"], two["since_ms"], *(w["since_ms"] for w in two["waiting"])]
+    assert times == sorted(times)
+    assert 0 <= found["time_ms"] - times[-1] < 10_000
+    assert "Locks: 2 held, 2 waiting" in table
+    number = r"\d+\.\d s"
+    assert re.search(
+        rf"^{place(second).id[:12]} +holds +{number} +{number} +web-1 *\n"
+        rf" +1 +{number} +web-1 {re.escape(ROUTE)} *\n"
+        rf" +2 +{number} +web-1 {re.escape(ROUTE)} *$",
+        table,
+        re.MULTILINE,
+    )
+    assert place(idle).id[:12] not in table
+    assert stats(locks=True)["held_locks"] == []
+    assert "Locks: 0 held, 0 waiting" in printed(locks=True)
+
+
+def test_leftovers_are_no_locks(store: redis.Redis, locking: Any) -> None:
+    (session,) = make(1)
+    at = place(session)
+
+    def held() -> Any:
+        return stats(locks=True)["held_locks"]
+
+    with busy(session, waiting=1):
+        lock, entries = store.hget(at.record, "m:lock"), store.hget(at.locks, at.id)
+    token, _, since = lock[:16], lock[16:22], lock[22:]
+    now_ms = held_now_ms()
+    over = token + (now_ms - 1).to_bytes(6) + since
+    good = token + (now_ms + 60_000).to_bytes(6) + since
+    first = entries[: 30 + len("web-1")]
+    store.hset(at.locks, at.id, entries)
+    # Nobody holds it.
+    assert held() == []
+    # Its lease is over, and somebody still waits for it; then nobody does.
+    store.hset(at.record, "m:lock", over)
+    ((waiter,),) = [one["waiting"] for one in held()]
+    assert waiter["place"] == 1
+    assert "over" in printed(locks=True)
+    store.hset(at.locks, at.id, first)
+    assert held() == []
+    # The time of who waits is over.
+    store.hset(at.record, "m:lock", good)
+    dead = entries[len(first) :]
+    store.hset(at.locks, at.id, first + dead[:16] + (now_ms - 1).to_bytes(6) + dead[22:])
+    assert [one["waiting"] for one in held()] == [[]]
+    # The lock has gone to the one who waited, between the two questions.
+    store.hset(at.locks, at.id, dead + first)
+    assert [(one["holder"], one["waiting"]) for one in held()] == [("web-1", [])]
+    # Damage.
+    store.hset(at.locks, at.id, b"short")
+    assert held() == []
+    store.hset(at.locks, at.id, entries)
+    store.hset(at.record, "m:lock", b"short")
+    assert held() == []
+    store.delete(at.record)
+    store.set(at.record, "a string")
+    assert held() == []
+    store.delete(at.locks)
+    store.set(at.locks, "a string")
+    assert held() == []
+
+
+def held_now_ms() -> int:
+    return int(stats(locks=True)["time_ms"])
+
+
+def test_locks_only_read_in_small_trips(
+    proxy: CountingProxy, store: redis.Redis, settings: Any
+) -> None:
+    made = make(150)
+    lock = b"a" * 16 + (2**47).to_bytes(6) + (1000).to_bytes(6)
+    for at in map(place, made):
+        store.hset(at.record, "m:lock", lock)
+        store.hset(at.locks, at.id, b"a" * 16 + bytes(12) + b"\1\5web-1")
+    before = {key: store.dump(key) for key in store.scan_iter()}
+    stats(locks=True)
+    proxy.reset()
+    store.config_resetstat()
+    assert len(stats(locks=True)["held_locks"]) == 150
+    used = set(store.info("commandstats"))
+    assert used <= {f"cmdstat_{name}" for name in ("time", "hkeys", "hget", "config|resetstat")}
+    assert {key: store.dump(key) for key in store.scan_iter()} == before
+    commands = [len(re.findall(rb"(?:^|\r\n)\*\d+\r\n", request)) for request in proxy.requests]
+    assert max(commands) <= 129
+
+
+def test_watch_locks(store: redis.Redis, locking: Any) -> None:
+    (session,) = make(1)
+    with running("--locks", "--format", "json", "--watch", "0.05") as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["held_locks"] == []
+        with busy(session):
+            while not (found := json.loads(process.stdout.readline())["held_locks"]):
+                pass
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=30)
+    assert found[0]["session"] == place(session).id[:12]
+    assert (process.returncode, stderr) == (0, "")
+
+
+def test_table_of_locks_fits_eighty_columns(store: redis.Redis) -> None:
+    (session,) = make(1)
+    at, name = place(session), b"web-1.eu.example.net POST /" + b"n" * 200
+    store.hset(at.record, "m:lock", b"a" * 16 + (2**47).to_bytes(6) + (1).to_bytes(6))
+    store.hset(at.locks, at.id, b"a" * 16 + bytes(12) + b"\1" + bytes([len(name)]) + name)
+    with running("--locks") as process:
+        stdout, _ = process.communicate(timeout=30)
+    assert max(map(len, stdout.splitlines())) <= 80
+    assert "…" not in stdout
+    assert stdout.count("n") >= 200
+    assert at.id[:12] in stdout
 
 
 # The store.

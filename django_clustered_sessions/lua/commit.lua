@@ -25,8 +25,9 @@
 --            -  remove the field; the operand is empty
 --            +  add the operand (an integer) to a counter; the version is not looked at
 --
--- Returns  {1, now (ms), deadline (ms), overwritten fields, counters}   written, or written by
---               this token before; counters: the new values, a space between them
+-- Returns  {1, now (ms), deadline (ms), overwritten fields, counters, version}   written, or
+--               written by this token before; counters: the new values, a space between them;
+--               version: the record's before, empty if written before
 --          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session
 --          {-2, now (ms), field, value, field, value, ...}   others changed these, or a counter
 --               is no integer that Lua can add to; the value is what is stored, empty for none
@@ -45,12 +46,13 @@ local EXACT = 2 ^ 53
 local REPLAY, REPLAY_BYTES = ">c8I6I2", 16
 
 -- The recent writes, oldest first, without those that are too old to be replayed. The newest
--- write's token is the record's version, so it is here only if its answer is more than "done".
-local function recent_writes(now)
+-- write's token is the record's version, so it is here only if its answer is more than "done",
+-- and then for as long as it is the newest.
+local function recent_writes(version, now)
   local packed, at = redis.call("HGET", record, "m:replay") or "", 1
   while at + REPLAY_BYTES - 1 <= #packed do
-    local _, written, length, next = struct.unpack(REPLAY, packed, at)
-    if math.abs(now - written) <= replay_window then
+    local write, written, length, next = struct.unpack(REPLAY, packed, at)
+    if write == version or math.abs(now - written) <= replay_window then
       return string.sub(packed, at)
     end
     at = next + length
@@ -87,10 +89,10 @@ local meta, why_not = read_meta(record, now)
 if not meta then
   return why_not
 end
-local recent = recent_writes(now)
+local recent = recent_writes(meta.version, now)
 local first_answer = answer_to(token, recent) or (meta.version == token and "")
 if first_answer then
-  return {DONE, now, meta.deadline, 0, first_answer}
+  return {DONE, now, meta.deadline, 0, first_answer, ""}
 end
 local lock = read_lock(record)
 local refusal = refuse(record, locks, lock, fence, now, claim)
@@ -104,6 +106,10 @@ local bytes = clear and 0 or meta.bytes
 for i = FIRST_CHANGE, #ARGV, 4 do
   local operation, field, loaded, operand = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local stored = not clear and redis.call("HGET", record, field) or nil
+  if stored == "" then
+    -- Damage by somebody else. In a reply it could not be told from no value.
+    stored = nil
+  end
   local changed_by_others
   if operation == "+" then
     local number = counter(stored)
@@ -170,6 +176,7 @@ redis.call("HSET", record, "m:replay", recent)
 if mode == "" then
   mode, span = meta.mode, meta.span
 end
+local before = meta.version
 meta.version, meta.bytes = token, bytes
 renew(meta, mode, span, now, default_age, idle)
 if meta.deadline > now then
@@ -182,4 +189,4 @@ else
   dismiss(record, locks, lock and read_queue(record, locks, lock) or {}, claim)
   forget(record, index)
 end
-return {DONE, now, meta.deadline, overwritten, answer}
+return {DONE, now, meta.deadline, overwritten, answer, before}

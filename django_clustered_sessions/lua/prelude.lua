@@ -23,6 +23,11 @@ local FORMAT = 1
 local META, META_BYTES = ">Bc1c8I6I6I6I4", 32
 local USER_FIELD = "d:_auth_user_id"
 
+-- The version in a packed meta.
+local function version_in(packed)
+  return string.sub(packed, 3, 10)
+end
+
 local function store_clock()
   local time = redis.call("TIME")
   return time[1] * 1000 + math.floor(time[2] / 1000)

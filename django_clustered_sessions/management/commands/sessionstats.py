@@ -6,9 +6,10 @@ import json
 import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any, Final, TextIO, cast
+from typing import Any, Final, TextIO, TypeVar, cast
 
 from django.core.checks import Tags
 from django.core.exceptions import ImproperlyConfigured
@@ -21,7 +22,15 @@ from rich.table import Table
 from django_clustered_sessions import connections, drivers, statistics
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.statistics import LIVES_S, Distribution, Node, Statistics
+from django_clustered_sessions.statistics import (
+    LIVES_S,
+    Distribution,
+    HeldLocks,
+    Node,
+    Statistics,
+)
+
+T = TypeVar("T")
 
 #: Counters in the tables of nodes, with their headings; two tables, so that 80 columns do.
 _USE: Final = {
@@ -39,11 +48,20 @@ _WRITES: Final = {
     "values_set_aside": "set aside",
     "store_errors": "errors",
 }
+_LOCKS: Final = {
+    "locks_acquired": "acquired",
+    "lock_waits": "waits",
+    "lock_handoffs": "handed\non",
+    "lock_timeouts": "timed\nout",
+    "lock_refusals": "refused\nat cap",
+    "locks_lost": "lost",
+    "writes_refused": "commits\nrefused",
+}
 _UNKNOWN: Final = "?"
 
 
 class Command(BaseCommand):
-    """Print statistics of all sessions, nodes and the store."""
+    """Print statistics of all sessions, nodes and the store, or who holds locks now."""
 
     help = "Print statistics of the cluster's sessions: how many, how large, what each node did."
     requires_system_checks = [Tags.security]
@@ -66,6 +84,11 @@ class Command(BaseCommand):
             help="Measure N sessions, chosen evenly (default: 1000).",
         )
         measured.add_argument("--exact", action="store_true", help="Measure all sessions.")
+        measured.add_argument(
+            "--locks",
+            action="store_true",
+            help="Print who holds sessions' locks now and who waits for them, nothing else.",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         """Print the statistics, once or again and again.
@@ -73,20 +96,38 @@ class Command(BaseCommand):
         Raises CommandError where the store is away.
         """
         sample = None if options["exact"] else options["sample"]
-        figures = _again_and_again(sample, options["watch"])
         try:
-            if options["format"] == "json":
-                for each in figures:
-                    document = statistics.document(each)
-                    self.stdout.write(json.dumps(document, indent=None if options["watch"] else 2))
-                    self.stdout.flush()
+            if options["locks"]:
+                locks = _again_and_again(_collect_locks, _collect_locks, options["watch"])
+                self._print(locks, statistics.locks_document, _locks_page, options)
             else:
-                _show(figures, self._console(options), on_screen=bool(options["watch"]))
+                figures = _again_and_again(
+                    lambda: _collect_with_progress(sample),
+                    lambda: _collect(sample),
+                    options["watch"],
+                )
+                self._print(figures, statistics.document, _page, options)
         except (SessionStoreUnavailable, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
             if not options["watch"]:
                 sys.exit(130)
+
+    def _print(
+        self,
+        figures: Iterator[T],
+        document: Callable[[T], dict[str, Any]],
+        page: Callable[[T], RenderableType],
+        options: dict[str, Any],
+    ) -> None:
+        if options["format"] == "json":
+            for each in figures:
+                indent = None if options["watch"] else 2
+                self.stdout.write(json.dumps(document(each), indent=indent))
+                self.stdout.flush()
+        else:
+            pages = map(page, figures)
+            _show(pages, self._console(options), on_screen=bool(options["watch"]))
 
     def _console(self, options: dict[str, Any]) -> Console:
         # Rich ends its lines itself, and moves the cursor without one.
@@ -96,6 +137,9 @@ class Command(BaseCommand):
             no_color=options["no_color"] or None,
             force_terminal=options["force_color"] or None,
             highlight=False,
+            # A route may have brackets and colons.
+            markup=False,
+            emoji=False,
         )
 
 
@@ -112,24 +156,25 @@ def _positive(number: type[int] | type[float]) -> Any:
     return parse
 
 
-def _again_and_again(sample: int | None, interval_s: float | None) -> Iterator[Statistics]:
-    yield _collect_with_progress(sample)
+def _again_and_again(
+    first: Callable[[], T], later: Callable[[], T], interval_s: float | None
+) -> Iterator[T]:
+    yield first()
     while interval_s:
         time.sleep(interval_s)
-        yield _collect(sample)
+        yield later()
 
 
-def _show(figures: Iterator[Statistics], console: Console, *, on_screen: bool) -> None:
-    page = _page(next(figures))
+def _show(pages: Iterator[RenderableType], console: Console, *, on_screen: bool) -> None:
+    page = next(pages)
     if not (on_screen and console.is_terminal):
         console.print(page)
-        for each in figures:
-            console.print(_page(each))
+        for page in pages:
+            console.print(page)
         return
     try:
         with Live(page, console=console, screen=True, auto_refresh=False) as live:
-            for each in figures:
-                page = _page(each)
+            for page in pages:
                 live.update(page, refresh=True)
     finally:
         # The screen that was watched is gone by now; its last state stays.
@@ -143,6 +188,14 @@ def _collect(
         statistics.collect(
             conf.key_prefix, time.time, sample=sample, random=Random(), progress=progress
         ),
+        connections.pool,
+        drivers.PerTrip(conf.store_timeout),
+    )
+
+
+def _collect_locks() -> HeldLocks:
+    return drivers.run(
+        statistics.collect_locks(conf.key_prefix),
         connections.pool,
         drivers.PerTrip(conf.store_timeout),
     )
@@ -174,6 +227,8 @@ def _page(figures: Statistics) -> RenderableType:
         "",
         _nodes(figures, "Fields, conflicts, values set aside, store errors", _WRITES),
         *_written_share(figures),
+        *_near_share(figures),
+        *_locks(figures),
         "",
         _store(figures),
     )
@@ -266,9 +321,64 @@ def _nodes(
     return table
 
 
+def _locks(figures: Statistics) -> list[RenderableType]:
+    """Return what there is to tell of locks: nothing where none was ever asked for."""
+    if not any(figures.counts[counter] for counter in _LOCKS):
+        return []
+    times = _table(
+        "Waits for locks, and the longest hold",
+        *("ms", "p50", "p95", "p99", "max", "mean", "longest hold"),
+    )
+
+    def add(name: str, counts: Counter[str], style: str = "") -> None:
+        waited = statistics.waits(counts)
+        shown = ["-"] * 5 if waited is None else [_short(number) for number in waited.values()]
+        times.add_row(name, *shown, _short(counts["lock_longest_hold_ms"]), style=style)
+
+    for name, node in sorted(figures.nodes.items()):
+        add(name, node.counts)
+    if figures.former.counts:
+        add("former nodes", figures.former.counts)
+    add("all", figures.counts, "bold")
+    return ["", _nodes(figures, "Locks", _LOCKS), "", times]
+
+
+def _locks_page(held: HeldLocks) -> RenderableType:
+    waiting = sum(len(lock.waiting) for lock in held.locks)
+    title = f"Locks: {len(held.locks):,} held, {waiting:,} waiting"
+    table = _table(title, "session", "place", "for", "lease left", "node and route")
+    table.columns[0].no_wrap = True
+    table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
+    table.columns[-1].overflow = "fold"
+
+    def add(session: str, place: str, since_ms: int, lease: str, name: str) -> None:
+        table.add_row(session, place, _seconds(held.now_ms - since_ms), lease, name)
+
+    for lock in held.locks:
+        left_ms = lock.lease_end_ms - held.now_ms
+        lease = _seconds(left_ms) if left_ms > 0 else "over"
+        holder = lock.holder.name if lock.holder else ""
+        add(lock.session, "holds", lock.since_ms, lease, holder or _UNKNOWN)
+        for place, waiter in enumerate(lock.waiting, 1):
+            add("", f"{place:,}", waiter.since_ms, "", waiter.name or _UNKNOWN)
+    return table
+
+
+def _seconds(ms: int) -> str:
+    return f"{max(ms, 0) / 1000:,.1f} s"
+
+
 def _written_share(figures: Statistics) -> list[str]:
     written, held = (figures.counts[name] for name in ("fields_written", "fields_held"))
     return [f"Commits wrote {written / held:.0%} of the fields that they held."] if held else []
+
+
+def _near_share(figures: Statistics) -> list[str]:
+    ratio = statistics.near_hit_ratio(figures.counts)
+    if ratio is None:
+        return []
+    saved = _bytes(figures.counts["near_bytes_saved"])
+    return [f"Near cache: {ratio:.0%} of the loads had not changed; {saved} were not sent."]
 
 
 def _store(figures: Statistics) -> RenderableType:

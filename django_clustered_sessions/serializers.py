@@ -1,0 +1,36 @@
+"""A faster JSON serialiser with the results of Django's own: ``pip install ...[msgspec]``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+from django.contrib.sessions.serializers import JSONSerializer
+
+
+class MsgspecSerializer(JSONSerializer):
+    """Django's JSONSerializer, with msgspec_ where that gives the same.
+
+    Both read what the other wrote, so a site can change over and back without a logout. Where
+    msgspec would write something that reads differently, a set as a list or NaN as null, Django's
+    serialiser is asked: it writes it as ever, or refuses it with its TypeError.
+
+    .. _msgspec: https://jcristharif.com/msgspec/
+    """
+
+    def dumps(self, obj: Any) -> bytes:
+        """Return ``obj`` as JSON in ASCII. Raises TypeError for what JSON has no form for."""
+        try:
+            data = msgspec.json.encode(obj)
+            if data.isascii() and msgspec.json.decode(data) == obj:
+                return data
+        except (msgspec.MsgspecError, TypeError, ValueError, OverflowError, RecursionError):
+            pass
+        return super().dumps(obj)
+
+    def loads(self, data: bytes) -> Any:
+        """Return what is in JSON that this serialiser or Django's wrote."""
+        try:
+            return msgspec.json.decode(data)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            return super().loads(data)

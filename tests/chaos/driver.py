@@ -1,0 +1,299 @@
+"""The driver: starts the workers, stops and kills them, and holds what they say against the store.
+
+Workers stop or kill themselves at points that their seed says, with a lock in their hands; from
+outside come faults at any moment, which meet those who wait as well.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from shutil import rmtree
+from typing import Any
+
+import pytest
+from django.test import override_settings
+
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.exceptions import SessionLockTimeout
+from tests.conftest import DATABASE
+from tests.test_clocks import libfaketime
+
+from . import checker, plan
+from .history import History, Notebook
+from .plan import LOCK_LEASE, LOCK_WAIT, STORE_TIMEOUT, Plan
+from .proxy import CuttingProxy
+
+ROOT = Path(__file__).parent.parent.parent
+
+#: The driver looks after the workers so often, and takes note when it could not; seconds.
+BEAT_S, STALL_S = 0.01, 0.25
+
+#: What a stop lasts, in seconds: longer than a lease, some longer than a write may be replayed.
+STOP_S = (LOCK_LEASE * 1.2, STORE_TIMEOUT * 2 + 0.8)
+
+#: Seconds that workers have for their start, and for their end once the time is over.
+START_S, END_S = 60.0, LOCK_WAIT + STORE_TIMEOUT + 15.0
+
+#: What comes from outside.
+FAULTS = ("stop", "stop", "stop", "kill", "cut")
+
+
+@dataclass
+class Outcome:
+    """What came of a run: violations, empty if all is well, and what happened how often."""
+
+    plan: Plan
+    violations: list[str]
+    counts: Mapping[str, int]
+    folder: Path | None = None
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        lines = [f"chaos: seed {self.plan.seed}: {counts}"]
+        if self.violations:
+            mutant = f" --mutant {self.plan.mutant}" if self.plan.mutant else ""
+            lines += [
+                f"{len(self.violations)} violations; history in {self.folder}; again: "
+                f"python -m tests.chaos --seconds {self.plan.seconds:g} --seed {self.plan.seed}"
+                + mutant,
+                *self.violations[:20],
+            ]
+        return "\n".join(lines)
+
+    def forget(self) -> None:
+        """Remove the history."""
+        if self.folder is not None:
+            rmtree(self.folder)
+            self.folder = None
+
+
+@dataclass
+class Worker:
+    """A worker's process; the next one in its place has the next ``life``."""
+
+    number: int
+    environment: Mapping[str, str]
+    life: int = 0
+    process: subprocess.Popen[bytes] | None = None
+    resumes_s: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"w{self.number}-{self.life}"
+
+    def start(self, told: dict[str, Any], folder: Path) -> None:
+        """Start the process, which writes its errors into a file."""
+        configuration = json.dumps(told | {"name": self.name})
+        with (folder / f"{self.name}.err").open("wb") as errors:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "tests.chaos.worker", configuration],
+                cwd=ROOT,
+                env=os.environ | self.environment,
+                stdin=subprocess.DEVNULL,
+                stdout=errors,
+                stderr=errors,
+            )
+
+    def send(self, number: signal.Signals) -> None:
+        """Send the process a signal."""
+        assert self.process is not None
+        self.process.send_signal(number)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it was stopped since this was asked last."""
+        assert self.process is not None
+        options = os.WSTOPPED | os.WNOHANG
+        try:
+            return os.waitid(os.P_PID, self.process.pid, options) is not None
+        except ChildProcessError:
+            return False
+
+
+def clock(offset_s: int) -> Mapping[str, str]:
+    """Return the environment of a process whose clock is wrong, where libfaketime is installed."""
+    if not offset_s:
+        return {}
+    try:
+        library = libfaketime()
+    except pytest.skip.Exception:
+        return {}
+    # Timeouts are no wrong clocks, and the histories' times are comparable.
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME": f"{offset_s:+d}s",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+
+
+@dataclass
+class Driver:
+    """One run of a plan against a store on that port of loopback."""
+
+    plan: Plan
+    store_port: int
+
+    def run(self) -> Outcome:
+        """Run the plan and check its history, which stays where it shows a violation."""
+        print(f"chaos: seed {self.plan.seed}", flush=True)
+        self.folder = Path(tempfile.mkdtemp(prefix="dcs-chaos-"))
+        self.dice = Random(f"{self.plan.seed} driver")
+        self.counts: Counter[str] = Counter()
+        self.history = History()
+        sessions = {"LOCATION": f"redis://127.0.0.1:{self.store_port}/{DATABASE}"}
+        caches = {"sessions": {"BACKEND": "django_redis.cache.RedisCache"} | sessions}
+        with override_settings(CACHES=caches, SESSION_CACHE_ALIAS="sessions", **plan.SETTINGS):
+            for key in self.plan.sessions:
+                session: Any = SessionStore(key)
+                session._session_cache = {"log": [], "n": 0, "hits": 0, "blind": 0}
+                session.save(must_create=True)
+            asyncio.run(self.drive())
+            for key in self.plan.sessions:
+                self.close(key)
+        for path in sorted(self.folder.glob("*.jsonl")):
+            self.history.read(path)
+        violations = checker.check(self.history)
+        for operation in self.history.operations.values():
+            self.counts[operation.answer or "died"] += 1
+            self.counts["waited"] += operation.queued_s is not None
+        outcome = Outcome(self.plan, violations, self.counts, self.folder)
+        if not violations:
+            outcome.forget()
+        return outcome
+
+    def close(self, key: str) -> None:
+        """Look at what a session has in the end: its lock is to be had, whoever died with it."""
+        session = SessionStore(key)
+        try:
+            with session.lock():
+                pass
+        except SessionLockTimeout as error:
+            self.history.errors.append(f"session {key[:8]} stays locked: {error}")
+        self.history.final[key] = SessionStore(key).load()
+
+    async def drive(self) -> None:
+        """Let the workers work, and see to it that this is not easy."""
+        dice = Random(f"{self.plan.seed} proxy")
+        self.proxy = CuttingProxy(self.store_port, dice, self.plan.faults.cut)
+        port = await self.proxy.start()
+        self.told = {
+            "plan": asdict(self.plan),
+            "url": f"redis://127.0.0.1:{port}/{DATABASE}",
+            "folder": str(self.folder),
+        }
+        clocks = (clock(0), clock(3600), clock(-3600))
+        self.workers = [
+            Worker(number, clocks[number % len(clocks)]) for number in range(plan.WORKERS)
+        ]
+        nemesis: asyncio.Task[None] | None = None
+        try:
+            await self.start()
+            nemesis = asyncio.create_task(self.torment())
+            await self.look_after()
+        finally:
+            if nemesis:
+                nemesis.cancel()
+            for worker in self.workers:
+                if worker.process and worker.process.poll() is None:
+                    worker.process.kill()
+                    worker.process.wait()
+            await self.proxy.close()
+            self.counts["cuts"] = self.proxy.cuts
+
+    async def start(self) -> None:
+        """Start the workers, and let them begin together, however long that took."""
+        for worker in self.workers:
+            worker.start(self.told, self.folder)
+        async with asyncio.timeout(START_S):
+            while not all(map(self.is_running, self.workers)):
+                for worker in self.workers:
+                    assert worker.process and worker.process.poll() is None, self.errors_of(worker)
+                await asyncio.sleep(BEAT_S)
+        self.began_s = time.monotonic()
+        began = self.folder / "began.new"
+        began.write_text(repr(self.began_s))
+        began.rename(self.folder / "began")
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.began_s + self.plan.seconds
+
+    async def look_after(self) -> None:
+        """Resume who is stopped, replace who is killed, until all have ended."""
+        notebook = Notebook(self.folder / "driver.jsonl")
+        at_work, seen_s = set(range(plan.WORKERS)), time.monotonic()
+        while at_work:
+            await asyncio.sleep(BEAT_S)
+            now_s = time.monotonic()
+            if now_s - seen_s > STALL_S:
+                notebook.note("stall", began_s=seen_s, ended_s=now_s)
+            seen_s = now_s
+            for number in list(at_work):
+                if not self.is_at_work(self.workers[number], now_s):
+                    at_work.remove(number)
+            if now_s > self.began_s + self.plan.seconds + END_S:
+                for number in at_work:
+                    self.workers[number].send(signal.SIGUSR1)
+                await asyncio.sleep(0.5)
+                stacks = [self.errors_of(self.workers[number]) for number in at_work]
+                self.history.errors.append("\n".join(["workers hang:", *stacks]))
+                return
+
+    def is_at_work(self, worker: Worker, now_s: float) -> bool:
+        """Return whether a worker is to be looked after any more."""
+        assert worker.process is not None
+        code = worker.process.poll()
+        if code is None:
+            if worker.resumes_s is None and worker.has_stopped:
+                self.counts["stops"] += 1
+                worker.resumes_s = now_s + self.dice.uniform(*STOP_S)
+                if self.plan.faults.cut and self.dice.random() < 0.3:
+                    self.proxy.cut_all()
+            elif worker.resumes_s is not None and now_s >= worker.resumes_s:
+                worker.resumes_s = None
+                worker.send(signal.SIGCONT)
+            return True
+        if code == -signal.SIGKILL:
+            self.counts["kills"] += 1
+            if not self.is_over:
+                worker.life += 1
+                worker.resumes_s = None
+                worker.start(self.told, self.folder)
+                return True
+        elif code:
+            self.history.errors.append(f"{worker.name} failed:\n{self.errors_of(worker)}")
+        return False
+
+    def errors_of(self, worker: Worker) -> str:
+        return (self.folder / f"{worker.name}.err").read_text()[-4000:]
+
+    async def torment(self) -> None:
+        """Stop or kill a worker, or cut all connections, every now and then."""
+        pause_s, faults = self.plan.faults.pause_s, list[str]()
+        while pause_s is not None and not self.is_over:
+            await asyncio.sleep(self.dice.uniform(0.5, 1.5) * pause_s)
+            # Each of them comes soon, in any order.
+            faults = faults or self.dice.sample(FAULTS, len(FAULTS))
+            fault = faults.pop()
+            running = [worker for worker in self.workers if self.is_running(worker)]
+            if fault == "cut":
+                self.proxy.cut_all()
+            elif running:
+                worker = self.dice.choice(running)
+                worker.send(signal.SIGSTOP if fault == "stop" else signal.SIGKILL)
+
+    def is_running(self, worker: Worker) -> bool:
+        """Return whether a worker has begun to work, and is not stopped."""
+        return worker.resumes_s is None and (self.folder / f"{worker.name}.jsonl").exists()

@@ -1,0 +1,111 @@
+"""What a run is: its seed, its sessions, its faults, and the settings that all workers share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+#: Seconds.
+LOCK_LEASE: Final = 1.0
+LOCK_WAIT: Final = 5.0
+STORE_TIMEOUT: Final = 1.0
+
+SETTINGS: Final[Mapping[str, Any]] = {
+    "CLUSTERED_SESSIONS_LOCKING": "all",
+    "CLUSTERED_SESSIONS_LOCK_LEASE": LOCK_LEASE,
+    "CLUSTERED_SESSIONS_LOCK_WAIT": LOCK_WAIT,
+    "CLUSTERED_SESSIONS_LOCK_MAX_WAITERS": 12,
+    "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS": 4,
+    "CLUSTERED_SESSIONS_STORE_TIMEOUT": STORE_TIMEOUT,
+}
+
+#: Each so many seconds the work goes on with new sessions, so that none becomes large.
+ERA_S: Final = 5.0
+
+#: Sessions of an era. Half of the work is on the first one.
+SESSIONS: Final = 4
+
+WORKERS: Final = 4
+THREADS: Final = 2
+TASKS: Final = 2
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How often what goes wrong.
+
+    ``stop`` and ``kill`` are chances that a holder is stopped for longer than its lease, or
+    killed; ``cut`` is the chance of a reply to be cut; ``pause_s``, about so many seconds pass
+    between two faults from outside, None for none.
+    """
+
+    stop: float = 0.003
+    kill: float = 0.001
+    cut: float = 0.004
+    pause_s: float | None = 1.5
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A defect to find: in the script of that name, ``old`` becomes ``new``."""
+
+    script: str
+    old: bytes
+    new: bytes
+    faults: Faults
+
+
+#: What the checker has to notice, each under the faults that bring it to light.
+MUTANTS: Final[Mapping[str, Mutant]] = {
+    # A commit no longer compares the lock that it is written under.
+    "fence": Mutant(
+        "commit",
+        b"if refusal then",
+        b'if refusal and fence == "" then',
+        Faults(stop=0.05, kill=0, cut=0, pause_s=None),
+    ),
+    # The lock is handed to whoever came last.
+    "queue": Mutant(
+        "lock",
+        b"table.remove(queue, 1)",
+        b"table.remove(queue)",
+        Faults(stop=0, kill=0, cut=0, pause_s=None),
+    ),
+    # A write that comes again is written again.
+    "replay": Mutant(
+        "commit",
+        b"if first_answer then",
+        b"if false then",
+        Faults(stop=0, kill=0, cut=0.05, pause_s=None),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of so many seconds, and what follows from its seed."""
+
+    seed: int
+    seconds: float
+    mutant: str | None = None
+
+    @property
+    def faults(self) -> Faults:
+        """How often what goes wrong."""
+        return MUTANTS[self.mutant].faults if self.mutant else Faults()
+
+    @property
+    def eras(self) -> int:
+        """How many times there are new sessions."""
+        return int(self.seconds // ERA_S) + 1
+
+    @property
+    def sessions(self) -> list[str]:
+        """The keys of all sessions."""
+        return [self.key(era, number) for era in range(self.eras) for number in range(SESSIONS)]
+
+    def key(self, era: int, number: int) -> str:
+        """Return the key of one of the sessions of an era."""
+        return hashlib.sha256(f"{self.seed} {era} {number}".encode()).hexdigest()[:32]

@@ -1,0 +1,362 @@
+"""A worker: threads and an event loop's tasks that use sessions, and write down what came of it.
+
+Run by the driver: ``python -m tests.chaos.worker CONFIGURATION``, a line of JSON.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any, cast
+
+import django
+from django.core.handlers.asgi import ASGIHandler
+from django.core.handlers.wsgi import WSGIHandler
+from django.http import HttpResponse
+from django.test import AsyncRequestFactory, RequestFactory
+from django.urls import path
+
+from django_clustered_sessions import connections, scripts
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.decorators import session_read_only, session_unlocked
+from django_clustered_sessions.exceptions import (
+    SessionLockLost,
+    SessionLockRefused,
+    SessionLockTimeout,
+    SessionStoreUnavailable,
+)
+from django_clustered_sessions.record import Place
+from django_clustered_sessions.usage import read_header
+from tests import settings as test_settings
+from tests.chaos import plan as plans
+from tests.chaos.history import Notebook, Operation, Seen, digest
+from tests.chaos.plan import Plan
+
+#: What an operation is, and how often.
+KINDS = {"lock": 12, "drop": 1, "look": 2, "merge": 3, "own": 2, "blind": 2, "read": 2}
+
+#: A thread looks so often whether it is let run, and calls it a stall when it was not; seconds.
+BEAT_S, STALL_S = 0.05, 0.25
+
+
+class Dropped(Exception):
+    """Raised inside a lock: nothing of what was changed may be written."""
+
+
+@dataclass
+class Work:
+    """An operation under way; how long it takes (seconds) and what happens to its process."""
+
+    operation: Operation
+    actor: Actor
+    hold_s: float
+    fault: signal.Signals | None
+
+
+#: What this thread or task is at.
+_work: ContextVar[Work] = ContextVar("work")
+
+
+class Actor:
+    """A thread or task that uses one session after another."""
+
+    def __init__(self, plan: Plan, name: str, began_s: float, notebook: Notebook) -> None:
+        self.plan = plan
+        self.name = name
+        self.began_s = began_s
+        self.notebook = notebook
+        self.dice = Random(f"{plan.seed} {name}")
+        self.count = 0
+
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() >= self.began_s + self.plan.seconds
+
+    def run(self) -> None:
+        while not self.is_over:
+            time.sleep(self.dice.uniform(0, 0.01))
+            work = self.begin()
+            try:
+                self.do(work.operation)
+                self.end(work)
+            except BaseException as error:
+                self.end(work, error)
+
+    async def arun(self) -> None:
+        while not self.is_over:
+            await asyncio.sleep(self.dice.uniform(0, 0.01))
+            work = self.begin()
+            try:
+                await self.ado(work.operation)
+                self.end(work)
+            except BaseException as error:
+                self.end(work, error)
+
+    def begin(self) -> Work:
+        self.count += 1
+        dice, faults = self.dice, self.plan.faults
+        (kind,) = dice.choices(list(KINDS), list(KINDS.values()))
+        number = dice.choice((0, 0, *range(plans.SESSIONS)))
+        hold_s = dice.choice((0, 0, dice.uniform(0, 0.02)))
+        chance = dice.random()
+        era = min(int((time.monotonic() - self.began_s) // plans.ERA_S), self.plan.eras - 1)
+        operation = Operation(
+            f"{self.name}#{self.count}", kind, self.plan.key(era, number), self.name, 0.0
+        )
+        fault = None
+        if operation.is_locked and chance < faults.stop:
+            fault = signal.SIGSTOP
+        elif operation.is_locked and chance < faults.stop + faults.kill:
+            fault = signal.SIGKILL
+        work = Work(operation, self, hold_s, fault)
+        _work.set(work)
+        operation.began_s = time.monotonic()
+        self.note(operation)
+        return work
+
+    def note(self, operation: Operation) -> None:
+        self.notebook.note("operation", **asdict(operation))
+
+    def end(self, work: Work, error: BaseException | None = None) -> None:
+        operation = work.operation
+        operation.done_s = time.monotonic()
+        operation.answer = answer_to(error, operation)
+        if operation.answer == "error":
+            text = "".join(traceback.format_exception(error))
+            self.notebook.note("error", text=f"{operation}: {text}")
+        self.note(operation)
+
+    # What is done: by hand, or as a request.
+
+    def do(self, operation: Operation) -> None:
+        if self.dice.random() < 0.5 and operation.kind != "own":
+            request = RequestFactory().post(f"/{operation.kind}")
+            request.COOKIES["sessionid"] = operation.session
+            raise_for(HANDLER.get_response(request), request, operation)
+            return
+        session = SessionStore(operation.session)
+        if operation.is_locked:
+            with session.lock():
+                use(session)
+        else:
+            use(session)
+            if operation.kind != "read":
+                session.save()
+
+    async def ado(self, operation: Operation) -> None:
+        if self.dice.random() < 0.5 and operation.kind != "own":
+            request = AsyncRequestFactory().post(f"/a{operation.kind}")
+            request.COOKIES["sessionid"] = operation.session
+            raise_for(await AHANDLER.get_response_async(request), request, operation)
+            return
+        session = SessionStore(operation.session)
+        if operation.is_locked:
+            async with session.alock():
+                await ause(session)
+        else:
+            await ause(session)
+            if operation.kind != "read":
+                await session.asave()
+
+
+def use(session: Any) -> None:
+    work = _work.get()
+    session.get("log")
+    take(work, session)
+    time.sleep(work.hold_s)
+    change(work, session)
+
+
+async def ause(session: Any) -> None:
+    work = _work.get()
+    await session.aget("log")
+    take(work, session)
+    await asyncio.sleep(work.hold_s)
+    change(work, session)
+
+
+def take(work: Work, session: Any) -> None:
+    """Write down what a loaded session has, and meet one's fate."""
+    operation = work.operation
+    operation.took_s = time.monotonic()
+    ids = session.get(operation.log, [])
+    operation.seen = Seen(len(ids), digest(ids), session.get("n"), session.get("hits"))
+    for header in session.lock_headers().values():
+        operation.token = read_header(header, Place.of("session", operation.session).id)
+    if work.fault:
+        work.actor.note(operation)
+        os.kill(os.getpid(), work.fault)
+
+
+def change(work: Work, session: Any) -> None:
+    """Change a loaded session as the operation has it; write it down before it is sent."""
+    operation = work.operation
+    if operation.kind in ("look", "read"):
+        return
+    if operation.kind == "blind":
+        session.increment("blind")
+    elif operation.kind == "own":
+        session[operation.log] = [*session.get(operation.log, []), operation.id]
+    else:
+        session["log"].append(operation.id)
+        session.increment("hits")
+    if operation.is_locked:
+        session["n"] += 1
+    if operation.kind == "drop":
+        raise Dropped
+    operation.sent_s = time.monotonic()
+    work.actor.note(operation)
+
+
+def raise_for(response: Any, request: Any, operation: Operation) -> None:
+    """Raise what a response stands for, unless it is a good one."""
+    if operation.kind == "drop" and response.status_code == 500:
+        raise Dropped
+    if response.status_code == 200:
+        return
+    raise request.session.failure or RuntimeError(f"answered {response.status_code}")
+
+
+def answer_to(error: BaseException | None, operation: Operation) -> str:
+    match error:
+        case None:
+            return "ok"
+        case SessionLockLost():
+            return "lost"
+        case SessionLockRefused():
+            return "refused"
+        case SessionLockTimeout():
+            return "timeout"
+        case SessionStoreUnavailable():
+            return "unknown" if operation.sent_s else "away"
+        case Dropped():
+            return "dropped"
+    return "error"
+
+
+def view(request: Any) -> HttpResponse:
+    use(request.session)
+    return HttpResponse()
+
+
+async def aview(request: Any) -> HttpResponse:
+    await ause(request.session)
+    return HttpResponse()
+
+
+def page(kind: str, is_async: bool) -> Any:
+    marks = {"merge": session_unlocked, "blind": session_unlocked, "read": session_read_only}
+    marked = marks.get(kind, lambda view: view)
+    return path(f"a{kind}", marked(aview)) if is_async else path(kind, marked(view))
+
+
+def watch_waits() -> None:
+    """Write down when a request is in the queue: it asks for a connection to wait with then."""
+
+    def watched(pool: Any) -> Any:
+        def asked() -> Any:
+            operation = _work.get().operation
+            operation.queued_s = operation.queued_s or time.monotonic()
+            return pool()
+
+        return asked
+
+    names: Any = connections
+    names.waiting_pool = watched(connections.waiting_pool)
+    names.awaiting_pool = watched(connections.awaiting_pool)
+
+
+def mutate(name: str) -> None:
+    """Take something out of a script."""
+    mutant, read = plans.MUTANTS[name], scripts.read
+
+    def mutated(script: str) -> bytes:
+        text = read(script)
+        if script != mutant.script:
+            return text
+        assert text.count(mutant.old) == 1, f"the mutant {name} does not fit the script any more"
+        return text.replace(mutant.old, mutant.new)
+
+    names: Any = scripts
+    names.read = mutated
+    scripts.script.cache_clear()
+
+
+def beat(notebook: Notebook, is_over: threading.Event) -> None:
+    """Write down when this process was not let run."""
+    seen_s = time.monotonic()
+    while not is_over.wait(BEAT_S):
+        now_s = time.monotonic()
+        if now_s - seen_s > STALL_S:
+            notebook.note("stall", began_s=seen_s, ended_s=now_s)
+        seen_s = now_s
+
+
+def main() -> None:
+    """Work until the time is over."""
+    global HANDLER, AHANDLER
+    told = json.loads(sys.argv[1])
+    plan, name, folder = Plan(**told["plan"]), told["name"], Path(told["folder"])
+    faulthandler.register(signal.SIGUSR1)
+    if "LD_PRELOAD" in os.environ:
+        # Where libfaketime wraps clock_nanosleep(), that fails.
+        cast(Any, time).sleep = lambda seconds: threading.Event().wait(seconds)
+    module: Any = ModuleType("chaos_settings")
+    vars(module).update(vars(test_settings), **plans.SETTINGS)
+    module.CACHES = test_settings.CACHES | {
+        "sessions": test_settings.CACHES["sessions"] | {"LOCATION": told["url"]}
+    }
+    module.MIDDLEWARE = test_settings.MIDDLEWARE[:1]
+    module.ROOT_URLCONF = tuple(
+        page(kind, is_async) for kind in KINDS for is_async in (False, True)
+    )
+    module.CLUSTERED_SESSIONS_NODE_NAME = name
+    sys.modules["chaos_settings"] = module
+    os.environ["DJANGO_SETTINGS_MODULE"] = "chaos_settings"
+    if plan.mutant:
+        mutate(plan.mutant)
+    watch_waits()
+    django.setup()
+    HANDLER, AHANDLER = WSGIHandler(), ASGIHandler()
+    HANDLER.load_middleware()
+
+    notebook, is_over = Notebook(folder / f"{name}.jsonl"), threading.Event()
+    while not (folder / "began").exists():
+        time.sleep(0.005)
+    began_s = float((folder / "began").read_text())
+    heart = threading.Thread(target=beat, args=(notebook, is_over))
+    heart.start()
+
+    def actor(number: int) -> Actor:
+        return Actor(plan, f"{name}/{number}", began_s, notebook)
+
+    async def tasks() -> None:
+        await asyncio.gather(*(actor(number).arun() for number in range(plans.TASKS)))
+
+    with ThreadPoolExecutor(plans.THREADS + 1) as pool:
+        work = [pool.submit(actor(plans.TASKS + number).run) for number in range(plans.THREADS)]
+        work.append(pool.submit(lambda: asyncio.run(tasks())))
+    is_over.set()
+    heart.join()
+    for done in work:
+        done.result()
+
+
+HANDLER: WSGIHandler
+AHANDLER: ASGIHandler
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Who has a session's lock, who waits, and work that goes on meanwhile, for tests of locking."""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Any
+
+import redis
+
+from django_clustered_sessions import commands, connections, drivers
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.commands import Call, Flow, Gone, Held, Locking, Taken
+from django_clustered_sessions.drivers import Budget
+from django_clustered_sessions.record import LOCK, Locker
+from tests.browser import place
+from tests.servers import wait_for
+
+#: Nothing here takes longer, in seconds; a test that waits so long has failed.
+BOUND_S = 20.0
+
+#: Who holds a lock that `seize` took.
+ELSEWHERE = "node-b GET /slow/<int:pk>/"
+
+
+class Threads:
+    """Threads that do one thing each; at the end all have to have ended. A context manager."""
+
+    def __init__(self) -> None:
+        self._threads: list[threading.Thread] = []
+
+    def start(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Do ``work`` in a thread of its own; ask its outcome by `outcome`."""
+        future: Future[Any] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(work(*arguments))
+            except BaseException as error:
+                future.set_exception(error)
+
+        thread = threading.Thread(target=run, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+        return future
+
+    def __enter__(self) -> Threads:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        for thread in self._threads:
+            thread.join(BOUND_S)
+            assert not thread.is_alive(), "a thread has not ended"
+
+
+def outcome(future: Future[Any]) -> Any:
+    """Return or raise what came of the work; wait for it, within bounds."""
+    return future.result(BOUND_S)
+
+
+def new_session(**values: Any) -> str:
+    """Store a session and return its key."""
+    session = SessionStore()
+    session.update(values or {"n": 0})
+    session.create()
+    return session.session_key or ""
+
+
+def ask(*calls: Call) -> Any:
+    """Return the store's reply to the last of some calls, sent together."""
+
+    def flow() -> Flow[Any]:
+        return (yield calls)
+
+    return drivers.run(flow(), connections.pool, Budget(5.0))[-1]
+
+
+def claim(
+    key: str,
+    token: str,
+    *,
+    wait_ms: int = 60_000,
+    lease_ms: int = 60_000,
+    most: int = 16,
+    name: str = ELSEWHERE,
+    inside: str = "",
+) -> Taken | Held | Gone:
+    """Ask for a session's lock as one who does not read its mailbox would."""
+    terms = Locking(wait_ms, lease_ms, 120_000, most, name.encode())
+    return commands.parse_acquire(ask(commands.acquire(place(key), token, terms, wait_ms, inside)))
+
+
+def seize(key: str, lease_ms: int = 60_000) -> str:
+    """Take a session's lock as a request elsewhere would, and return its token."""
+    token = new_token()
+    assert isinstance(claim(key, token, lease_ms=lease_ms), Taken)
+    return token
+
+
+def free(key: str, token: str) -> int | None:
+    """Give up a lock, or a place in the queue."""
+    return commands.parse_release(ask(commands.release(place(key), token)))
+
+
+def new_token() -> str:
+    return secrets.token_hex(8)
+
+
+def owner(store: redis.Redis, key: str) -> str:
+    """Return the token of who has the lock, empty where it is free."""
+    packed = store.hget(place(key).record, LOCK)
+    return packed[:16].decode() if packed else ""
+
+
+def lease_end_ms(store: redis.Redis, key: str) -> int:
+    """Return when the lease ends, by the store's clock; 0 where nobody has the lock."""
+    packed = store.hget(place(key).record, LOCK)
+    return int.from_bytes(packed[16:22]) if packed else 0
+
+
+def now_ms(store: redis.Redis) -> int:
+    seconds, microseconds = store.time()
+    return int(seconds) * 1000 + int(microseconds) // 1000
+
+
+def queue(store: redis.Redis, key: str) -> list[Locker]:
+    """Return the holder and those who wait, in order."""
+    return Locker.parse_all(store.hget(place(key).locks, place(key).id) or b"")
+
+
+def wait_for_queue(store: redis.Redis, key: str, waiting: int) -> None:
+    """Wait until so many wait for the lock."""
+    wait_for(lambda: len(queue(store, key)) == waiting + 1, f"{waiting} to wait")
+
+
+def sleepers(store: redis.Redis) -> list[dict[str, Any]]:
+    """Return the connections that are in a blocking read."""
+    return [
+        client
+        for client in store.client_list()
+        if client["cmd"] == "blpop" and "b" in client["flags"]
+    ]
+
+
+def wait_for_sleepers(store: redis.Redis, number: int) -> list[dict[str, Any]]:
+    """Wait until so many are in a blocking read."""
+    return wait_for(
+        lambda: len(found := sleepers(store)) == number and found, f"{number} blocking reads"
+    )

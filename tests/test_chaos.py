@@ -1,0 +1,57 @@
+"""Faults of every kind at once, and a history that is checked: see `tests.chaos`.
+
+The checker has to find fault with three mutants, each without one of the things that the promises
+rest on. A run prints its seed; ``make chaos SECONDS=600`` goes on for longer.
+"""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+import redis
+
+from tests.chaos.driver import Driver, Outcome
+from tests.chaos.plan import MUTANTS, Plan
+from tests.conftest import store_binary
+from tests.servers import StoreServer
+
+SECONDS = 22.0
+
+#: Of a mutant, much less shows it; on a machine that is very busy, not always the first time.
+MUTANT_SECONDS, SEEDS = 5.0, (1, 2, 3)
+
+#: What a mutant's history shows.
+SIGNS = {
+    "fence": "not alone",
+    "queue": "overtaken",
+    "replay": "'lost' and yet written",
+}
+
+
+def test_nothing_is_lost_doubled_or_overtaken(
+    store: redis.Redis, store_server: StoreServer
+) -> None:
+    outcome = Driver(Plan(secrets.randbelow(10**9), SECONDS), store_server.port).run()
+    assert not outcome.violations, str(outcome)
+    for what in ("ok", "waited", "stops", "kills", "cuts"):
+        assert outcome.counts[what] > 0, f"no {what}: {outcome}"
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_the_checker_notices_a_mutant(mutant: str) -> None:
+    outcomes: list[str] = []
+    with StoreServer(binary=store_binary("valkey")) as server:
+        for seed in SEEDS:
+            outcome = Driver(Plan(seed, MUTANT_SECONDS, mutant), server.port).run()
+            outcome.forget()
+            if any(SIGNS[mutant] in violation for violation in outcome.violations):
+                return
+            outcomes.append(str(outcome))
+    pytest.fail("\n".join(outcomes))
+
+
+def test_a_failure_tells_how_to_see_it_again() -> None:
+    outcome = Outcome(Plan(7, 3.0, "fence"), ["something happened"], {"ok": 1})
+    assert "--seconds 3 --seed 7 --mutant fence" in str(outcome)
+    assert "something happened" in str(outcome)

@@ -1,0 +1,96 @@
+"""The faster serialiser: what it writes and refuses is what Django's own does."""
+
+from __future__ import annotations
+
+import datetime
+import enum
+import uuid
+from typing import Any
+
+import pytest
+import redis
+from django.contrib.sessions.serializers import JSONSerializer
+from hypothesis import given
+from hypothesis import strategies as st
+
+from django_clustered_sessions import checks
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.serializers import MsgspecSerializer
+
+DJANGOS, OURS = JSONSerializer(), MsgspecSerializer()
+
+
+class Colour(enum.Enum):
+    RED = "red"
+
+
+class Number(enum.IntEnum):
+    ONE = 1
+
+
+class Word(enum.StrEnum):
+    A = "a"
+
+
+class Real(float):
+    pass
+
+
+VALUES: list[Any] = [
+    *(None, True, 0, -1, 2**53, 2**63, 2**64, -(2**63) - 1, 2**200),
+    *(1.5, -0.0, 1e16, 1e-7, 1e400, float("nan"), float("inf"), [float("nan")], Real(2.5)),
+    *("", "a", "é", "😀", "\ud800", "\x00", "\u2028", '"\\/</script>'),
+    *([], {}, (1, (2, [3])), {"a": [None, {"b": ()}]}, {1: 2}, {None: 1, True: 2}, {1.5: 1}),
+    *(Number.ONE, Word.A, {Word.A: Number.ONE}, {Number.ONE: 1}),
+    *(Colour.RED, [Colour.RED], uuid.UUID(int=1), {"u": uuid.UUID(int=1)}, {uuid.UUID(int=1): 1}),
+    *(datetime.datetime(2026, 1, 1), datetime.date(2026, 1, 1), datetime.timedelta(1)),
+    *({1}, frozenset("a"), b"x", bytearray(b"x"), object(), 1j, {(1, 2): 3}),
+]
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: (
+        st.lists(inner)
+        | st.dictionaries(st.text() | st.integers() | st.none() | st.booleans(), inner)
+    ),
+    max_leaves=20,
+)
+
+
+def same(value: Any) -> None:
+    try:
+        expected = repr(DJANGOS.loads(DJANGOS.dumps(value)))
+    except Exception as error:
+        with pytest.raises(type(error)):
+            OURS.dumps(value)
+        return
+    for writer in (DJANGOS, OURS):
+        for reader in (DJANGOS, OURS):
+            assert repr(reader.loads(writer.dumps(value))) == expected
+
+
+@pytest.mark.parametrize("value", VALUES, ids=repr)
+def test_same_result_or_same_error(value: Any) -> None:
+    same(value)
+
+
+@given(JSON)
+def test_same_result_for_any_json(value: Any) -> None:
+    same(value)
+
+
+def test_nodes_with_either_share_sessions(store: redis.Redis, settings: Any) -> None:
+    ours = f"{MsgspecSerializer.__module__}.{MsgspecSerializer.__qualname__}"
+    values = {"n": 1, "cart": {"tea": 2, "été": None}, "1": [1.5, "x" * 5000]}
+    session = SessionStore()
+    session.update(values)
+    session.create()
+    for serializer in (ours, settings.SESSION_SERIALIZER, ours):
+        settings.SESSION_SERIALIZER = serializer
+        assert checks.check_settings() == []
+        session = SessionStore(session.session_key)
+        assert session.load() == values
+        session["n"] = values["n"] = values["n"] + 1
+        session["cart"]["tea"] += 1
+        values["cart"]["tea"] += 1
+        session.save()
