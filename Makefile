@@ -3,7 +3,7 @@ PYTHON ?= python3.13 python3.12 python3.11 python3
 PORTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint types clean
+.PHONY: help demo test test-all chaos bench lint types clean
 
 help:  ## Show this help
 	@grep -E '^[a-z -]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' \
@@ -17,6 +17,12 @@ test: .venv/test.stamp  ## Run the tests (ARGS="-k name" picks some)
 
 test-all: .venv/dev.stamp  ## Run the tests on every Python and Django there is support for
 	.venv/bin/python -m tox run $(ARGS)
+
+chaos: .venv/test.stamp  ## Stop, kill and cut while locks are held (SECONDS=600 SEED=7)
+	.venv/bin/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+
+bench: .venv/benchmark.stamp  ## Compare with other engines (ARGS="--quick --output report.md")
+	.venv/bin/python -m benchmarks $(ARGS)
 
 lint types: .venv/dev.stamp  ## Check style; check types
 	.venv/bin/python -m tox run -e $@

@@ -981,6 +981,7 @@ class SessionStore(SessionBase):
         )
 
     def _vanish(self, reason: EndReason) -> None:
+        self._let_go()
         self._session_key = None
         self.ended = reason
 

@@ -409,7 +409,7 @@ def test_a_wait_in_vain_ends_in_time_and_gives_up_the_place():
     assert steps[-1][0].keys == (PLACE.record, PLACE.locks, MAILBOX)
     # How much longer it is ready to wait.
     asked = [step[0].arguments[2] for step in steps[:-1] if not isinstance(step, Wait)]
-    assert asked == [10_000, *range(10_000, 0, -1000)]
+    assert asked == list(range(10_000, -1, -1000))
     assert not isinstance(error, SessionLockRefused)
     assert error.holder == "web-2 POST /pay"
     assert error.held_s == 109.998

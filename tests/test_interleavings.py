@@ -246,7 +246,7 @@ class Request:
         self.mine = {name: deepcopy(cell.value) for name, cell in session.items()}
 
     def vanish(self, key: str) -> None:
-        self.key, self.why = None, self.world.graves.get(key, "")
+        self.key, self.why, self.grant = None, self.world.graves.get(key, ""), None
 
     def clear(self) -> None:
         self.loaded, self.cleared = True, True
@@ -986,12 +986,13 @@ class Interleavings(RuleBasedStateMachine):
         if is_repeated:
             again = self.send(slot.is_async, step)
             for call, first, second in zip(step, replies, again, strict=True):
-                # A lock that was released is no more the one's who released it.
-                if call.script and call.script.name != "release":
+                # A lock that was released is no more its holder's, and reading has no status.
+                if call.script and call.script.name not in ("release", "fetch"):
                     assert first[0] == second[0]
                     # The new values of what was counted.
-                    assert first[4:] == second[4:] or call.script.name != "commit"
-        if step[0].script and step[0].script.name != "acquire" and replies[0][0] == 1:
+                    assert first[4:5] == second[4:5] or call.script.name != "commit"
+        writes = step[0].script and step[0].script.name not in ("acquire", "fetch")
+        if writes and replies[0][0] == 1:
             self.done.append((step, slot.is_async))
         self.advance(slot, replies)
 

@@ -38,7 +38,7 @@ async def test_a_connection_whose_reply_is_late_is_closed(
     connection = await pool.get_connection()
     proxy.stall()
     with pytest.raises(TimeoutError):
-        await drivers._aexchange(connection, [("PING",)], time.monotonic() + 0.01)
+        await drivers._aexchange(connection, [drivers._packed(("PING",))], time.monotonic() + 0.01)
     assert not connection.is_connected
     proxy.resume()
     await pool.release(connection)
