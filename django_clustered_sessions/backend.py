@@ -14,7 +14,7 @@ import os
 import secrets
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
@@ -31,8 +31,8 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.crypto import get_random_string
 from django.utils.timezone import make_naive
 
-from . import connections, drivers, flows, holding
-from .commands import NO_LOCK, Alive, Exists, Expiry, Fence, Flow, Gone, Locking, Terms
+from . import connections, drivers, flows
+from .commands import Alive, Exists, Expiry, Flow, Gone, Terms
 from .conf import conf
 from .counters import counters
 from .decorators import Access, Marks
@@ -40,15 +40,13 @@ from .drivers import Budget
 from .exceptions import (
     ClusteredSessionError,
     SessionLockLost,
-    SessionLockRefused,
     SessionLockTimeout,
     SessionReadOnly,
     SessionStoreUnavailable,
 )
 from .fields import Delta, Fields, Snapshot
-from .holding import Grant
+from .hold import Hold
 from .lifetime import Lifetime
-from .locks import Asking, Refusal, Turn
 from .near import Known, near_cache
 from .record import (
     VERSION_BYTES,
@@ -58,7 +56,6 @@ from .record import (
     Mode,
     Place,
     Serializer,
-    locker_name,
 )
 from .reporting import Report
 from .usage import Usage, write_header
@@ -66,7 +63,6 @@ from .usage import Usage, write_header
 T = TypeVar("T")
 
 logger = logging.getLogger("django_clustered_sessions")
-lock_logger = logging.getLogger("django_clustered_sessions.locks")
 
 _NOT_GIVEN: Final = object()
 _EXPIRY: Final = "_session_expiry"
@@ -113,8 +109,6 @@ class SessionStore(SessionBase):
     _modified: bool = False
     _tolerates_outage: bool = False
     _unanswered: tuple[Delta, bytes] | None = None
-    _grant: Grant | None = None
-    _asked: tuple[Place, str] | None = None
     _writes: int = 0
     #: How many times ``lock()`` is entered.
     _entered: int = 0
@@ -124,6 +118,7 @@ class SessionStore(SessionBase):
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._lifetime = Lifetime()
+        self._hold = Hold()
 
     # Reading and changing, where Django's base class does not do already.
 
@@ -259,7 +254,7 @@ class SessionStore(SessionBase):
     @property
     def is_locked(self) -> bool:
         """Whether this object holds the session's lock, as far as it knows."""
-        return self._grant is not None
+        return self._hold.grant is not None
 
     def commit(self) -> None:
         """Write what has changed and give up the lock, before the response.
@@ -280,7 +275,7 @@ class SessionStore(SessionBase):
         That request then runs under this one's lock and need not wait for it. Good for as long as
         the lock is held; without a lock there are none. Never send them to another site.
         """
-        grant = self._grant
+        grant = self._hold.grant
         return write_header(grant.place.id, grant.token) if grant else {}
 
     def obey(self, marks: Marks) -> None:
@@ -299,8 +294,8 @@ class SessionStore(SessionBase):
         if self._fields is None or self.session_key is None or marks.access is None:
             return None
         if marks.access is Access.LOCKED:
-            return None if self._grant else self._locking_late()
-        if self._grant and is_news and not self._grant.is_inside and not self._entered:
+            return None if self._hold.grant else self._locking_late()
+        if self._hold.grant and is_news and not self._hold.grant.is_inside and not self._entered:
             return self.releasing()
         return None
 
@@ -480,12 +475,16 @@ class SessionStore(SessionBase):
         place = self._place(key)
         renews = self.usage.touches and (self.renew_on_load or conf.idle_timeout)
         terms = self._terms() if renews else None
-        asking = self._asking_for_lock(place, capped=True) if self._locks_on_load(place) else None
+        asking = (
+            self._hold.asking(place, self.usage, capped=True)
+            if self._locks_on_load(place)
+            else None
+        )
         try:
             read = yield from flows.load(place, terms, asking, self._known(place))
         except SessionLockTimeout as error:
             self.failure = error
-            raise self._not_locked(error) from None
+            raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
             logger.warning("session %s is damaged and not used: %s", place.id[:12], damage)
             self._vanish(EndReason.UNKNOWN)
@@ -496,7 +495,7 @@ class SessionStore(SessionBase):
             self.failure = error
             return self._new_fields()
         counters.add(loads=1)
-        self._take(place, asking, read.turn)
+        self._hold.take(place, asking, read.turn)
         if self.is_over:
             # Its client left while a thread waited here.
             yield from self.releasing()
@@ -563,25 +562,26 @@ class SessionStore(SessionBase):
                 self._expiry,
                 self._terms(),
                 self._token_of,
-                partial(self._asking_for_lock, place, capped=False),
-                self._fence(release),
+                partial(self._hold.asking, place, self.usage, capped=False),
+                self._hold.fence(release=release),
                 merge_lost=merge_lost,
             )
         except SessionLockTimeout as error:
-            raise self._not_locked(error) from None
+            raise self._hold.not_locked(error, self.usage) from None
         except SessionLockLost as error:
-            raise self._lost(error) from None
+            self.failure = self._hold.refused(error)
+            raise
         self._unanswered = None
         if isinstance(outcome, Gone):
-            self._let_go()
+            self._hold.let_go()
             return outcome
         self._writes += 1
         if outcome.turn:
             # The commit had to take a lock of its own, which ended with it.
-            self._count_turn(outcome.turn)
-            self._lose()
+            self._hold.count(outcome.turn)
+            self._hold.lose()
         if release:
-            self._let_go()
+            self._hold.let_go()
         self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
         self.renewed = True
         if outcome.version:
@@ -653,16 +653,16 @@ class SessionStore(SessionBase):
         while key is not None and not isinstance(found, Alive | Gone):
             new_key = self._new_key()
             place, new_place = self._place(key), self._place(new_key)
-            asks = partial(self._asking_for_lock, place, capped=False)
+            asks = partial(self._hold.asking, place, self.usage, capped=False)
             try:
                 found = yield from flows.rotate(
-                    place, new_place, self._terms(), _token(), asks, self._fence()
+                    place, new_place, self._terms(), _token(), asks, self._hold.fence()
                 )
             except SessionLockTimeout as error:
-                raise self._not_locked(error) from None
+                raise self._hold.not_locked(error, self.usage) from None
             except SessionLockLost as error:
-                raise self._lost(error) from None
-            self._asked = None
+                self.failure = self._hold.refused(error)
+                raise
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
         if (
@@ -673,13 +673,12 @@ class SessionStore(SessionBase):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
         if isinstance(found, Alive):
             self._session_key = new_key
-            if self._grant:
-                self._grant.place = new_place
+            self._hold.move(new_place)
             self._lifetime.see(found.now_ms, found.deadline_ms)
             self.renewed = True
             self.modified = True
         else:
-            self._let_go()
+            self._hold.let_go()
             yield from self.creating()
 
     def locking(self) -> Flow[None]:
@@ -687,18 +686,18 @@ class SessionStore(SessionBase):
         if self.session_key is None:
             yield from self.creating()
         place = self._place(self.session_key or "")
-        asking = self._asking_for_lock(place, capped=True)
+        asking = self._hold.asking(place, self.usage, capped=True)
         try:
             read = yield from flows.load(place, None, asking, self._known(place))
         except SessionLockTimeout as error:
-            raise self._not_locked(error) from None
+            raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
             yield from self.releasing()
             raise UpdateError(f"the session is damaged: {damage}") from damage
         if isinstance(read.found, EndReason):
             self._vanish(read.found)
             raise UpdateError(f"the session is gone{_because(read.found)}")
-        self._take(place, asking, read.turn)
+        self._hold.take(place, asking, read.turn)
         self._remember(place, read.found, read.is_known)
         self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
         if self._fields is None:
@@ -720,25 +719,7 @@ class SessionStore(SessionBase):
 
     def releasing(self) -> Flow[None]:
         """Give up the lock, or the place in its queue, if there is one."""
-        asked, self._asked = self._asked, None
-        grant = self._grant
-        if grant is None or grant.is_inside:
-            if asked:
-                with suppress(SessionStoreUnavailable):
-                    yield from flows.release(*asked)
-            self._let_go()
-            return
-        self._let_go()
-        try:
-            held_ms = yield from flows.release(grant.place, grant.token)
-        except SessionStoreUnavailable as error:
-            # Nothing is lost by it but time: its lease will end.
-            lock_logger.warning(
-                "session %s: the lock could not be released: %s", grant.place.id[:12], error
-            )
-        else:
-            if held_ms is None:
-                counters.add(locks_lost=1)
+        yield from self._hold.releasing()
 
     def closing(self) -> Flow[None]:
         """Give up the lock, or the place in its queue: the request is over."""
@@ -769,107 +750,19 @@ class SessionStore(SessionBase):
             yield from self.committing() if is_clean else self.releasing()
 
     def _locks_on_load(self, place: Place) -> bool:
-        if self._grant is not None or self.is_over:
+        if self._hold.grant is not None or self.is_over:
             return False
         access = self.usage.access
         return access is Access.LOCKED or (
             access is Access.UNLOCKED and bool(self.usage.outer_token(place.id))
         )
 
-    def _asking_for_lock(self, place: Place, *, capped: bool) -> Asking:
-        """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
-        terms = Locking(
-            wait_ms=round(conf.lock_wait * 1000),
-            lease_ms=round(conf.lock_lease * 1000),
-            hold_ms=round(conf.lock_max_hold * 1000),
-            most=conf.lock_max_waiters if capped else -1,
-            name=locker_name(conf.node_name, self.usage.route),
-        )
-        token = secrets.token_hex(8)
-
-        def refusal() -> Refusal | None:
-            # From here on it may be in the store's queue.
-            self._asked = place, token
-            return _refusal(place, capped, self._grant)
-
-        return Asking(
-            token,
-            terms,
-            slice_ms=conf.store_timeout * 500,
-            refusal=refusal,
-            waiting=partial(_waiting, place, capped),
-            inside=self.usage.outer_token(place.id),
-        )
-
-    def _take(self, place: Place, asking: Asking | None, turn: Turn | None) -> None:
-        self._asked = None
-        if asking is None or turn is None or isinstance(turn.found, Gone):
-            return
-        is_inside = turn.found.inside
-        self._grant = Grant(
-            place,
-            asking.inside if is_inside else asking.token,
-            asking.terms.name.decode("utf-8", "replace"),
-            asking.terms.lease_ms,
-            asking.terms.hold_ms,
-            is_inside,
-        )
-        holding.hold(self._grant)
-        self._count_turn(turn)
-
-    def _count_turn(self, turn: Turn) -> None:
-        self._asked = None
-        counters.add(locks_acquired=1, lock_handoffs=int(turn.handed_on))
-        if turn.waited_ms is not None:
-            counters.waited(turn.waited_ms)
-
-    def _fence(self, release: bool = False) -> Fence:
-        grant = self._grant
-        return Fence(grant.token, release and not grant.is_inside) if grant else NO_LOCK
-
-    def _let_go(self) -> None:
-        """Take note that the lock is given up."""
-        self._asked = None
-        if self._grant is not None:
-            holding.let_go(self._grant)
-            self._grant = None
-
-    def _lose(self) -> None:
-        """Take note that the lock, if there was one, went to somebody else."""
-        if self._grant is not None:
-            counters.add(locks_lost=1)
-            self._let_go()
-
-    def _not_locked(self, error: SessionLockTimeout) -> SessionLockTimeout:
-        self._asked = None
-        is_refusal = isinstance(error, SessionLockRefused)
-        counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
-        lock_logger.warning("%s: %s", self.usage.route or "outside a request", error)
-        return error
-
-    def _lost(self, error: SessionLockLost) -> SessionLockLost:
-        grant = self._grant
-        if grant is not None:
-            lock_logger.error(
-                "session %s: a write by %s was refused: its lock (lease %.1f s, held for %.1f s) "
-                "went to %s",
-                grant.place.id[:12],
-                grant.name,
-                grant.lease_ms / 1000,
-                grant.held_s,
-                error.holder or "a request that is over",
-            )
-        counters.add(writes_refused=1)
-        self._lose()
-        self.failure = error
-        return error
-
     def _may_write(self) -> bool:
         """Return whether the view may change its session.
 
         Raises SessionReadOnly where it may not, and errors are wanted.
         """
-        if self.usage.access is not Access.READ_ONLY or self._grant is not None:
+        if self.usage.access is not Access.READ_ONLY or self._hold.grant is not None:
             return True
         if self.session_key and not (self._fields and self._fields.delta()):
             return True
@@ -894,7 +787,7 @@ class SessionStore(SessionBase):
         if (yield from flows.end(self._place(key), reason)):
             counters.add(ended=1)
         if key == self.session_key:
-            self._let_go()
+            self._hold.let_go()
 
     # How a flow runs.
 
@@ -981,41 +874,9 @@ class SessionStore(SessionBase):
         )
 
     def _vanish(self, reason: EndReason) -> None:
-        self._let_go()
+        self._hold.let_go()
         self._session_key = None
         self.ended = reason
-
-
-def _refusal(place: Place, capped: bool, lost: Grant | None) -> Refusal | None:
-    """Return why waiting for a session's lock makes no sense in this process, if so.
-
-    ``lost`` is the grant of who asks: it has one only if that was lost.
-    """
-    if holding.holds(place, besides=lost):
-        return Refusal(
-            SessionLockTimeout,
-            "this thread or task holds the lock itself, through another session object",
-            "Use that object: request.session in a view.",
-        )
-    return _crowded() if capped and holding.waiting_room.is_full(place) else None
-
-
-@contextmanager
-def _waiting(place: Place, capped: bool) -> Iterator[Refusal | None]:
-    """Wait for a session's lock; gives why that makes no sense, if so."""
-    if not capped:
-        yield None
-        return
-    with holding.waiting_room.entered(place) as has_room:
-        yield None if has_room else _crowded()
-
-
-def _crowded() -> Refusal:
-    return Refusal(
-        SessionLockRefused,
-        f"{conf.lock_process_waiters} requests of this process wait for it already",
-        "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS says how many may.",
-    )
 
 
 def _on_event_loop() -> bool:

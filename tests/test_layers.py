@@ -20,6 +20,7 @@ ROWS = [
     "checks",
     "middleware",
     "backend",
+    "hold",
     "holding reporting usage",
     "connections drivers statistics",
     "conf counters decorators embedded flows lifetime responses serializers",

@@ -19,7 +19,7 @@ from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View as ClassBasedView
 
-from django_clustered_sessions import backend, holding
+from django_clustered_sessions import backend, hold, holding
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import (
     session_locked,
@@ -1582,4 +1582,4 @@ def test_session_of_djangos_test_client(store: redis.Redis, settings: Any, mode:
 
 
 def test_locks_have_a_logger_of_their_own() -> None:
-    assert backend.lock_logger is logging.getLogger("django_clustered_sessions.locks")
+    assert hold.logger is logging.getLogger("django_clustered_sessions.locks")
