@@ -1,4 +1,4 @@
-"""Settings, read when they are used, so that ``override_settings`` works on each."""
+"""Settings, read when they are first used, and anew after ``override_settings``."""
 
 from __future__ import annotations
 
