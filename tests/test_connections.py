@@ -329,7 +329,10 @@ def test_threads_share_one_pool(store: redis.Redis) -> None:
     use_many(False, 8)
 
 
-def test_two_hundred_tasks_at_once(store: redis.Redis) -> None:
+def test_two_hundred_tasks_at_once(store: redis.Redis, settings: Any) -> None:
+    # A loop that has so much to do may look at a reply only after seconds.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60
+
     async def go() -> dict[str, Any]:
         shared = SessionStore()
         await shared.asave()
