@@ -203,17 +203,12 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     try:
         connection = pool.get_connection()
         try:
-            replies = _exchange(connection, _pack(trip), deadline - seconds / 2)
+            return _ask(connection, trip, deadline - seconds / 2)
         except (ConnectionError, TimeoutError) as error:
             if not _is_lost(error):
                 raise
             _reconnect(connection, deadline)
-            replies = _exchange(connection, _pack(trip), deadline)
-        if any(isinstance(reply, Exception) for reply in replies):
-            at = _first_unknown(replies)
-            replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
-            return _checked(replies)
-        return replies
+            return _ask(connection, trip, deadline)
     except (RedisError, OSError) as error:
         raise _unavailable(error) from error
     finally:
@@ -228,19 +223,13 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
         async with asyncio.timeout(seconds):
             connection = await pool.get_connection()
             try:
-                replies = await _aexchange(connection, _pack(trip), deadline - seconds / 2)
+                return await _aask(connection, trip, deadline - seconds / 2)
             except (ConnectionError, TimeoutError, builtins.TimeoutError) as error:
                 if not _is_lost(error):
                     raise
                 await connection.disconnect(nowait=True)
                 await connection.connect()
-                replies = await _aexchange(connection, _pack(trip), deadline)
-            if any(isinstance(reply, Exception) for reply in replies):
-                at = _first_unknown(replies)
-                packed = _pack(trip[at:], by_source=True)
-                replies[at:] = await _aexchange(connection, packed, deadline)
-                return _checked(replies)
-            return replies
+                return await _aask(connection, trip, deadline)
     except (RedisError, OSError) as error:
         raise _unavailable(error) from error
     finally:
@@ -261,6 +250,27 @@ def _reconnect(connection: Any, deadline: float) -> None:
         connection.connect()
     finally:
         connection.socket_connect_timeout, connection.socket_timeout = patience
+
+
+def _ask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
+    """Send a trip and return its replies; scripts that the store does not know go as source."""
+    replies = _exchange(connection, _pack(trip), deadline)
+    if any(isinstance(reply, Exception) for reply in replies):
+        at = _first_unknown(replies)
+        replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
+        return _checked(replies)
+    return replies
+
+
+async def _aask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
+    """See _ask()."""
+    replies = await _aexchange(connection, _pack(trip), deadline)
+    if any(isinstance(reply, Exception) for reply in replies):
+        at = _first_unknown(replies)
+        packed = _pack(trip[at:], by_source=True)
+        replies[at:] = await _aexchange(connection, packed, deadline)
+        return _checked(replies)
+    return replies
 
 
 def _exchange(connection: Any, commands: list[bytes], deadline: float) -> list[Any]:

@@ -154,7 +154,8 @@ def commit(
     """Write what changed in ``fields`` into a session that exists.
 
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
-    With nothing to write, the deadline is renewed. ``token_of`` gives the token for a delta.
+    With nothing to write, the deadline is renewed. ``token_of`` gives the token for a delta,
+    ``asks`` how to ask for the lock, with a new token each time: who lost one begins anew.
 
     While another request holds the lock, this one queues for it as ``asks`` says, and so it does
     after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
@@ -198,7 +199,7 @@ def commit(
                     fields.written(delta, token, list(alive.counters))
                     return Committed(alive, delta, merged, turn, token)
             if queues:
-                asking = asking or asks()
+                asking = asks()
                 turn, _ = yield from locks.take(place, asking)
                 if isinstance(turn.found, Gone):
                     return turn.found
@@ -240,7 +241,7 @@ def rotate(
             case Lost(holder=holder) if asking is None:
                 raise SessionLockLost(old.id, holder)
             case Held() | Lost():
-                asking = asking or asks()
+                asking = asks()
                 turn, _ = yield from locks.take(old, asking)
                 if isinstance(turn.found, Gone):
                     return turn.found

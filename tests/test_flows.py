@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
@@ -103,17 +104,23 @@ def lock_of(trip):
     return trip[0].arguments[9:11]
 
 
-def commit(fields, terms=TERMS, fence=commands.NO_LOCK, **options):
+def commit(fields, terms=TERMS, fence=commands.NO_LOCK, asks=lambda: ASKING, **options):
     return flows.commit(
         PLACE,
         fields,
         lambda fields: EXPIRY,
         terms,
         lambda delta: TOKEN,
-        lambda: ASKING,
+        asks,
         fence,
         **options,
     )
+
+
+def asks_anew():
+    """Return what asks for a lock with tokens of zeros, then of ones."""
+    asked = iter([replace(ASKING, token="0" * 16), replace(ASKING, token="1" * 16)])
+    return lambda: next(asked)
 
 
 def taken(now_ms=5):
@@ -634,9 +641,11 @@ def test_a_commit_that_queued_and_is_refused_gives_up_its_lock():
     assert steps[-1][0].keys[-1] == MAILBOX
 
 
-def test_a_commit_that_queued_and_lost_its_lock_queues_again():
-    steps, _ = play(commit(changed()), HELD, [taken()], LOST, [taken()], WRITTEN)
+def test_a_commit_that_queued_and_lost_its_lock_queues_again_with_a_new_token():
+    steps, _ = play(commit(changed(), asks=asks_anew()), HELD, [taken()], LOST, [taken()], WRITTEN)
     assert [names(step) for step in steps] == [*[["commit"], ["acquire"]] * 2, ["commit"]]
+    assert [step[0].arguments[0] for step in steps[1::2]] == ["0" * 16, "1" * 16]
+    assert [lock_of(step) for step in steps[::2]] == [("", 0), ("0" * 16, 1), ("1" * 16, 1)]
 
 
 def test_a_commit_under_a_lock_that_was_lost_is_refused():
@@ -657,8 +666,8 @@ def test_a_commit_under_a_lock_that_was_lost_is_merged_where_that_is_wanted():
     assert committed.merged == 1
 
 
-def rotate(fence=commands.NO_LOCK):
-    return flows.rotate(PLACE, Place.of("session", "new key"), TERMS, TOKEN, lambda: ASKING, fence)
+def rotate(fence=commands.NO_LOCK, asks=lambda: ASKING):
+    return flows.rotate(PLACE, Place.of("session", "new key"), TERMS, TOKEN, asks, fence)
 
 
 def test_a_new_key_queues_while_another_holds_the_lock():
@@ -672,6 +681,12 @@ def test_a_new_key_queues_while_another_holds_the_lock():
         (ASKING.token, 1),
     ]
     assert isinstance(alive, Alive)
+
+
+def test_a_new_key_that_queued_and_lost_its_lock_queues_again_with_a_new_token():
+    steps, _ = play(rotate(asks=asks_anew()), HELD, [taken()], LOST, [taken()], [[1, 6, 9]])
+    assert [step[0].arguments[0] for step in steps[1::2]] == ["0" * 16, "1" * 16]
+    assert [step[0].arguments[4] for step in steps[::2]] == ["", "0" * 16, "1" * 16]
 
 
 def test_a_new_key_that_is_taken_gives_up_the_lock_that_it_queued_for():
