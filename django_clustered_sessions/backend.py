@@ -45,8 +45,10 @@ from .exceptions import (
     SessionStoreUnavailable,
 )
 from .fields import Delta, Fields, Snapshot
+from .flows import Read
 from .hold import Hold
 from .lifetime import Lifetime
+from .locks import Asking
 from .near import Known, near_cache
 from .record import (
     VERSION_BYTES,
@@ -114,6 +116,8 @@ class SessionStore(SessionBase):
     _entered: int = 0
     #: Version of the record that ``_fields`` is all of; empty where nobody knows.
     _version: bytes = b""
+    #: The place that was worked out last, behind prefix and key.
+    _placed: tuple[tuple[str, str], Place] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -494,19 +498,32 @@ class SessionStore(SessionBase):
                 raise
             self.failure = error
             return self._new_fields()
-        counters.add(loads=1)
-        self._hold.take(place, asking, read.turn)
+        loaded = self._loaded(place, asking, read)
         if self.is_over:
             # Its client left while a thread waited here.
             yield from self.releasing()
-        if isinstance(read.found, EndReason):
+        self.renewed = loaded is not None and terms is not None
+        return self._new_fields(loaded)
+
+    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Loaded | None:
+        """Take what a load found, and the lock that came with it; None: the session is gone."""
+        self._hold.take(place, asking, read.turn)
+        found = read.found
+        if isinstance(found, EndReason):
+            counters.add(loads=1)
             near_cache.drop(place.record)
-            self._vanish(read.found)
-            return self._new_fields()
-        self._remember(place, read.found, read.is_known)
-        self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
-        self.renewed = terms is not None
-        return self._new_fields(read.found)
+            self._vanish(found)
+            return None
+        if read.is_known:
+            counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
+        else:
+            counters.add(loads=1)
+            if conf.near_cache_bytes:
+                known = Known(found.meta.version, found.values)
+                near_cache.put(place.record, known, conf.near_cache_bytes)
+        self._version = found.meta.version
+        self._lifetime.see(read.now_ms, found.meta.deadline_ms, found.meta.mode)
+        return found
 
     def creating(self) -> Flow[None]:
         """Store the session under a new key."""
@@ -600,15 +617,6 @@ class SessionStore(SessionBase):
     def _known(self, place: Place) -> Known | None:
         return near_cache.get(place.record) if conf.near_cache_bytes else None
 
-    def _remember(self, place: Place, loaded: Loaded, is_known: bool) -> None:
-        """Keep at hand what was loaded."""
-        self._version = loaded.meta.version
-        if is_known:
-            counters.add(near_hits=1, near_bytes_saved=loaded.meta.size)
-        elif conf.near_cache_bytes:
-            known = Known(loaded.meta.version, loaded.values)
-            near_cache.put(place.record, known, conf.near_cache_bytes)
-
     def _wrote(self, place: Place, fields: Fields, version: bytes, *, is_all: bool) -> None:
         """Keep at hand what was written, if it ``is_all`` that the record has now."""
         self._version = version if is_all else b""
@@ -628,11 +636,12 @@ class SessionStore(SessionBase):
 
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
-        found = yield from flows.create(self._place(key), values, expiry, self._terms(), token)
+        place = self._place(key)
+        found = yield from flows.create(place, values, expiry, self._terms(), token)
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
-        self._wrote(self._place(key), fields, token, is_all=True)
+        self._wrote(place, fields, token, is_all=True)
         self._session_key = key
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
@@ -694,16 +703,13 @@ class SessionStore(SessionBase):
         except Damaged as damage:
             yield from self.releasing()
             raise UpdateError(f"the session is damaged: {damage}") from damage
-        if isinstance(read.found, EndReason):
-            self._vanish(read.found)
-            raise UpdateError(f"the session is gone{_because(read.found)}")
-        self._hold.take(place, asking, read.turn)
-        self._remember(place, read.found, read.is_known)
-        self._lifetime.see(read.now_ms, read.found.meta.deadline_ms, read.found.meta.mode)
+        loaded = self._loaded(place, asking, read)
+        if loaded is None:
+            raise UpdateError(f"the session is gone{_because(self.ended)}")
         if self._fields is None:
-            self._fields = self._new_fields(read.found)
+            self._fields = self._new_fields(loaded)
         else:
-            self._fields.refresh(read.found.values)
+            self._fields.refresh(loaded.values)
 
     def committing(self) -> Flow[None]:
         """Write what has changed and give up the lock."""
@@ -841,7 +847,10 @@ class SessionStore(SessionBase):
     # Small things.
 
     def _place(self, session_key: str) -> Place:
-        return Place.of(conf.key_prefix, session_key)
+        asked = conf.key_prefix, session_key
+        if self._placed is None or self._placed[0] != asked:
+            self._placed = asked, Place.of(*asked)
+        return self._placed[1]
 
     def _terms(self) -> Terms:
         return Terms(
@@ -887,8 +896,8 @@ def _on_event_loop() -> bool:
     return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
 
 
-def _because(reason: EndReason) -> str:
-    return f" ({reason.value})" if reason is not EndReason.UNKNOWN else ""
+def _because(reason: EndReason | None) -> str:
+    return f" ({reason.value})" if reason else ""
 
 
 def _token() -> bytes:

@@ -37,10 +37,58 @@ BACKEND: Final = "django_redis.cache.RedisCache"
 PLAIN: Final = "django_redis.pool.ConnectionFactory"
 SENTINEL: Final = "django_redis.pool.SentinelConnectionFactory"
 
-#: Names of pool classes that exist both for synchronous and for asynchronous use.
+
+class _Pool(redis.ConnectionPool):
+    """redis-py's pool, without the checks and figures of its own for each loan.
+
+    A connection that has died is found out by the exchange on it, which is repeated anyway.
+    """
+
+    def reset(self) -> None:
+        """Start anew, as after a fork."""
+        self._idle: list[Any] = []
+        super().reset()
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        """Return a connection that is idle, or a new one."""
+        if self.pid == os.getpid():
+            with suppress(IndexError):
+                return self._idle.pop()
+        return super().get_connection()
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back."""
+        if connection.pid == os.getpid() and not connection.should_reconnect():
+            self._idle.append(connection)
+        else:
+            super().release(connection)
+
+
+class _AsyncPool(aioredis.ConnectionPool):
+    """See _Pool."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._idle: list[Any] = []
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _Pool.get_connection()."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        return await super().get_connection()  # type: ignore[no-untyped-call]
+
+    async def release(self, connection: Any) -> None:
+        """See _Pool.release()."""
+        if connection.should_reconnect():
+            await super().release(connection)
+        else:
+            self._idle.append(connection)
+
+
+#: What stands for the pool classes that exist both for synchronous and for asynchronous use.
 POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
-    "redis.ConnectionPool": (redis.ConnectionPool, aioredis.ConnectionPool),
-    "redis.connection.ConnectionPool": (redis.ConnectionPool, aioredis.ConnectionPool),
+    "redis.ConnectionPool": (_Pool, _AsyncPool),
+    "redis.connection.ConnectionPool": (_Pool, _AsyncPool),
     "redis.BlockingConnectionPool": (redis.BlockingConnectionPool, aioredis.BlockingConnectionPool),
     "redis.connection.BlockingConnectionPool": (
         redis.BlockingConnectionPool,
@@ -172,54 +220,7 @@ def _build(
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
-    return _LEAN.get(pool_class, pool_class)(**keywords)
-
-
-class _Pool(redis.ConnectionPool):
-    """redis-py's pool, without the checks and figures of its own for each loan.
-
-    A connection that has died is found out by the exchange on it, which is repeated anyway.
-    """
-
-    def reset(self) -> None:
-        """Start anew, as after a fork."""
-        self._idle: list[Any] = []
-        super().reset()
-
-    def get_connection(self, *args: Any, **options: Any) -> Any:
-        """Return a connection that is idle, or a new one."""
-        if self.pid == os.getpid():
-            with suppress(IndexError):
-                return self._idle.pop()
-        return super().get_connection()
-
-    def release(self, connection: Any) -> None:
-        """Take a connection back."""
-        if connection.pid == os.getpid() and not connection.should_reconnect():
-            self._idle.append(connection)
-        else:
-            super().release(connection)
-
-
-class _AsyncPool(aioredis.ConnectionPool):
-    """See _Pool."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._idle: list[Any] = []
-
-    async def get_connection(self, *args: Any, **options: Any) -> Any:
-        """See _Pool.get_connection()."""
-        with suppress(IndexError):
-            return self._idle.pop()
-        return await super().get_connection()  # type: ignore[no-untyped-call]
-
-    async def release(self, connection: Any) -> None:
-        """See _Pool.release()."""
-        if connection.should_reconnect():
-            await super().release(connection)
-        else:
-            self._idle.append(connection)
+    return pool_class(**keywords)
 
 
 class _Pools:
@@ -273,12 +274,6 @@ class _Pools:
             self._changes += 1
         if pool is not None:
             pool.disconnect()
-
-
-_LEAN: Final[Mapping[Any, Any]] = {
-    redis.ConnectionPool: _Pool,
-    aioredis.ConnectionPool: _AsyncPool,
-}
 
 
 def _start(generator: AsyncGenerator[None]) -> None:

@@ -8,7 +8,7 @@ authentication flows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol, TypeVar, cast
@@ -98,12 +98,11 @@ def load(
     else:
         replies = yield trip
     fields, now_ms = commands.parse_read(replies[-2:])
-    is_known = known is not None and isinstance(fields, bytes)
     found: Loaded | EndReason
-    if known is not None and isinstance(fields, bytes):
-        found = Loaded(Meta.parse(fields), known.values)
+    if is_known := isinstance(fields, bytes):
+        found = Loaded(Meta.parse(fields), cast(Known, known).values)
     else:
-        found = Loaded.parse(cast(Mapping[bytes, bytes], fields))
+        found = Loaded.parse(fields)
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
         # It expired between the two commands of this trip.
         found = EndReason.UNKNOWN

@@ -180,8 +180,8 @@ class _Renewer:
                 # It was given up, or has moved to another key, while this was under way.
                 continue
             if left_ms is None:
+                # Counted by the request, which has yet to find out.
                 problem = "has lost its lock: it was silent for longer than its lease"
-                counters.add(locks_lost=1)
             elif left_ms <= 0:
                 problem = "has had its lock for longer than CLUSTERED_SESSIONS_LOCK_MAX_HOLD"
             else:

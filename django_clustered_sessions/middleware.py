@@ -60,15 +60,15 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 
         Raises SessionInterrupted (400) where the session was ended during the request.
         """
-        session = getattr(request, "session", None)
-        if not isinstance(session, SessionStore):
+        session = _session_of(request)
+        if session is None:
             return super().process_response(request, response)
         return session.run(self._finishing(request, response, session), "asave()")
 
     async def aprocess_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """See process_response()."""
-        session = getattr(request, "session", None)
-        if not isinstance(session, SessionStore):
+        session = _session_of(request)
+        if session is None:
             return await sync_to_async(super().process_response)(request, response)
         return await session.arun(self._finishing(request, response, session))
 
@@ -80,8 +80,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return super().__call__(request)
         except BaseException:
             # There will be no answer: a worker that is told to stop, for one.
-            session = getattr(request, "session", None)
-            if isinstance(session, SessionStore):
+            if session := _session_of(request):
                 session.run(session.closing(), "acommit()")
             raise
 
@@ -99,18 +98,18 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return await self.aprocess_response(request, await get_response(request))
         except BaseException:
             # There will be no answer: a client that has left, for one.
-            session = getattr(request, "session", None)
-            if isinstance(session, SessionStore):
+            if session := _session_of(request):
                 await asyncio.shield(session.arun(session.closing()))
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Answer what a view lets through: 503 for a store that is away, 409 for a conflict.
+        """Answer what a view lets through, as ``responses.answer_to`` says.
 
-        Raises SessionInterrupted for an UpdateError, as for one that the save meets.
+        503: the store is away, or the wait for the lock was in vain. 429: too many wait for it.
+        409: a conflict, or a lock that was lost. Raises SessionInterrupted for an UpdateError, as
+        for one that the save meets.
         """
-        session = getattr(request, "session", None)
-        if isinstance(exception, UpdateError) and isinstance(session, SessionStore):
+        if isinstance(exception, UpdateError) and _session_of(request) is not None:
             raise _interrupted() from exception
         return answer_to(exception)
 
@@ -151,6 +150,12 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         if vary:
             patch_vary_headers(response, ("Cookie",))
         return response
+
+
+def _session_of(request: HttpRequest) -> SessionStore | None:
+    """Return the request's session, or None where another engine made it, or nobody."""
+    session = getattr(request, "session", None)
+    return session if isinstance(session, SessionStore) else None
 
 
 def _keeping(session: SessionStore) -> Flow[bool]:

@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from django_clustered_sessions.embedded import bundled_binary
+from tests.locking import Threads
 from tests.servers import CountingProxy, StoreServer
 
 pytest_plugins = ["pytester"]
@@ -27,6 +28,7 @@ def require(found: Path | str | None, name: str) -> Path:
     message = f"{name} is not installed"
     if os.environ.get("CLUSTERED_SESSIONS_REQUIRE_ALL") == "1":
         pytest.fail(message)
+    # CI sees it: .ci/run sets the variable above.
     pytest.skip(message)
 
 
@@ -51,6 +53,13 @@ def store(store_server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
         client.flushall()
         use_store(settings, f"{store_server.url}/{DATABASE}")
         yield client
+
+
+@pytest.fixture
+def threads() -> Iterator[Threads]:
+    """Give threads that do one thing each, and see to it that all have ended."""
+    with Threads() as started:
+        yield started
 
 
 @pytest.fixture

@@ -45,6 +45,7 @@ def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 10.0
                 return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s} s in vain: {what}")
+        # Between two looks; what is waited for is the condition.
         time.sleep(0.005)
 
 

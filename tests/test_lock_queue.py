@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ from django.contrib.sessions.backends.base import UpdateError
 from django_clustered_sessions import commands, holding, locks
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.commands import Gone, Held, Locking, Taken, Wait
+from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionLockLost, SessionLockTimeout
 from django_clustered_sessions.locks import Asking, Turn
 from django_clustered_sessions.record import EndReason
@@ -43,12 +44,6 @@ from tests.locking import (
     wait_for_sleepers,
 )
 from tests.servers import CountingProxy, StoreServer, wait_for
-
-
-@pytest.fixture
-def threads() -> Iterator[Threads]:
-    with Threads() as started:
-        yield started
 
 
 @pytest.fixture(autouse=True)
@@ -503,6 +498,30 @@ def test_renewer_stops_at_the_longest_hold(
         outcome(threads.start(append, key, "waiter"))
         wait_for(lambda: "LOCK_MAX_HOLD" in caplog.text or "lost its lock" in caplog.text, "a line")
     assert stored(key)["order"] == ["waiter"]
+
+
+def test_lock_that_the_renewer_finds_lost_is_counted_once(
+    store: redis.Redis,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    added: Counter[str] = Counter()
+    monkeypatch.setattr(counters, "add", lambda **counts: added.update(counts))
+    settings.CLUSTERED_SESSIONS_LOCK_LEASE = 0.2
+    for has_changed in (True, False):
+        key = new_session()
+        session = SessionStore(key)
+        with (
+            pytest.raises(SessionLockLost) if has_changed else nullcontext(),
+            session.lock(),
+        ):
+            if has_changed:
+                session["n"] = 1
+            free(key, owner(store, key))
+            wait_for(lambda: "lost its lock" in caplog.text, "a line")
+        caplog.clear()
+        assert added.pop("locks_lost") == 1
 
 
 def test_renewal_is_fenced(store: redis.Redis) -> None:

@@ -59,12 +59,6 @@ HERE = "tests.test_locking."
 Decorator = Callable[[View], View]
 
 
-@pytest.fixture
-def threads() -> Iterator[Threads]:
-    with Threads() as started:
-        yield started
-
-
 @pytest.fixture(autouse=True)
 def patience(settings: Any) -> None:
     """Let a slow machine take its time: nothing here is to end by a bound that is not said."""
@@ -1447,7 +1441,17 @@ async def cancel(task: asyncio.Task[Any]) -> None:
         await asyncio.wait_for(task, BOUND_S)
 
 
-async def test_client_that_leaves_while_its_request_has_the_lock(store: redis.Redis) -> None:
+class Subclass(ClusteredSessionMiddleware):
+    """One with a hook of its own, for which Django takes a thread."""
+
+    def process_request(self, request: HttpRequest) -> None:
+        super().process_request(request)
+
+
+@pytest.mark.parametrize("middleware", [ClusteredSessionMiddleware, Subclass])
+async def test_client_that_leaves_while_its_request_has_the_lock(
+    store: redis.Redis, middleware: Any
+) -> None:
     key = await asyncio.to_thread(new_session, **UNCHANGED)
     has_lock = asyncio.Event()
 
@@ -1458,7 +1462,7 @@ async def test_client_that_leaves_while_its_request_has_the_lock(store: redis.Re
         await asyncio.Event().wait()
         raise AssertionError
 
-    task = asyncio.create_task(ClusteredSessionMiddleware(view)(arequest(key, view)))
+    task = asyncio.create_task(middleware(view)(arequest(key, view)))
     await asyncio.wait_for(has_lock.wait(), BOUND_S)
     assert owner(store, key)
     await cancel(task)
@@ -1517,30 +1521,6 @@ async def test_client_that_leaves_while_its_view_waits_in_a_thread(store: redis.
     await asyncio.wait_for(went_on.wait(), BOUND_S)
     await asyncio.to_thread(wait_for, lambda: owner(store, key) == "", "the lock to be free")
     assert await SessionStore(key).aload() == UNCHANGED
-
-
-class Subclass(ClusteredSessionMiddleware):
-    """One with a hook of its own, for which Django takes a thread."""
-
-    def process_request(self, request: HttpRequest) -> None:
-        super().process_request(request)
-
-
-async def test_client_that_leaves_releases_in_a_subclass_with_hooks(store: redis.Redis) -> None:
-    key = await asyncio.to_thread(new_session, **UNCHANGED)
-    has_lock = asyncio.Event()
-
-    @session_locked
-    async def view(request: HttpRequest) -> HttpResponse:
-        await achange(request)
-        has_lock.set()
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    task = asyncio.create_task(Subclass(view)(arequest(key, view)))
-    await asyncio.wait_for(has_lock.wait(), BOUND_S)
-    await cancel(task)
-    assert owner(store, key) == ""
 
 
 # Elsewhere than in a request.

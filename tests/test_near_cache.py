@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -118,6 +119,19 @@ def test_own_write_is_at_hand(store: redis.Redis) -> None:
         session.save()
         assert SessionStore(key).load() == {"n": n} | LARGE
         assert hits() == before + 2
+
+
+def test_hit_is_a_load_with_a_lock_too(store: redis.Redis) -> None:
+    key = stored({"n": 1})
+    before = Counter(counters._counts)
+    with SessionStore(key).lock():
+        pass
+    session = SessionStore(key)
+    session.get("n")
+    with session.lock():
+        pass
+    counted = Counter(counters._counts) - before
+    assert (counted["loads"], counted["near_hits"]) == (3, 3)
 
 
 def test_own_write_on_top_of_anothers_is_not_taken_for_all(

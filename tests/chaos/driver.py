@@ -246,6 +246,7 @@ class Driver:
             if now_s > self.began_s + self.plan.seconds + END_S:
                 for number in at_work:
                     self.workers[number].send(signal.SIGUSR1)
+                # Time to write the stacks; a process that hangs tells nobody when it has.
                 await asyncio.sleep(0.5)
                 stacks = [self.errors_of(self.workers[number]) for number in at_work]
                 self.history.errors.append("\n".join(["workers hang:", *stacks]))

@@ -87,6 +87,7 @@ class Actor:
 
     def run(self) -> None:
         while not self.is_over:
+            # Users come when they like: the seed says when, and no request waits for this.
             time.sleep(self.dice.uniform(0, 0.01))
             work = self.begin()
             try:
@@ -176,6 +177,7 @@ def use(session: Any) -> None:
     work = _work.get()
     session.get("log")
     take(work, session)
+    # What a view does while it holds the lock.
     time.sleep(work.hold_s)
     change(work, session)
 
@@ -335,6 +337,7 @@ def main() -> None:
 
     notebook, is_over = Notebook(folder / f"{name}.jsonl"), threading.Event()
     while not (folder / "began").exists():
+        # Between two looks; the driver writes the file when all processes are up.
         time.sleep(0.005)
     began_s = float((folder / "began").read_text())
     heart = threading.Thread(target=beat, args=(notebook, is_over))
