@@ -45,7 +45,7 @@ async def test_a_connection_whose_reply_is_late_is_closed(
 
 
 def test_a_count_is_known_however_late_its_save_is_repeated(
-    store: redis.Redis, proxy: CountingProxy, settings: Any
+    store: redis.Redis, proxy: CountingProxy, settings: Any, no_figures: None
 ) -> None:
     """A view saves again after an outage, later than a write may be replayed."""
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.2

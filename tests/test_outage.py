@@ -21,7 +21,6 @@ from django.template import RequestContext, Template
 
 from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import Counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from tests.browser import Browser, View, load_scripts, place, records
 from tests.conftest import DATABASE, store_binary, use_store
@@ -305,15 +304,9 @@ def test_store_that_comes_back_within_a_tolerant_request_moves_nothing(
 
 
 @pytest.fixture
-def breakable(
-    proxy: CountingProxy, store: redis.Redis, monkeypatch: pytest.MonkeyPatch
-) -> CountingProxy:
-    """Give a proxy to a store that knows the scripts: a cut hits a write, not a refusal.
-
-    No figures ride along, which would be cut as well.
-    """
+def breakable(proxy: CountingProxy, store: redis.Redis, no_figures: None) -> CountingProxy:
+    """Give a proxy to a store that knows the scripts: a cut hits a write, not a refusal."""
     load_scripts(store)
-    monkeypatch.setattr(Counters, "take", lambda self, **kwargs: ())
     return proxy
 
 
@@ -773,7 +766,9 @@ print(SessionStore(session.session_key)["n"])
     assert done.stdout == "400\n", done.stderr
 
 
-def test_reply_that_nobody_waits_for_is_not_taken_for_the_next(settings: Any) -> None:
+def test_reply_that_nobody_waits_for_is_not_taken_for_the_next(
+    settings: Any, no_figures: None
+) -> None:
     """A refusal ends the wait for a trip's replies; what is left of them comes later."""
     listener = socket.create_server(("127.0.0.1", 0))
     refused = threading.Event()

@@ -17,7 +17,6 @@ from django.contrib.sessions.backends.base import UpdateError
 from django_clustered_sessions import commands, connections, drivers
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.commands import Alive, Call, Conflict, Exists, Expiry, Gone, Terms
-from django_clustered_sessions.counters import Counters
 from django_clustered_sessions.drivers import Budget
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.fields import Change, Delta, Operation
@@ -34,10 +33,8 @@ def token() -> bytes:
     return secrets.token_bytes(8)
 
 
-@pytest.fixture(autouse=True)
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no figures ride along: scripts that are sent are counted here."""
-    monkeypatch.setattr(Counters, "take", lambda self, **kwargs: ())
+# Scripts that are sent are counted here.
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture
