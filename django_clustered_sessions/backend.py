@@ -59,7 +59,7 @@ from .record import (
     Place,
     Serializer,
 )
-from .reporting import Report
+from .reporting import reporting
 from .usage import Usage, write_header
 
 T = TypeVar("T")
@@ -810,7 +810,7 @@ class SessionStore(SessionBase):
         started_s, sent_s = time.monotonic(), time.time()
         try:
             result = drivers.run(
-                flows.riding(flow, Report()),
+                reporting(flow),
                 connections.pool,
                 self._budget(),
                 connections.waiting_pool,
@@ -826,7 +826,7 @@ class SessionStore(SessionBase):
         started_s, sent_s = time.monotonic(), time.time()
         try:
             result = await drivers.arun(
-                flows.riding(flow, Report()),
+                reporting(flow),
                 connections.apool,
                 self._budget(),
                 connections.awaiting_pool,
@@ -889,11 +889,9 @@ class SessionStore(SessionBase):
 
 
 def _on_event_loop() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
+    # Not get_running_loop(): off a loop, an exception on each call.
+    loop = asyncio._get_running_loop()
+    return loop is not None and not os.environ.get("DJANGO_ALLOW_ASYNC_UNSAFE")
 
 
 def _because(reason: EndReason | None) -> str:

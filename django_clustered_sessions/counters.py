@@ -96,16 +96,20 @@ class Counters:
         self.add(lock_waits=1, lock_wait_ms=wait_ms, **({name: 1} if name else {}))
         self.maximum(lock_longest_wait_ms=wait_ms)
 
+    @property
+    def are_due(self) -> bool:
+        """Whether the counts have not left for long enough; `take` may have none all the same."""
+        return time.monotonic() - self._left_at >= INTERVAL_S
+
     def take(self, *, now: bool = False) -> Sequence[int]:
         """Return the counts if they are due, and start anew; return nothing otherwise."""
         with self._lock:
-            monotonic_s = time.monotonic()
-            if not now and monotonic_s - self._left_at < INTERVAL_S:
+            if not now and not self.are_due:
                 return ()
             counts = tuple(self._counts.values())
             if not any(counts):
                 return ()
-            self._left_at = monotonic_s
+            self._left_at = time.monotonic()
             self._counts = dict.fromkeys(NAMES, 0)
             return counts
 

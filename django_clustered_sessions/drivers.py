@@ -25,6 +25,7 @@ from redis.exceptions import (
 )
 
 from .commands import Argument, Flow, Pause, Trip, Wait
+from .counters import counters
 from .exceptions import SessionStoreUnavailable
 from .record import Damaged
 
@@ -107,6 +108,7 @@ def run(
                 replies = _send(step, pool(), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
+                counters.add(store_errors=1)
                 step = flow.throw(error)
             else:
                 budget.spend(time.monotonic() - started)
@@ -136,6 +138,7 @@ async def arun(
                 replies = await _asend(step, pool(), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
+                counters.add(store_errors=1)
                 step = flow.throw(error)
             else:
                 budget.spend(time.monotonic() - started)

@@ -160,10 +160,9 @@ def _session_of(request: HttpRequest) -> SessionStore | None:
 
 def _keeping(session: SessionStore) -> Flow[bool]:
     """Save or renew the session as the settings want it; return whether it is to have a cookie."""
-    touches = session.usage.touches
     if session.modified:
         yield from session.saving(release=True)
-    elif touches and (settings.SESSION_SAVE_EVERY_REQUEST or session.renewed):
+    elif (settings.SESSION_SAVE_EVERY_REQUEST or session.renewed) and session.usage.touches:
         # Renewed: an idle timeout did, and the cookie has to last as long.
         if session.renewed and session.store_seen_s_ago > LATE_S and SESSION_KEY not in session:
             # After a login the old key in a cookie would take the new one's place, so it is worth

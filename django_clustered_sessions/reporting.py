@@ -5,17 +5,19 @@ from __future__ import annotations
 import atexit
 import logging
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from django.core.exceptions import ImproperlyConfigured
 
-from . import commands, connections, drivers
+from . import commands, connections, drivers, flows
 from .commands import Call, Flow, Trip
 from .conf import conf
 from .counters import MAXIMA, NAMES, counters
 from .drivers import Budget
 from .exceptions import SessionStoreUnavailable
 from .record import bucket_tag
+
+T = TypeVar("T")
 
 logger = logging.getLogger("django_clustered_sessions")
 
@@ -35,10 +37,14 @@ class Report:
         return _call(commands.figures_beside(trip), self._counts) if self._counts else None
 
     def lost(self) -> None:
-        """Keep the figures for another trip, and count that this one failed."""
+        """Keep the figures for another trip."""
         counters.put_back(self._counts)
         self._counts = ()
-        counters.add(store_errors=1)
+
+
+def reporting(flow: Flow[T]) -> Flow[T]:
+    """Return the flow, with the figures on its first trip if they are due."""
+    return flows.riding(flow, Report()) if counters.are_due else flow
 
 
 def report_the_rest() -> None:

@@ -21,6 +21,9 @@ pytest_plugins = ["pytester"]
 #: The database of the sessions, on every server.
 DATABASE = 1
 
+#: The kinds of servers that the tests run against.
+SERVERS = os.environ.get("CLUSTERED_SESSIONS_TEST_SERVERS", "valkey redis").split()
+
 
 def require(found: Path | str | None, name: str) -> Path:
     """Return what was found; skip the test, or fail it where everything must be installed."""
@@ -40,7 +43,7 @@ def store_binary(kind: str) -> Path:
     return require(shutil.which("redis-server"), "redis-server")
 
 
-@pytest.fixture(scope="session", params=["valkey", "redis"])
+@pytest.fixture(scope="session", params=SERVERS)
 def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
     """Run one server of each kind for the whole run; it keeps nothing on disk."""
     with StoreServer(binary=store_binary(request.param)) as server:

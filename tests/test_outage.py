@@ -23,7 +23,7 @@ from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from tests.browser import Browser, View, load_scripts, place, records
-from tests.conftest import DATABASE, store_binary, use_store
+from tests.conftest import DATABASE, SERVERS, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, wait_for
 
 COOKIE = "sessionid"
@@ -34,7 +34,7 @@ def browser(request: pytest.FixtureRequest, settings: Any) -> Browser:
     return Browser(settings, asgi=request.param == "asgi")
 
 
-@pytest.fixture(params=["valkey", "redis"])
+@pytest.fixture(params=SERVERS)
 def own_server(
     request: pytest.FixtureRequest, settings: Any
 ) -> Iterator[Callable[..., StoreServer]]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import redis
 
-from tests.conftest import store_binary
+from tests.conftest import SERVERS, store_binary
 from tests.servers import CountingProxy, StoreServer, raw_client, wait_for
 
 
@@ -104,7 +104,7 @@ def test_connections_are_refused_and_accepted_again(proxy: CountingProxy) -> Non
         assert raw_client(proxy.url).ping()
 
 
-@pytest.mark.parametrize("kind", ["valkey", "redis"])
+@pytest.mark.parametrize("kind", SERVERS)
 def test_server_lives_through_restart_pause_and_kill(kind: str) -> None:
     with StoreServer("--appendonly", "yes", binary=store_binary(kind)) as server:
         server.client().set("name", "value")
