@@ -98,18 +98,14 @@ class Fields(MutableMapping[Any, Any]):
         self._stored = dict(stored or {})
         self._cleared = cleared
         self._values: dict[Any, Any] = {}
-        self._waiting: dict[Any, bytes] = {}
+        #: The fields that nobody has asked for yet, in order.
+        self._waiting: dict[bytes, None] = dict.fromkeys(self._stored)
         self._atoms: dict[Any, Any] = {}
         self._added: dict[Any, int] = {}
         self._set_aside: set[bytes] = set()
         self._settled: dict[bytes, bytes] = {}
         self._settled_missing: set[bytes] = set()
         self._removed: set[bytes] = set()
-        for field in self._stored:
-            try:
-                self._waiting[record.key_of(field, serializer)] = field
-            except Exception as error:
-                self._put_aside(field, field, error)
 
     # The mapping.
 
@@ -117,24 +113,27 @@ class Fields(MutableMapping[Any, Any]):
         try:
             return self._values[key]
         except KeyError:
-            if key in self._waiting and self._decode(key):
+            if self._find(key):
                 return self._values[key]
             raise
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self._waiting.pop(key, None)
+        if isinstance(key, str):
+            self._waiting.pop(self._field(key), None)
+        else:
+            self._find(key)
         self._values[key] = value
         if self._removed:
             self._removed.discard(self._field(key))
 
     def __delitem__(self, key: Any) -> None:
-        if key in self._waiting:
-            self._decode(key)
+        if key not in self:
+            raise KeyError(key)
         del self._values[key]
         self._removed.add(self._field(key))
 
     def __contains__(self, key: object) -> bool:
-        return key in self._values or (key in self._waiting and self._decode(key))
+        return key in self._values or self._find(key)
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self._all())
@@ -212,7 +211,7 @@ class Fields(MutableMapping[Any, Any]):
             for field, stored in self._stored.items()
             if field in self._set_aside
         }
-        for field in self._waiting.values():
+        for field in self._waiting:
             packed[field] = self._stored[field][record.VERSION_BYTES :]
         for key, value in self._values.items():
             field = self._field(key)
@@ -314,10 +313,12 @@ class Fields(MutableMapping[Any, Any]):
                 if now:
                     self._put_aside(field, field, error)
                 continue
-            for known in (self._values, self._atoms, self._waiting):
-                known.pop(key, None)
+            self._values.pop(key, None)
+            self._atoms.pop(key, None)
             if now:
-                self._waiting[key] = field
+                self._waiting[field] = None
+            else:
+                self._waiting.pop(field, None)
 
     def snapshot(self) -> Snapshot:
         """Return what is changed here and not in the store, for ``restore``.
@@ -333,15 +334,13 @@ class Fields(MutableMapping[Any, Any]):
         """
         self._values, self._atoms, self._added, self._removed = {}, {}, {}, set()
         self._cleared = snapshot.delta.cleared
-        self._waiting = {
-            self._key(field): field
-            for field in self._stored
-            if field not in self._set_aside and not self._cleared
-        }
+        self._waiting = dict.fromkeys(
+            field for field in self._stored if field not in self._set_aside and not self._cleared
+        )
         for change in snapshot.delta.changes:
             key = self._key(change.field)
             if change.operation is Operation.REMOVE:
-                self._waiting.pop(key, None)
+                self._waiting.pop(change.field, None)
                 self._removed.add(change.field)
             elif change.operation is Operation.ADD:
                 self.increment(key, int(change.operand))
@@ -385,21 +384,35 @@ class Fields(MutableMapping[Any, Any]):
     # Inside.
 
     def _all(self) -> dict[Any, Any]:
-        for key in list(self._waiting):
-            self._decode(key)
+        for field in list(self._waiting):
+            self._decode(field)
         return self._values
 
-    def _decode(self, key: Any) -> bool:
-        field = self._waiting.pop(key)
+    def _find(self, key: object) -> bool:
+        """Decode a key's value where nobody has asked for it yet; return whether there is one."""
+        if isinstance(key, str):
+            field = record.field_of(key, self._serializer)
+            if field not in self._waiting:
+                return False
+            self._decode(field)
+        else:
+            # Keys that are equal, such as 1 and 1.0, may be written differently.
+            for field in [field for field in self._waiting if field.startswith(record.ODD_DATA)]:
+                self._decode(field)
+        return key in self._values
+
+    def _decode(self, field: bytes) -> None:
+        del self._waiting[field]
+        key: Any = field
         try:
+            key = record.key_of(field, self._serializer)
             value = record.unpack(self._stored[field], self._serializer)
         except Exception as error:
             self._put_aside(key, field, error)
-            return False
+            return
         self._values[key] = value
         if type(value) in _ATOMS:
             self._atoms[key] = value
-        return True
 
     def _put_aside(self, key: Any, field: bytes, error: Exception) -> None:
         self._set_aside.add(field)

@@ -11,6 +11,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from itertools import chain
 from typing import Final, NamedTuple
 
 #: What Python takes for a session and for one of its fields, beside the bytes in it.
@@ -27,10 +28,8 @@ class Known(NamedTuple):
     @property
     def size(self) -> int:
         """How many bytes of memory this takes, about."""
-        return sum(
-            (len(field) + len(value) + _FIELD_BYTES for field, value in self.values.items()),
-            _SESSION_BYTES,
-        )
+        parts = chain(self.values, self.values.values())
+        return sum(map(len, parts)) + len(self.values) * _FIELD_BYTES + _SESSION_BYTES
 
 
 class NearCache:

@@ -146,6 +146,37 @@ def test_keys_that_json_makes_strings_of_are_one_field():
     assert changes(session) == {b"d:1": Change(Operation.SET, b"d:1", VERSION, b's"mine"')}
 
 
+class PickleSerializer:
+    dumps, loads = staticmethod(pickle.dumps), staticmethod(pickle.loads)
+
+
+class Key(str):
+    """A string of another type, as Django's SafeString and members of a StrEnum are."""
+
+
+def test_a_key_of_another_kind_of_string_is_the_same_key():
+    session = fields(cart=1, other=2, gone=3)
+    assert session[Key("cart")] == 1
+    assert Key("other") in session
+    session[Key("other")] = 4
+    del session[Key("gone")]
+    assert changes(session).keys() == {b"d:other", b"d:gone"}
+
+
+@pytest.mark.parametrize("same", [1, 1.0, True])
+def test_keys_that_are_equal_are_the_same_key_where_they_are_no_strings(same):
+    values = {b"k:" + pickle.dumps(1): "one", b"d:two": 2}
+    packed = {field: VERSION + b"s" + pickle.dumps(value) for field, value in values.items()}
+    session = Fields(PickleSerializer(), packed)
+    assert session[same] == "one"
+    assert same in session
+    session[same] = "other"
+    assert session.copy() == {1: "other", "two": 2}
+    del session[same]
+    assert session.copy() == {"two": 2}
+    assert fields(**{"1": "one"}).get(same) is None
+
+
 def test_clear_forgets_all_that_is_stored():
     session = Fields(JSONSerializer(), cleared=True)
     session["a"] = 1
