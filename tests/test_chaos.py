@@ -16,6 +16,8 @@ from tests.chaos.plan import MUTANTS, Plan
 from tests.conftest import store_binary
 from tests.servers import StoreServer
 
+pytestmark = pytest.mark.once
+
 SECONDS = 22.0
 
 #: Of a mutant, much less shows it; on a machine that is very busy, not always the first time.

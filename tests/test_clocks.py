@@ -39,6 +39,8 @@ from tests import settings as test_settings
 from tests.conftest import require, use_store
 from tests.servers import wait_for
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 HOUR_MS = 3_600_000
 SPAN_S = 1000

@@ -35,6 +35,8 @@ from tests.browser import load_scripts, place
 from tests.conftest import DATABASE, use_store
 from tests.servers import CountingProxy, free_port, raw_client, wait_for
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 
 #: Requests of the impatient user; one has the lock, LOCK_PROCESS_WAITERS of them wait for it.

@@ -12,6 +12,8 @@ import pytest
 import django_clustered_sessions
 from tests.servers import StoreServer
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = Path(django_clustered_sessions.__file__).parent
 

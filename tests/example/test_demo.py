@@ -15,6 +15,8 @@ import pytest
 from tests.example.conftest import Demo
 from tests.servers import free_port, wait_for
 
+pytestmark = pytest.mark.once
+
 StartDemo = Callable[..., Demo]
 
 NODES = ("terracotta", "cobalt")

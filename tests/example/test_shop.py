@@ -17,6 +17,8 @@ from playwright.sync_api import BrowserContext, Page, expect
 from tests.example.conftest import EXAMPLE, Demo
 from tests.servers import free_port
 
+pytestmark = pytest.mark.once
+
 NewContext = Callable[..., BrowserContext]
 
 PAGES = ("", "jug/", "login/", "no-such-product/")
