@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.topologies import Replicated, follows, is_primary
+
+pytestmark = pytest.mark.once
 
 
 def test_a_replica_is_promoted_when_the_primary_dies() -> None:
