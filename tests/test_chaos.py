@@ -13,8 +13,10 @@ import redis
 
 from tests.chaos.driver import Driver, Outcome
 from tests.chaos.plan import MUTANTS, Plan
+from tests.chaos.stores import Failing, Single
 from tests.conftest import store_binary
 from tests.servers import StoreServer
+from tests.topologies import Replicated
 
 pytestmark = pytest.mark.once
 
@@ -34,9 +36,19 @@ SIGNS = {
 def test_nothing_is_lost_doubled_or_overtaken(
     store: redis.Redis, store_server: StoreServer
 ) -> None:
-    outcome = Driver(Plan(secrets.randbelow(10**9), SECONDS), store_server.port).run()
+    plan = Plan(secrets.randbelow(10**9), SECONDS)
+    outcome = Driver(plan, Single(plan, store_server.port)).run()
     assert not outcome.violations, str(outcome)
     for what in ("ok", "waited", "stops", "kills", "cuts"):
+        assert outcome.counts[what] > 0, f"no {what}: {outcome}"
+
+
+def test_nothing_acknowledged_is_lost_by_failovers() -> None:
+    plan = Plan(secrets.randbelow(10**9), SECONDS, may_lose=True)
+    with Replicated(replicas=2, sentinels=3) as topology:
+        outcome = Driver(plan, Failing(plan, topology)).run()
+    assert not outcome.violations, str(outcome)
+    for what in ("ok", "failovers", "stops"):
         assert outcome.counts[what] > 0, f"no {what}: {outcome}"
 
 
@@ -45,7 +57,8 @@ def test_the_checker_notices_a_mutant(mutant: str) -> None:
     outcomes: list[str] = []
     with StoreServer(binary=store_binary("valkey")) as server:
         for seed in SEEDS:
-            outcome = Driver(Plan(seed, MUTANT_SECONDS, mutant), server.port).run()
+            plan = Plan(seed, MUTANT_SECONDS, mutant)
+            outcome = Driver(plan, Single(plan, server.port)).run()
             outcome.forget()
             if any(SIGNS[mutant] in violation for violation in outcome.violations):
                 return

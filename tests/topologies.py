@@ -38,12 +38,7 @@ class Replicated:
         replicas, sentinels = self._numbers
         with self._started:
             self.primary = self._start(*self._flags)
-            follow = f"127.0.0.1 {self.primary.port}"
-            self.replicas = [
-                self._start("--replicaof", follow, *self._flags) for _ in range(replicas)
-            ]
-            for replica in self.replicas:
-                wait_for(lambda one=replica: follows(one), "a replica follows")
+            self.replicas = [self._follow() for _ in range(replicas)]
             self.sentinels = [self._start_sentinel(sentinels) for _ in range(sentinels)]
             for sentinel in self.sentinels:
                 wait_for(lambda one=sentinel: self._is_informed(one), "a Sentinel knows all")
@@ -67,6 +62,17 @@ class Replicated:
         options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": addresses} | options
         use_store(settings, f"redis://{NAME}/{database}", **options)
 
+    def take_over(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until a replica is the primary, and take it for that."""
+        promoted = self.promoted(timeout_s=timeout_s)
+        self.replicas = [one for one in self.stores if one is not promoted]
+        self.primary = promoted
+
+    def add_replica(self) -> None:
+        """Start one more replica of the primary, in place of those that are down."""
+        self.replicas = [one for one in self.replicas if one.process is not None]
+        self.replicas.append(self._follow())
+
     def promoted(self, *, timeout_s: float = 30.0) -> StoreServer:
         """Wait until a replica is the primary, and all Sentinels say so; return it."""
 
@@ -78,6 +84,11 @@ class Replicated:
 
         server: StoreServer = wait_for(found, "a replica is promoted", timeout_s=timeout_s)
         return server
+
+    def _follow(self) -> StoreServer:
+        replica = self._start("--replicaof", f"127.0.0.1 {self.primary.port}", *self._flags)
+        wait_for(lambda: follows(replica), "a replica follows")
+        return replica
 
     def _start(self, *flags: str, config: str = "") -> StoreServer:
         return self._started.enter_context(StoreServer(*flags, binary=self._binary, config=config))

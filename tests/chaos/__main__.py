@@ -6,13 +6,16 @@ import argparse
 import os
 import random
 import sys
+from contextlib import ExitStack
 
 import django
 
 from tests.servers import StoreServer
+from tests.topologies import Replicated
 
 from .driver import Driver
 from .plan import MUTANTS, Plan
+from .stores import Failing, Single, Stores
 
 
 def main() -> int:
@@ -21,12 +24,19 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the work lasts (60)")
     parser.add_argument("--seed", type=int, help="repeat the run with that seed (a new one)")
     parser.add_argument("--mutant", choices=MUTANTS, help="take that out of the scripts")
+    parser.add_argument("--failovers", action="store_true", help="under Sentinels, which fail over")
     options = parser.parse_args()
     seed = random.randrange(10**9) if options.seed is None else options.seed
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    with StoreServer() as store:
-        outcome = Driver(Plan(seed, options.seconds, options.mutant), store.port).run()
+    plan = Plan(seed, options.seconds, options.mutant, options.failovers)
+    with ExitStack() as started:
+        stores: Stores
+        if options.failovers:
+            stores = Failing(plan, started.enter_context(Replicated(replicas=2, sentinels=3)))
+        else:
+            stores = Single(plan, started.enter_context(StoreServer()).port)
+        outcome = Driver(plan, stores).run()
     print(outcome)
     return 1 if outcome.violations else 0
 

@@ -25,15 +25,15 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
+from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout
-from tests.conftest import DATABASE
 from tests.test_clocks import libfaketime
 
 from . import checker, plan
 from .history import History, Notebook
 from .plan import LOCK_LEASE, LOCK_WAIT, STORE_TIMEOUT, Plan
-from .proxy import CuttingProxy
+from .stores import Stores
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -63,11 +63,12 @@ class Outcome:
         counts = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
         lines = [f"chaos: seed {self.plan.seed}: {counts}"]
         if self.violations:
-            mutant = f" --mutant {self.plan.mutant}" if self.plan.mutant else ""
+            more = f" --mutant {self.plan.mutant}" if self.plan.mutant else ""
+            more += " --failovers" if self.plan.may_lose else ""
             lines += [
                 f"{len(self.violations)} violations; history in {self.folder}; again: "
                 f"python -m tests.chaos --seconds {self.plan.seconds:g} --seed {self.plan.seed}"
-                + mutant,
+                + more,
                 *self.violations[:20],
             ]
         return "\n".join(lines)
@@ -140,10 +141,10 @@ def clock(offset_s: int) -> Mapping[str, str]:
 
 @dataclass
 class Driver:
-    """One run of a plan against a store on that port of loopback."""
+    """One run of a plan against some stores."""
 
     plan: Plan
-    store_port: int
+    stores: Stores
 
     def run(self) -> Outcome:
         """Run the plan and check its history, which stays where it shows a violation."""
@@ -152,9 +153,8 @@ class Driver:
         self.dice = Random(f"{self.plan.seed} driver")
         self.counts: Counter[str] = Counter()
         self.history = History()
-        sessions = {"LOCATION": f"redis://127.0.0.1:{self.store_port}/{DATABASE}"}
-        caches = {"sessions": {"BACKEND": "django_redis.cache.RedisCache"} | sessions}
-        with override_settings(CACHES=caches, SESSION_CACHE_ALIAS="sessions", **plan.SETTINGS):
+        caches = {"sessions": {"BACKEND": connections.BACKEND, **self.stores.entry()}}
+        with override_settings(CACHES=caches, SESSION_CACHE_ALIAS="sessions", **self.plan.settings):
             for key in self.plan.sessions:
                 session: Any = SessionStore(key)
                 session._session_cache = {"log": [], "n": 0, "hits": 0, "blind": 0}
@@ -164,7 +164,8 @@ class Driver:
                 self.close(key)
         for path in sorted(self.folder.glob("*.jsonl")):
             self.history.read(path)
-        violations = checker.check(self.history)
+        violations = checker.check(self.history, may_lose=self.plan.may_lose)
+        self.counts += self.stores.counts
         for operation in self.history.operations.values():
             self.counts[operation.answer or "died"] += 1
             self.counts["waited"] += operation.queued_s is not None
@@ -185,32 +186,33 @@ class Driver:
 
     async def drive(self) -> None:
         """Let the workers work, and see to it that this is not easy."""
-        dice = Random(f"{self.plan.seed} proxy")
-        self.proxy = CuttingProxy(self.store_port, dice, self.plan.faults.cut)
-        port = await self.proxy.start()
         self.told = {
             "plan": asdict(self.plan),
-            "url": f"redis://127.0.0.1:{port}/{DATABASE}",
+            "sessions": await self.stores.start(),
             "folder": str(self.folder),
         }
         clocks = (clock(0), clock(3600), clock(-3600))
         self.workers = [
             Worker(number, clocks[number % len(clocks)]) for number in range(plan.WORKERS)
         ]
-        nemesis: asyncio.Task[None] | None = None
+        torments: list[asyncio.Task[None]] = []
         try:
             await self.start()
-            nemesis = asyncio.create_task(self.torment())
+            torments = [
+                asyncio.create_task(self.torment()),
+                asyncio.create_task(self.stores.torment()),
+            ]
             await self.look_after()
         finally:
-            if nemesis:
-                nemesis.cancel()
+            for torment in torments:
+                torment.cancel()
             for worker in self.workers:
                 if worker.process and worker.process.poll() is None:
                     worker.process.kill()
                     worker.process.wait()
-            await self.proxy.close()
-            self.counts["cuts"] = self.proxy.cuts
+            if torments:
+                await asyncio.wait(torments)
+            await self.stores.close()
 
     async def start(self) -> None:
         """Start the workers, and let them begin together, however long that took."""
@@ -261,7 +263,7 @@ class Driver:
                 self.counts["stops"] += 1
                 worker.resumes_s = now_s + self.dice.uniform(*STOP_S)
                 if self.plan.faults.cut and self.dice.random() < 0.3:
-                    self.proxy.cut_all()
+                    self.stores.cut()
             elif worker.resumes_s is not None and now_s >= worker.resumes_s:
                 worker.resumes_s = None
                 worker.send(signal.SIGCONT)
@@ -290,7 +292,7 @@ class Driver:
             fault = faults.pop()
             running = [worker for worker in self.workers if self.is_running(worker)]
             if fault == "cut":
-                self.proxy.cut_all()
+                self.stores.cut()
             elif running:
                 worker = self.dice.choice(running)
                 worker.send(signal.SIGSTOP if fault == "stop" else signal.SIGKILL)

@@ -12,13 +12,19 @@ LOCK_LEASE: Final = 1.0
 LOCK_WAIT: Final = 5.0
 STORE_TIMEOUT: Final = 1.0
 
-SETTINGS: Final[Mapping[str, Any]] = {
+SETTINGS: Final[dict[str, Any]] = {
     "CLUSTERED_SESSIONS_LOCKING": "all",
     "CLUSTERED_SESSIONS_LOCK_LEASE": LOCK_LEASE,
     "CLUSTERED_SESSIONS_LOCK_WAIT": LOCK_WAIT,
     "CLUSTERED_SESSIONS_LOCK_MAX_WAITERS": 12,
     "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS": 4,
     "CLUSTERED_SESSIONS_STORE_TIMEOUT": STORE_TIMEOUT,
+}
+
+#: A write is acknowledged once a replica has it.
+SYNCHRONOUS: Final[Mapping[str, Any]] = {
+    "CLUSTERED_SESSIONS_SYNC_REPLICAS": 1,
+    "CLUSTERED_SESSIONS_SYNC_TIMEOUT": 0.3,
 }
 
 #: Each so many seconds the work goes on with new sessions, so that none becomes large.
@@ -90,6 +96,13 @@ class Plan:
     seed: int
     seconds: float
     mutant: str | None = None
+    #: Whether stores fail too: then what nobody acknowledged may be lost.
+    may_lose: bool = False
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """The settings that all workers share."""
+        return SETTINGS | (SYNCHRONOUS if self.may_lose else {})
 
     @property
     def faults(self) -> Faults:

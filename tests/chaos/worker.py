@@ -317,9 +317,9 @@ def main() -> None:
         # Where libfaketime wraps clock_nanosleep(), that fails.
         cast(Any, time).sleep = lambda seconds: threading.Event().wait(seconds)
     module: Any = ModuleType("chaos_settings")
-    vars(module).update(vars(test_settings), **plans.SETTINGS)
+    vars(module).update(vars(test_settings), **plan.settings)
     module.CACHES = test_settings.CACHES | {
-        "sessions": test_settings.CACHES["sessions"] | {"LOCATION": told["url"]}
+        "sessions": {"BACKEND": connections.BACKEND, **told["sessions"]}
     }
     module.MIDDLEWARE = test_settings.MIDDLEWARE[:1]
     module.ROOT_URLCONF = tuple(
