@@ -591,6 +591,12 @@ class Interleavings(RuleBasedStateMachine):
         self.done: list[tuple[Trip, bool]] = []
         self.versions: dict[tuple[str, str], tuple[int, bytes]] = {}
 
+    def teardown(self) -> None:
+        """Leave nobody behind in the waiting room."""
+        for slot in self.slots:
+            if slot.steps is not None:
+                slot.context.run(slot.steps.close)
+
     # The two ways to do one thing.
 
     def call(self, slot: Slot, sync: Callable[[], Any], twin: Callable[[], Awaitable[Any]]) -> Any:
