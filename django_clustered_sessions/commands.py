@@ -76,6 +76,9 @@ class Pause:
     seconds: float
 
 
+#: What a flow asks of a store.
+Asks = Trip | Wait
+
 #: An operation as a generator: it yields what to ask, or how long to wait, and is sent the reply.
 Flow = Generator[Trip | Wait | Pause, Any, T]
 

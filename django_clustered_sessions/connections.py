@@ -28,6 +28,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from .commands import Asks
 from .conf import conf
 
 #: Backend of a CACHES entry that this package can use.
@@ -285,20 +286,20 @@ def _start(generator: AsyncGenerator[None]) -> None:
 _working, _waiting = _Pools(), _Pools()
 
 
-def pool() -> redis.ConnectionPool:
-    """Return this process's pool of connections to the primary.
+def pool(step: Asks | None = None) -> redis.ConnectionPool:
+    """Return this process's pool of connections to the store that a step of a flow asks.
 
     Raises ImproperlyConfigured.
     """
     return _working.pool()
 
 
-def apool() -> aioredis.ConnectionPool:
+def apool(step: Asks | None = None) -> aioredis.ConnectionPool:
     """Return the running event loop's pool. See pool()."""
     return _working.apool()
 
 
-def waiting_pool() -> redis.ConnectionPool:
+def waiting_pool(step: Asks | None = None) -> redis.ConnectionPool:
     """Return the pool for those who wait for a lock, so that they starve nobody who works.
 
     As large as the other one. See pool().
@@ -306,7 +307,7 @@ def waiting_pool() -> redis.ConnectionPool:
     return _waiting.pool()
 
 
-def awaiting_pool() -> aioredis.ConnectionPool:
+def awaiting_pool(step: Asks | None = None) -> aioredis.ConnectionPool:
     """Return the running event loop's pool for those who wait. See waiting_pool()."""
     return _waiting.apool()
 

@@ -24,7 +24,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from .commands import Argument, Flow, Pause, Trip, Wait
+from .commands import Argument, Asks, Flow, Pause, Trip, Wait
 from .counters import counters
 from .exceptions import SessionStoreUnavailable
 from .record import Damaged
@@ -87,13 +87,13 @@ class PerTrip(Budget):
 
 def run(
     flow: Flow[T],
-    pool: Callable[[], Pool],
+    pool: Callable[[Asks], Pool],
     budget: Budget,
-    waiting: Callable[[], Pool] | None = None,
+    waiting: Callable[[Asks], Pool] | None = None,
 ) -> T:
-    """Run a flow over a connection of ``pool()``, which is asked only if there is a trip.
+    """Run a flow over connections of ``pool(step)``, which is asked only if there is a trip.
 
-    What waits uses a connection of ``waiting()``, and does not spend the budget.
+    What waits uses a connection of ``waiting(step)``, and does not spend the budget.
 
     Raises SessionStoreUnavailable, and what the flow raises.
     """
@@ -105,7 +105,7 @@ def run(
                 continue
             started = time.monotonic()
             try:
-                replies = _send(step, pool(), budget.left)
+                replies = _send(step, pool(step), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
                 counters.add(store_errors=1)
@@ -122,9 +122,9 @@ def run(
 
 async def arun(
     flow: Flow[T],
-    pool: Callable[[], AsyncPool],
+    pool: Callable[[Asks], AsyncPool],
     budget: Budget,
-    waiting: Callable[[], AsyncPool] | None = None,
+    waiting: Callable[[Asks], AsyncPool] | None = None,
 ) -> T:
     """See run()."""
     try:
@@ -135,7 +135,7 @@ async def arun(
                 continue
             started = time.monotonic()
             try:
-                replies = await _asend(step, pool(), budget.left)
+                replies = await _asend(step, pool(step), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
                 counters.add(store_errors=1)
@@ -150,13 +150,13 @@ async def arun(
         flow.close()
 
 
-def _rest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool | None:
+def _rest(wait: Wait | Pause, pools: Callable[[Asks], Any]) -> bool | None:
     """Read a mailbox, or sleep; False where nothing came, None at once where nobody knows."""
     if isinstance(wait, Pause):
         time.sleep(wait.seconds)
         return False
     connection: Any = None
-    pool = pools()
+    pool = pools(wait)
     try:
         connection = pool.get_connection()
         deadline = time.monotonic() + wait.seconds + _GRACE_S
@@ -172,13 +172,13 @@ def _rest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool | None:
     return mail is not None
 
 
-async def _arest(wait: Wait | Pause, pools: Callable[[], Any]) -> bool | None:
+async def _arest(wait: Wait | Pause, pools: Callable[[Asks], Any]) -> bool | None:
     """See _rest()."""
     if isinstance(wait, Pause):
         await asyncio.sleep(wait.seconds)
         return False
     connection: Any = None
-    pool = pools()
+    pool = pools(wait)
     try:
         connection = await pool.get_connection()
         deadline = time.monotonic() + wait.seconds + _GRACE_S

@@ -26,6 +26,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from tests.conftest import DATABASE, require, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
+from tests.topologies import Replicated
 
 VALUES = {"cart": {"a": 1}}
 SENTINEL = "django_redis.pool.SentinelConnectionFactory"
@@ -655,21 +656,8 @@ def test_override_settings(store: redis.Redis, store_server: StoreServer, is_asy
 @pytest.fixture
 def cluster() -> Iterator[tuple[StoreServer, StoreServer, StoreServer]]:
     """Run a primary, its replica, and a Sentinel that watches them."""
-    with (
-        StoreServer() as primary,
-        StoreServer("--replicaof", f"127.0.0.1 {primary.port}") as replica,
-    ):
-        link = "master_link_status"
-        wait_for(lambda: replica.client().info("replication")[link] == "up", "the replica follows")
-        config = (
-            f"sentinel monitor main 127.0.0.1 {primary.port} 1\n"
-            "sentinel down-after-milliseconds main 300\n"
-            "sentinel failover-timeout main 2000\n"
-        )
-        with StoreServer("--sentinel", config=config) as sentinel:
-            knows = sentinel.client(decode_responses=True)
-            wait_for(lambda: knows.sentinel_slaves("main"), "the Sentinel knows the replica")
-            yield primary, replica, sentinel
+    with Replicated(sentinels=1) as topology:
+        yield topology.primary, topology.replicas[0], topology.sentinels[0]
 
 
 def use_sentinel(settings: Any, *sentinels: StoreServer, **options: Any) -> None:

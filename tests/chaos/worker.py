@@ -269,10 +269,10 @@ def watch_waits() -> None:
     """Write down when a request is in the queue: it asks for a connection to wait with then."""
 
     def watched(pool: Any) -> Any:
-        def asked() -> Any:
+        def asked(step: Any) -> Any:
             operation = _work.get().operation
             operation.queued_s = operation.queued_s or time.monotonic()
-            return pool()
+            return pool(step)
 
         return asked
 

@@ -1,0 +1,118 @@
+"""Stores with replicas and Sentinels, all real, on loopback: for tests of failover."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from django_clustered_sessions import connections
+from tests.conftest import use_store
+from tests.servers import StoreServer, wait_for
+
+#: The name under which the Sentinels know the primary.
+NAME: Final = "main"
+
+
+class Replicated:
+    """A primary with replicas that have its data, and Sentinels that watch them if wanted.
+
+    ``flags`` go to primary and replicas alike, ``binary`` is every server's; a Sentinel takes a
+    primary for down after ``down_after_ms`` of silence. Use as a context manager.
+    """
+
+    def __init__(
+        self,
+        *flags: str,
+        replicas: int = 1,
+        sentinels: int = 0,
+        binary: Path | None = None,
+        down_after_ms: int = 300,
+    ) -> None:
+        self._flags, self._binary, self._down_after_ms = flags, binary, down_after_ms
+        self._numbers = replicas, sentinels
+        self._started = ExitStack()
+
+    def __enter__(self) -> Replicated:
+        replicas, sentinels = self._numbers
+        with self._started:
+            self.primary = self._start(*self._flags)
+            follow = f"127.0.0.1 {self.primary.port}"
+            self.replicas = [
+                self._start("--replicaof", follow, *self._flags) for _ in range(replicas)
+            ]
+            for replica in self.replicas:
+                wait_for(lambda one=replica: follows(one), "a replica follows")
+            self.sentinels = [self._start_sentinel(sentinels) for _ in range(sentinels)]
+            for sentinel in self.sentinels:
+                wait_for(lambda one=sentinel: self._is_informed(one), "a Sentinel knows all")
+            self._started = self._started.pop_all()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._started.close()
+
+    @property
+    def stores(self) -> Sequence[StoreServer]:
+        """All servers that hold data."""
+        return [self.primary, *self.replicas]
+
+    def use(self, settings: Any, database: int, **options: Any) -> None:
+        """Point the settings at the primary that the Sentinels name, or at the only one."""
+        if not self.sentinels:
+            use_store(settings, f"{self.primary.url}/{database}", **options)
+            return
+        addresses = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
+        options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": addresses} | options
+        use_store(settings, f"redis://{NAME}/{database}", **options)
+
+    def promoted(self, *, timeout_s: float = 30.0) -> StoreServer:
+        """Wait until a replica is the primary, and all Sentinels say so; return it."""
+
+        def found() -> StoreServer | None:
+            named = {self._named(sentinel) for sentinel in self.sentinels}
+            return next(
+                (one for one in self.replicas if named == {one.port} and is_primary(one)), None
+            )
+
+        server: StoreServer = wait_for(found, "a replica is promoted", timeout_s=timeout_s)
+        return server
+
+    def _start(self, *flags: str, config: str = "") -> StoreServer:
+        return self._started.enter_context(StoreServer(*flags, binary=self._binary, config=config))
+
+    def _start_sentinel(self, sentinels: int) -> StoreServer:
+        quorum = sentinels // 2 + 1
+        config = (
+            f"sentinel monitor {NAME} 127.0.0.1 {self.primary.port} {quorum}\n"
+            f"sentinel down-after-milliseconds {NAME} {self._down_after_ms}\n"
+            f"sentinel failover-timeout {NAME} 2000\n"
+        )
+        return self._start("--sentinel", config=config)
+
+    def _is_informed(self, sentinel: StoreServer) -> bool:
+        with sentinel.client(decode_responses=True) as client:
+            others = client.sentinel_sentinels(NAME)
+            known = client.sentinel_slaves(NAME)
+        return len(others) == len(self.sentinels) - 1 and len(known) == len(self.replicas)
+
+    def _named(self, sentinel: StoreServer) -> int | None:
+        """Return the port of the primary that a Sentinel names, None while that one is down."""
+        with sentinel.client(decode_responses=True) as client:
+            state = client.sentinel_masters()[NAME]
+        return None if state["is_odown"] or state["is_sdown"] else int(state["port"])
+
+
+def follows(replica: StoreServer) -> bool:
+    """Return whether a replica has its primary's data."""
+    with replica.client() as client:
+        return bool(client.info("replication").get("master_link_status") == "up")
+
+
+def is_primary(server: StoreServer) -> bool:
+    """Return whether a server takes itself for a primary; one that is down does not."""
+    if server.process is None:
+        return False
+    with server.client() as client:
+        return bool(client.info("replication")["role"] == "master")
