@@ -47,7 +47,6 @@ def replicated(topology: Replicated, settings: Any, no_figures: None) -> Iterato
     with topology.primary.client(db=DATABASE) as client:
         client.flushall()
         load_scripts(client)
-        client.wait(2, 30_000)
     topology.use(settings, DATABASE)
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
     # No bound here is the point, unless a test says so.
@@ -75,16 +74,20 @@ def between(replicated: Replicated, settings: Any) -> Iterator[CountingProxy]:
         yield proxy
 
 
+def synchronously(session: SessionStore, name: str, *arguments: Any) -> Any:
+    """Call a session's method by its name."""
+    return getattr(session, name)(*arguments)
+
+
+def asynchronously(session: SessionStore, name: str, *arguments: Any) -> Any:
+    """Call the asynchronous twin of a session's method."""
+    return async_to_sync(getattr(session, f"a{name}"))(*arguments)
+
+
 @pytest.fixture(params=["sync", "async"])
 def do(request: pytest.FixtureRequest) -> Callable[..., Any]:
-    """Call a session's method by its name, or its asynchronous twin."""
-
-    def call(session: SessionStore, name: str, *arguments: Any) -> Any:
-        if request.param == "sync":
-            return getattr(session, name)(*arguments)
-        return async_to_sync(getattr(session, f"a{name}"))(*arguments)
-
-    return call
+    """Give both ways to call a session's method by its name."""
+    return synchronously if request.param == "sync" else asynchronously
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
@@ -149,8 +152,7 @@ def test_what_returns_is_on_replicas(
     replicated: Replicated, settings: Any, do: Any, replicas: int
 ) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
-    counters.take(now=True)
-    waits = count("sync_waits")
+    waits, shortfalls = count("sync_waits"), count("sync_shortfalls")
     session = SessionStore()
     keys = []
     for write in WRITES.values():
@@ -163,7 +165,7 @@ def test_what_returns_is_on_replicas(
             assert copies.count(on_primary) >= replicas
     assert keys[0] == keys[1] != keys[2]
     assert count("sync_waits") == waits + 4
-    assert count("sync_shortfalls") == 0
+    assert count("sync_shortfalls") == shortfalls
 
 
 def test_a_new_session_is_on_replicas_before_its_first_answer(
@@ -195,7 +197,7 @@ def test_one_of_two_is_too_few(silent: Replicated, settings: Any, do: Any) -> No
     silent.replicas[0].resume()
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
     # So that the one that runs is not late.
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 2.0
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 1.0
     with pytest.raises(SessionNotReplicated) as caught:
         change(stored(n=1), do)
     assert (caught.value.acknowledged, caught.value.asked) == (1, 2)
@@ -281,11 +283,11 @@ def test_a_save_again_asks_again(silent: Replicated, settings: Any, do: Any) -> 
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_warning_instead(
-    silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture, do: Any, name: str
+    silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
     shortfalls = count("sync_shortfalls")
-    WRITES[name](stored(n=1), do)
+    WRITES[name](stored(n=1), synchronously)
     (record,) = caplog.records
     assert (record.levelname, "0 of 1 replicas" in record.getMessage()) == ("WARNING", True)
     assert count("sync_shortfalls") == shortfalls + 1
@@ -295,7 +297,7 @@ def test_what_is_off_waits_for_nobody(silent: Replicated, settings: Any, between
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
     session = SessionStore()
     for write in WRITES.values():
-        write(session, lambda session, name: getattr(session, name)())
+        write(session, synchronously)
     assert not [request for request in between.requests if b"WAIT" in request]
 
 
@@ -411,7 +413,15 @@ def test_a_warning_changes_no_answer(silent: Replicated, settings: Any, browser:
 # What it costs.
 
 
-@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), round_trips.CASES)
+#: The cases that write, and one that does not.
+CASES = [
+    case
+    for case in round_trips.CASES
+    if case.id in ("read", "change", "change, every request", "first write", "login", "logout")
+]
+
+
+@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
 def test_round_trips_stay_the_same(
     warm: CountingProxy,
     settings: Any,
@@ -439,13 +449,13 @@ def test_round_trips_stay_the_same(
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_write_that_is_repeated_is_not_taken_for_replicated(
-    silent: Replicated, between: CountingProxy, do: Any, name: str
+    silent: Replicated, between: CountingProxy, name: str
 ) -> None:
     """On its new connection nothing was written before: WAIT would have nothing to wait for."""
     session = stored(n=1)
     between.cut_next("reply", matching=script(name).sha)
     with pytest.raises(SessionNotReplicated):
-        WRITES[name](session, do)
+        WRITES[name](session, synchronously)
     assert between._faults == []
 
 
@@ -465,7 +475,7 @@ def test_a_write_whose_script_was_unknown_is_not_taken_for_replicated(
 
 @pytest.mark.parametrize("name", WRITES)
 def test_a_write_beside_figures_whose_script_was_unknown(
-    silent: Replicated, monkeypatch: pytest.MonkeyPatch, between: CountingProxy, do: Any, name: str
+    silent: Replicated, monkeypatch: pytest.MonkeyPatch, between: CountingProxy, name: str
 ) -> None:
     session = stored(n=1)
     with silent.primary.client(db=DATABASE) as client:
@@ -476,7 +486,7 @@ def test_a_write_beside_figures_whose_script_was_unknown(
         monkeypatch.setattr(counters_module.Counters, "are_due", True)
         monkeypatch.setattr(counters_module.Counters, "take", lambda self: next(figures, ()))
         with pytest.raises(SessionNotReplicated):
-            WRITES[name](session, do)
+            WRITES[name](session, synchronously)
         (key,) = client.keys("*:figures")
         (line,) = client.hvals(key)
     assert line.split()[2:] == [b"1"] * len(NAMES)
@@ -488,7 +498,7 @@ def test_a_store_that_does_not_tell(replicated: Replicated, settings: Any, do: A
     use_store(settings, f"redis://deaf:secret@127.0.0.1:{replicated.primary.port}/{DATABASE}")
     errors = count("store_errors")
     session = stored(n=1)
-    with pytest.raises(SessionNotReplicated, match="NOPERM"):
+    with pytest.raises(SessionNotReplicated, match="no permissions to run the .wait. command"):
         change(session, do)
     assert SessionStore(session.session_key)["n"] == 2
     assert count("store_errors") == errors
@@ -511,7 +521,7 @@ def test_a_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any
     assert session.session_key is None
 
 
-def test_on_disk(settings: Any, no_figures: None, do: Any) -> None:
+def test_on_disk(settings: Any, no_figures: None) -> None:
     flags = "--appendonly", "yes", "--appendfsync", "always"
     with Replicated(*flags, replicas=1, binary=store_binary("valkey")) as topology:
         topology.use(settings, DATABASE)
@@ -521,12 +531,12 @@ def test_on_disk(settings: Any, no_figures: None, do: Any) -> None:
         for replicas in (0, 1):
             settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
             session = SessionStore()
-            for write in WRITES.values():
-                write(session, do)
+            session.create()
+            session.flush()
         settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
         topology.replicas[0].pause()
         with pytest.raises(SessionNotReplicated, match="have it on disk"):
-            create(SessionStore(), do)
+            SessionStore().create()
         topology.replicas[0].resume()
 
 
@@ -539,11 +549,10 @@ def test_waiting_for_replicas_is_no_store_that_is_away(
     errors = count("store_errors")
     session = stored(n=1)
     session.budget = Budget(4.0)
-    for n in (2, 3):
-        session["n"] = n
-        session.save()
-    assert SessionStore(session.session_key)["n"] == 3
-    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    session["n"] = 2
+    session.save()
+    assert SessionStore(session.session_key)["n"] == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert count("store_errors") == errors
 
 
@@ -576,7 +585,7 @@ def test_statistics(replicated: Replicated, settings: Any, monkeypatch: pytest.M
 # A primary that dies.
 
 
-@pytest.mark.parametrize("kind", [*SERVERS, *SERVERS[:1]])
+@pytest.mark.parametrize("kind", SERVERS)
 def test_what_was_acknowledged_outlasts_its_primary(
     settings: Any, threads: Threads, kind: str
 ) -> None:
