@@ -29,7 +29,7 @@ from django.conf import settings
 
 THREADS: Final = 8
 BLOCK: Final = 100
-#: How far the replica is away, in ms; 0 is without a proxy.
+#: How far the replica is away, there and back, in ms; 0 is without a proxy.
 DISTANCES_MS: Final = (0.0, 1.0, 10.0)
 
 
@@ -180,6 +180,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--kills", type=int, default=5, help="primaries killed for each row")
     parser.add_argument("--seconds", type=float, default=1.0, help="of writing before each")
+    parser.add_argument("--distances", type=float, nargs="+", default=DISTANCES_MS, metavar="MS")
     options = parser.parse_args()
     configure()
     times = cost(options.rounds)
@@ -191,7 +192,7 @@ def main() -> None:
     print(f"| ratio | {statistics.median(ratios):.2f} ({low:.2f} to {high:.2f}) |\n")
     print("| replica away | `SYNC_REPLICAS` | saves | lost | logouts | undone |")
     print("|---|---|---|---|---|---|")
-    for distance_ms in DISTANCES_MS:
+    for distance_ms in options.distances:
         for replicas in (0, 1):
             found = [loss(distance_ms, replicas, options.seconds) for _ in range(options.kills)]
             saves, lost, ended, back = (sum(column) for column in zip(*found, strict=True))

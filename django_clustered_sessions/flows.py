@@ -322,7 +322,7 @@ class _Between:
 class _Riding(_Between):
     def __init__(self, rider: Rider) -> None:
         self._rider = rider
-        self._is_first, self._is_aboard = True, False
+        self._is_first, self._is_aboard, self._has_arrived = True, False, False
 
     def asks(self, step: Trip | Wait | Pause) -> Trip | Wait | Pause:
         passenger = None
@@ -332,10 +332,12 @@ class _Riding(_Between):
         return (passenger, *cast(Trip, step)) if passenger else step
 
     def answers(self, reply: Any) -> Any:
+        self._has_arrived = True
         return reply[1:] if self._is_aboard else reply
 
     def lost(self) -> None:
-        self._rider.lost()
+        if not self._has_arrived:
+            self._rider.lost()
 
 
 class _Acknowledging(_Between):
