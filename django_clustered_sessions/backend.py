@@ -607,21 +607,21 @@ class SessionStore(SessionBase):
     def _committing(
         self, key: str, fields: Fields, release: bool = False, *, waits: bool = True
     ) -> Flow[Gone | None]:
-        place, terms = self._place(key), self._terms()
+        place = self._place(key)
         merge_lost = conf.on_lock_lost == "merge" and conf.on_conflict == "merge"
         try:
             committing = flows.commit(
                 place,
                 fields,
                 self._expiry,
-                terms,
+                self._terms(),
                 self._token_of,
                 partial(self._hold.asking, place, self.usage, capped=False),
                 self._hold.fence(release=release),
                 merge_lost=merge_lost,
                 again=self.unreplicated is not None,
             )
-            sync = terms.sync if waits else None
+            sync = self._sync() if waits else None
             outcome = yield from self._replication.awaited(place, committing, sync)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
@@ -676,9 +676,9 @@ class SessionStore(SessionBase):
 
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
-        place, terms = self._place(key), self._terms()
-        creating = flows.create(place, values, expiry, terms, token)
-        found = yield from self._replication.awaited(place, creating, terms.sync)
+        place = self._place(key)
+        creating = flows.create(place, values, expiry, self._terms(), token)
+        found = yield from self._replication.awaited(place, creating, self._sync())
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
@@ -705,10 +705,11 @@ class SessionStore(SessionBase):
             new_key = self._new_key()
             place, new_place = self._place(key), self._place(new_key)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
-            terms, fence = self._terms(), self._hold.fence()
-            rotating = flows.rotate(place, new_place, terms, _token(), asks, fence)
+            rotating = flows.rotate(
+                place, new_place, self._terms(), _token(), asks, self._hold.fence()
+            )
             try:
-                found = yield from self._replication.awaited(new_place, rotating, terms.sync)
+                found = yield from self._replication.awaited(new_place, rotating, self._sync())
             except SessionLockTimeout as error:
                 raise self._hold.not_locked(error, self.usage) from None
             except SessionLockLost as error:
@@ -917,7 +918,6 @@ class SessionStore(SessionBase):
             max_bytes=conf.max_bytes,
             replay_ms=round(conf.store_timeout * 2000),
             on_conflict=conf.on_conflict,
-            sync=self._sync(),
         )
 
     def _sync(self) -> Sync | None:

@@ -116,8 +116,7 @@ class Acknowledged:
 class Terms:
     """What the settings say about every write: times in ms, ``max_bytes`` in stored bytes.
 
-    ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``; ``sync`` is what
-    a write waits for, None for nothing.
+    ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``.
     """
 
     default_age_ms: int
@@ -125,7 +124,6 @@ class Terms:
     max_bytes: int
     replay_ms: int
     on_conflict: str
-    sync: Sync | None = None
 
 
 @dataclass(frozen=True, slots=True)
