@@ -193,13 +193,13 @@ def test_too_few_is_said(silent: Replicated, do: Any, name: str) -> None:
     assert place(session.session_key or "").id not in str(caught.value)
 
 
-def test_one_of_two_is_too_few(silent: Replicated, settings: Any, do: Any) -> None:
+def test_one_of_two_is_too_few(silent: Replicated, settings: Any) -> None:
     silent.replicas[0].resume()
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
     # So that the one that runs is not late.
     settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 1.0
     with pytest.raises(SessionNotReplicated) as caught:
-        change(stored(n=1), do)
+        change(stored(n=1), synchronously)
     assert (caught.value.acknowledged, caught.value.asked) == (1, 2)
 
 
