@@ -32,7 +32,7 @@ from django.utils.crypto import get_random_string
 from django.utils.timezone import make_naive
 
 from . import connections, drivers, flows
-from .commands import Alive, Exists, Expiry, Flow, Gone, Terms
+from .commands import Alive, Exists, Expiry, Flow, Gone, Sync, Terms
 from .conf import conf
 from .counters import counters
 from .decorators import Access, Marks
@@ -41,6 +41,7 @@ from .exceptions import (
     ClusteredSessionError,
     SessionLockLost,
     SessionLockTimeout,
+    SessionNotReplicated,
     SessionReadOnly,
     SessionStoreUnavailable,
 )
@@ -59,6 +60,7 @@ from .record import (
     Place,
     Serializer,
 )
+from .replication import Replication, wanted
 from .reporting import reporting
 from .usage import Usage, write_header
 
@@ -123,6 +125,7 @@ class SessionStore(SessionBase):
         super().__init__(session_key)
         self._lifetime = Lifetime()
         self._hold = Hold()
+        self._replication = Replication()
 
     # Reading and changing, where Django's base class does not do already.
 
@@ -222,6 +225,11 @@ class SessionStore(SessionBase):
     def outage(self) -> SessionStoreUnavailable | None:
         """What made the store unusable during this request."""
         return self.failure if isinstance(self.failure, SessionStoreUnavailable) else None
+
+    @property
+    def unreplicated(self) -> SessionNotReplicated | None:
+        """The error of the last write, where it landed and too few replicas acknowledged it."""
+        return self._replication.shortfall
 
     # The lock.
 
@@ -414,7 +422,7 @@ class SessionStore(SessionBase):
     def create(self) -> None:
         """Store this session under a new key.
 
-        Raises SessionStoreUnavailable, SessionTooLarge.
+        Raises SessionStoreUnavailable, SessionTooLarge; SessionNotReplicated, once it is stored.
         """
         self.run(self.creating(), "acreate()")
 
@@ -426,8 +434,9 @@ class SessionStore(SessionBase):
         """Write what has changed; with ``must_create``, store as a new session under this key.
 
         Raises UpdateError where the session was ended, CreateError where ``must_create`` finds
-        one, SessionConflict, SessionTooLarge, SessionStoreUnavailable; and TypeError, naming the
-        session key, for a value that the serialiser refuses.
+        one, SessionConflict, SessionTooLarge, SessionStoreUnavailable; TypeError, naming the
+        session key, for a value that the serialiser refuses; and, once it is written,
+        SessionNotReplicated. After that one, a save with nothing to write asks the replicas again.
         """
         self.run(self.saving(must_create), "asave()")
 
@@ -438,7 +447,7 @@ class SessionStore(SessionBase):
     def delete(self, session_key: str | None = None) -> None:
         """End the session under this key, this one if None; no request brings it back.
 
-        Raises SessionStoreUnavailable.
+        Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended.
         """
         self.run(self._ending(session_key), "adelete()")
 
@@ -446,11 +455,33 @@ class SessionStore(SessionBase):
         """See delete()."""
         await self.arun(self._ending(session_key))
 
+    def flush(self) -> None:
+        """End this session, and have an empty one without a key.
+
+        Raises SessionStoreUnavailable; SessionNotReplicated, once it is done.
+        """
+        with self._forgetting():
+            super().flush()
+
+    async def aflush(self) -> None:
+        """See flush()."""
+        with self._forgetting():
+            await super().aflush()
+
+    @contextmanager
+    def _forgetting(self) -> Iterator[None]:
+        try:
+            yield
+        except SessionNotReplicated:
+            # Django's would have done that next.
+            self._session_key = None
+            raise
+
     def cycle_key(self) -> None:
         """Move the session to a new key, with everything that the store holds of it.
 
         Raises UpdateError where the session was ended, SessionConflict, SessionTooLarge,
-        SessionStoreUnavailable.
+        SessionStoreUnavailable; SessionNotReplicated, once it has moved.
         """
         self.run(self._rotating(), "acycle_key()")
 
@@ -532,6 +563,7 @@ class SessionStore(SessionBase):
             pass
         self.ended = None
         self.modified = True
+        self._answer()
 
     def saving(self, must_create: bool = False, release: bool = False) -> Flow[None]:
         """Write what has changed; with ``release``, give up the lock as well."""
@@ -548,6 +580,7 @@ class SessionStore(SessionBase):
             fields = self._get_session(no_load=True)
             if not (yield from self._inserting(fields, key)):
                 raise CreateError
+            self._answer()
         elif self._fields is None:
             # Also what was renewed a moment ago may be gone by now.
             self.renewed = False
@@ -556,6 +589,8 @@ class SessionStore(SessionBase):
                 raise UpdateError
         elif gone := (yield from self._committing(key, self._fields, release)):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
+        else:
+            self._answer()
 
     def renewing(self) -> Flow[None]:
         """Renew the session's deadline, unless its load has."""
@@ -569,11 +604,13 @@ class SessionStore(SessionBase):
             self._lifetime.see(found.now_ms, found.deadline_ms, found.mode)
             self.renewed = True
 
-    def _committing(self, key: str, fields: Fields, release: bool = False) -> Flow[Gone | None]:
+    def _committing(
+        self, key: str, fields: Fields, release: bool = False, *, waits: bool = True
+    ) -> Flow[Gone | None]:
         place = self._place(key)
         merge_lost = conf.on_lock_lost == "merge" and conf.on_conflict == "merge"
         try:
-            outcome = yield from flows.commit(
+            committing = flows.commit(
                 place,
                 fields,
                 self._expiry,
@@ -582,7 +619,10 @@ class SessionStore(SessionBase):
                 partial(self._hold.asking, place, self.usage, capped=False),
                 self._hold.fence(release=release),
                 merge_lost=merge_lost,
+                again=self.unreplicated is not None,
             )
+            sync = self._sync() if waits else None
+            outcome = yield from self._replication.awaited(place, committing, sync)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
         except SessionLockLost as error:
@@ -637,7 +677,8 @@ class SessionStore(SessionBase):
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
         place = self._place(key)
-        found = yield from flows.create(place, values, expiry, self._terms(), token)
+        creating = flows.create(place, values, expiry, self._terms(), token)
+        found = yield from self._replication.awaited(place, creating, self._sync())
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
@@ -658,15 +699,17 @@ class SessionStore(SessionBase):
             return
         found: Alive | Gone | Exists | None = None
         if key is not None and fields is not None and fields.delta():
-            found = yield from self._committing(key, fields)
+            # The move comes after it, and what has the one has the other.
+            found = yield from self._committing(key, fields, waits=False)
         while key is not None and not isinstance(found, Alive | Gone):
             new_key = self._new_key()
             place, new_place = self._place(key), self._place(new_key)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
+            rotating = flows.rotate(
+                place, new_place, self._terms(), _token(), asks, self._hold.fence()
+            )
             try:
-                found = yield from flows.rotate(
-                    place, new_place, self._terms(), _token(), asks, self._hold.fence()
-                )
+                found = yield from self._replication.awaited(new_place, rotating, self._sync())
             except SessionLockTimeout as error:
                 raise self._hold.not_locked(error, self.usage) from None
             except SessionLockLost as error:
@@ -686,6 +729,7 @@ class SessionStore(SessionBase):
             self._lifetime.see(found.now_ms, found.deadline_ms)
             self.renewed = True
             self.modified = True
+            self._answer()
         else:
             self._hold.let_go()
             yield from self.creating()
@@ -790,10 +834,25 @@ class SessionStore(SessionBase):
             key, reason, self.ended = self.session_key, EndReason.FLUSHED, None
         if key is None:
             return
-        if (yield from flows.end(self._place(key), reason)):
+        place, replication = self._place(key), Replication()
+        ending = flows.end(place, reason)
+        if (yield from replication.awaited(place, ending, self._sync())):
             counters.add(ended=1)
         if key == self.session_key:
             self._hold.let_go()
+        replication.answer()
+
+    def _answer(self) -> None:
+        """Say so if too few replicas have acknowledged what was just written.
+
+        Raises SessionNotReplicated.
+        """
+        try:
+            self._replication.answer()
+        except SessionNotReplicated:
+            # Written all the same: nothing is left to be saved, and the cookie is due.
+            self.committed, self.modified = True, False
+            raise
 
     # How a flow runs.
 
@@ -860,6 +919,9 @@ class SessionStore(SessionBase):
             replay_ms=round(conf.store_timeout * 2000),
             on_conflict=conf.on_conflict,
         )
+
+    def _sync(self) -> Sync | None:
+        return wanted(self._budget().left)
 
     def _new_key(self) -> str:
         return get_random_string(32, VALID_KEY_CHARS)

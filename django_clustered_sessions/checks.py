@@ -26,17 +26,22 @@ from .conf import (
     OnConflict,
     OnLockLost,
     OnReadOnlyChange,
+    OnSyncShortfall,
     Settings,
     conf,
 )
 from .exceptions import SessionStoreUnavailable
 from .middleware import ClusteredSessionMiddleware
+from .replication import SHARE
 from .statistics import StoreFacts
 
 _OURS: Final = f"{ClusteredSessionMiddleware.__module__}.{ClusteredSessionMiddleware.__qualname__}"
 
 #: Oldest supported release of each store.
 OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
+
+#: First release with WAITAOF, of both stores.
+_WAITAOF: Final = (7, 2)
 
 #: Clocks further apart than this are reported, in ms.
 CLOCK_TOLERANCE_MS: Final = 1000
@@ -90,6 +95,10 @@ _RULES: Final[Mapping[str, Rule]] = {
     "LOCK_PROCESS_WAITERS": _HOW_MANY,
     "ON_LOCK_LOST": _one_of(*get_args(OnLockLost)),
     "ON_READ_ONLY_CHANGE": _one_of(None, *get_args(OnReadOnlyChange)),
+    "SYNC_REPLICAS": _HOW_MANY,
+    "SYNC_FSYNC": (lambda value: isinstance(value, bool), "True or False"),
+    "SYNC_TIMEOUT": _SECONDS,
+    "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
     "NODE_NAME": (
         lambda value: value is None or isinstance(value, str),
         "a string, or None for the name of the host",
@@ -110,7 +119,7 @@ def check_settings(
         *values,
         *_entry(buildable=not values),
         *_shared_database(),
-        *([] if values else [*_idle_timeout(), *_locks()]),
+        *([] if values else [*_idle_timeout(), *_locks(), *_sync_timeout()]),
         *_renewer(),
         *_serializer(),
     ]
@@ -133,7 +142,13 @@ def check_store(
                 id="clustered_sessions.W006",
             )
         ]
-    return [*_eviction(facts), *_persistence(facts), *_clock(facts), *_version(facts)]
+    return [
+        *_eviction(facts),
+        *_persistence(facts),
+        *_clock(facts),
+        *_version(facts),
+        *_sync(facts),
+    ]
 
 
 def _is_our_engine() -> bool:
@@ -355,6 +370,17 @@ def _locks() -> Iterator[CheckMessage]:
         )
 
 
+def _sync_timeout() -> Iterator[CheckMessage]:
+    longest_s = SHARE * conf.store_timeout
+    if (conf.sync_replicas or conf.sync_fsync) and conf.sync_timeout > longest_s:
+        yield Warning(
+            f"{PREFIX}SYNC_TIMEOUT ({conf.sync_timeout} s) does not fit into {PREFIX}STORE_TIMEOUT "
+            f"({conf.store_timeout} s): a write waits for {longest_s:g} s at most.",
+            hint=f"Make it {longest_s:g} s or less, or STORE_TIMEOUT {1 / SHARE:g} times as long.",
+            id="clustered_sessions.W015",
+        )
+
+
 def _renewer() -> Iterator[CheckMessage]:
     try:
         uwsgi = import_module("uwsgi")
@@ -442,11 +468,38 @@ def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
         yield _unchecked("which version the store has", facts.why_no_info)
         return
     oldest = OLDEST[facts.product]
-    parts = facts.version.split(".")
-    if all(map(str.isdigit, parts)) and tuple(map(int, parts)) < oldest:
+    if _is_older(facts, oldest):
         name = facts.product.capitalize()
         yield Warning(
             f"The session store is {name} {facts.version}.",
             hint=f"Use {name} {oldest[0]}.{oldest[1]} or newer.",
             id="clustered_sessions.W010",
         )
+
+
+def _sync(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if not conf.sync_replicas and not conf.sync_fsync:
+        return
+    if not facts.info:
+        yield _unchecked("whether the store can do synchronous writes", facts.why_no_info)
+        return
+    replicas = facts.number("connected_slaves") or 0
+    if replicas < conf.sync_replicas:
+        yield Warning(
+            f"The session store has {replicas} replicas, and {PREFIX}SYNC_REPLICAS is "
+            f"{conf.sync_replicas}: no write will be acknowledged.",
+            hint="See to the replicas, or ask for fewer.",
+            id="clustered_sessions.W014",
+        )
+    if conf.sync_fsync and (not facts.appendonly or _is_older(facts, _WAITAOF)):
+        yield Warning(
+            f"{PREFIX}SYNC_FSYNC is on, and the session store has no append-only file or is older "
+            "than 7.2: no write will be acknowledged.",
+            hint="Set appendonly yes on the primary and its replicas, or leave SYNC_FSYNC out.",
+            id="clustered_sessions.W014",
+        )
+
+
+def _is_older(facts: StoreFacts, oldest: tuple[int, ...]) -> bool:
+    parts = (facts.version or "").split(".")
+    return all(map(str.isdigit, parts)) and tuple(map(int, parts)) < oldest

@@ -26,6 +26,9 @@ CLAIM_MS: Final = 2000
 #: How long a node may be silent before its figures join those of the former nodes, in ms.
 SILENCE_MS: Final = 24 * 60 * 60 * 1000
 
+#: Writes that users rely on. A renewed deadline is none.
+_RELIED_ON: Final = frozenset({"create", "commit", "rotate", "end"})
+
 #: Ages are cut to this, in ms (a century), so that every deadline fits the record.
 _LONGEST_MS: Final = 100 * 365 * 24 * 60 * 60 * 1000
 
@@ -81,6 +84,32 @@ Asks = Trip | Wait
 
 #: An operation as a generator: it yields what to ask, or how long to wait, and is sent the reply.
 Flow = Generator[Trip | Wait | Pause, Any, T]
+
+
+@dataclass(frozen=True, slots=True)
+class Sync:
+    """What a write waits for, and for how long, in ms: so many replicas, with ``fsync`` on disk.
+
+    With ``fsync`` the primary's own disk as well.
+    """
+
+    replicas: int
+    fsync: bool
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Acknowledged:
+    """Who has a write: so many replicas, and the primary's own disk, as far as that was asked.
+
+    ``after_ms`` is how long that took, by the store's clock; ``problem`` is the store's own word
+    where it does not tell.
+    """
+
+    replicas: int
+    is_on_disk: bool
+    after_ms: int
+    problem: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,11 +272,11 @@ def fetch(place: Place, version: bytes) -> Trip:
 
 def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]:
     """Return the fields, or the meta field where nothing has changed; and the clock in ms."""
-    fields, (seconds, microseconds) = replies
+    fields, clock = replies
     if type(fields) is not dict and type(fields) is not bytes:
         flat = iter(_whole(fields))
         fields = dict(zip(flat, flat, strict=True))
-    return fields, int(seconds) * 1000 + int(microseconds) // 1000
+    return fields, milliseconds(clock)
 
 
 def exists(place: Place) -> Trip:
@@ -306,10 +335,14 @@ def commit(
     )
 
 
-def touch(place: Place, terms: Terms) -> Call:
-    """Build ``lua/touch.lua``."""
+def touch(place: Place, terms: Terms, *, always: bool = False) -> Call:
+    """Build ``lua/touch.lua``; with ``always`` it is a write that a WAIT can follow."""
     return _scripted(
-        "touch", (place.record, place.index), _bounded(terms.default_age_ms), terms.idle_ms
+        "touch",
+        (place.record, place.index),
+        _bounded(terms.default_age_ms),
+        terms.idle_ms,
+        int(always),
     )
 
 
@@ -366,6 +399,53 @@ def _fenced(fence: Fence) -> tuple[Argument, ...]:
 def stats(figures: str, node: str, offset_ms: int, counts: Sequence[int | str]) -> Call:
     """Build ``lua/stats.lua``; ``"^3"`` among the counts: 3 at least."""
     return _scripted("stats", (figures,), node, offset_ms, SILENCE_MS, *counts)
+
+
+def relied_on(trip: Trip) -> int | None:
+    """Return the place in a trip of a write that users rely on, None where there is none."""
+    return next((at for at, call in enumerate(trip) if _is_relied_on(call)), None)
+
+
+def _is_relied_on(call: Call) -> bool:
+    name = call.script.name if call.script else ""
+    return name in _RELIED_ON or (name == "touch" and call.arguments[-1] == 1)
+
+
+def acknowledge(sync: Sync) -> Trip:
+    """Ask who has what this connection wrote, and then for the store's clock.
+
+    Both go behind the write on its own trip: WAIT in a script is refused, and on another
+    connection it asks about nothing.
+    """
+    if sync.fsync:
+        wait = _plain("WAITAOF", arguments=(1, sync.replicas, sync.timeout_ms))
+    else:
+        wait = _plain("WAIT", arguments=(sync.replicas, sync.timeout_ms))
+    return wait, _plain("TIME")
+
+
+def is_acknowledgement(call: Call) -> bool:
+    """Return whether a call asks who has a write: an error in reply says nothing of the write."""
+    return call.script is None and call.arguments[0] in ("WAIT", "WAITAOF")
+
+
+def parse_acknowledged(write: Call, reply: Any, waited: Any, clock: Any) -> Acknowledged | None:
+    """Read the replies to a write and to ``acknowledge``; None where nothing was written."""
+    if isinstance(reply, Exception) or not _has_written(write, reply):
+        return None
+    after_ms = milliseconds(clock) - reply[1]
+    if isinstance(waited, Exception):
+        return Acknowledged(0, False, after_ms, str(waited))
+    on_disk, replicas = waited if isinstance(waited, list) else (0, waited)
+    return Acknowledged(replicas, bool(on_disk), after_ms)
+
+
+def _has_written(write: Call, reply: Sequence[Any]) -> bool:
+    if reply[0] == Status.DONE:
+        return True
+    # A session that was ended before: its tombstone is written again.
+    ends = write.script is not None and write.script.name == "end"
+    return ends and reply[0] == Status.GONE and reply[2] != b""
 
 
 def figures_beside(trip: Trip) -> str:
@@ -490,6 +570,12 @@ def parse_renew(reply: Any) -> int | None:
 def _parse_refusal(status: Status, now_ms: int, rest: Sequence[Any]) -> Held | Lost:
     since_ms, holder = rest
     return (Held if status is Status.HELD else Lost)(now_ms, since_ms, _text(holder))
+
+
+def milliseconds(clock: Sequence[bytes]) -> int:
+    """Return the reply to TIME in ms."""
+    seconds, microseconds = clock
+    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _text(name: bytes) -> str:

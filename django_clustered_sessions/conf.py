@@ -16,6 +16,7 @@ OnConflict = Literal["merge", "overwrite", "error"]
 Locking = Literal["off", "write", "all"]
 OnLockLost = Literal["error", "merge"]
 OnReadOnlyChange = Literal["error", "log"]
+OnSyncShortfall = Literal["error", "warn"]
 
 _host_name = cache(socket.gethostname)
 
@@ -102,6 +103,26 @@ class Settings:
         """What happens when a view that only reads its session has changed it."""
         default = "error" if settings.DEBUG else "log"
         return cast(OnReadOnlyChange, _read("ON_READ_ONLY_CHANGE", None) or default)
+
+    @cached_property
+    def sync_replicas(self) -> int:
+        """How many replicas have to acknowledge a write."""
+        return cast(int, _read("SYNC_REPLICAS", 0))
+
+    @cached_property
+    def sync_fsync(self) -> bool:
+        """Whether a write has to be on disk."""
+        return cast(bool, _read("SYNC_FSYNC", False))
+
+    @cached_property
+    def sync_timeout(self) -> float:
+        """Seconds that a write waits for that."""
+        return float(_read("SYNC_TIMEOUT", 0.5))
+
+    @cached_property
+    def on_sync_shortfall(self) -> OnSyncShortfall:
+        """What happens when too few have acknowledged a write."""
+        return cast(OnSyncShortfall, _read("ON_SYNC_SHORTFALL", "error"))
 
     @cached_property
     def node_name(self) -> str:

@@ -24,7 +24,7 @@ from redis.exceptions import (
     TimeoutError,
 )
 
-from .commands import Argument, Asks, Flow, Pause, Trip, Wait
+from .commands import Argument, Asks, Flow, Pause, Trip, Wait, is_acknowledgement
 from .counters import counters
 from .exceptions import SessionStoreUnavailable
 from .record import Damaged
@@ -261,7 +261,7 @@ def _ask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
     if any(isinstance(reply, Exception) for reply in replies):
         at = _first_unknown(replies)
         replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
-        return _checked(replies)
+        return _checked(trip, replies)
     return replies
 
 
@@ -272,7 +272,7 @@ async def _aask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
         at = _first_unknown(replies)
         packed = _pack(trip[at:], by_source=True)
         replies[at:] = await _aexchange(connection, packed, deadline)
-        return _checked(replies)
+        return _checked(trip, replies)
     return replies
 
 
@@ -351,12 +351,15 @@ def _first_unknown(replies: Sequence[Any]) -> int:
     return next(unknown, len(replies))
 
 
-def _checked(replies: list[Any]) -> list[Any]:
+def _checked(trip: Trip, replies: list[Any]) -> list[Any]:
     """Return the replies, or raise for the first that says that the store cannot.
 
-    A record of the wrong type is damage to one session, and is left to the parser.
+    A record of the wrong type is damage to one session, and is left to the parser. So is a store
+    that does not tell who has a write, for it has done the write.
     """
     for at, reply in enumerate(replies):
+        if isinstance(reply, ResponseError) and is_acknowledgement(trip[at]):
+            continue
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             replies[at] = Damaged("its key holds another type")
         elif isinstance(reply, Exception):

@@ -7,6 +7,7 @@ ClusteredSessionError
 +-- SessionLockTimeout          another request kept the session's lock for too long
 |   +-- SessionLockRefused      too many wait for it already
 +-- SessionLockLost             the lock went to another request before this one wrote
++-- SessionNotReplicated        a write was applied, and too few replicas acknowledged it
 +-- SessionReadOnly             a view that said it only reads has changed its session
 
 Django's own stay Django's: ``CreateError`` (the key exists), ``UpdateError`` (the session was
@@ -89,6 +90,23 @@ class SessionLockLost(ClusteredSessionError):
             f"session {session_id[:12]}: this request was silent for longer than its lease, and "
             f"{holder or 'another request'} got the lock; nothing of this write has landed. Load "
             "the session again and repeat the change, or raise CLUSTERED_SESSIONS_LOCK_LEASE."
+        )
+
+
+class SessionNotReplicated(ClusteredSessionError):
+    """A write was applied, and it is not known to be as safe as the settings ask for.
+
+    The session object is as after any other write. ``acknowledged`` of ``asked`` replicas have
+    it, with CLUSTERED_SESSIONS_SYNC_FSYNC on disk.
+    """
+
+    def __init__(self, session_id: str, acknowledged: int, asked: int, why: str) -> None:
+        self.acknowledged = acknowledged
+        self.asked = asked
+        super().__init__(
+            f"session {session_id[:12]}: {why}. The write was applied; whether it would outlast "
+            "its primary is not known. Do not repeat the change: save() once more asks again. See "
+            "to the replicas, or to CLUSTERED_SESSIONS_SYNC_REPLICAS, SYNC_FSYNC and SYNC_TIMEOUT."
         )
 
 

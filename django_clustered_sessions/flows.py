@@ -11,11 +11,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 from . import commands, locks
 from .commands import (
     NO_LOCK,
+    Acknowledged,
     Alive,
     Call,
     Conflict,
@@ -26,9 +27,12 @@ from .commands import (
     Gone,
     Held,
     Lost,
+    Pause,
+    Sync,
     Terms,
     TooLarge,
     Trip,
+    Wait,
 )
 from .exceptions import (
     SessionConflict,
@@ -149,12 +153,14 @@ def commit(
     fence: Fence = NO_LOCK,
     *,
     merge_lost: bool = False,
+    again: bool = False,
 ) -> Flow[Committed | Gone]:
     """Write what changed in ``fields`` into a session that exists.
 
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
-    With nothing to write, the deadline is renewed. ``token_of`` gives the token for a delta,
-    ``asks`` how to ask for the lock, with a new token each time: who lost one begins anew.
+    With nothing to write, the deadline is renewed; ``again``: by a write in any case, which can
+    be waited for. ``token_of`` gives the token for a delta, ``asks`` how to ask for the lock, with
+    a new token each time: who lost one begins anew.
 
     While another request holds the lock, this one queues for it as ``asks`` says, and so it does
     after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
@@ -169,7 +175,7 @@ def commit(
         while True:
             delta = fields.delta()
             if not delta:
-                alive = yield from _renew(place, terms, fence)
+                alive = yield from _renew(place, terms, fence, again)
                 return alive if isinstance(alive, Gone) else Committed(alive, delta, merged, turn)
             expiry = expiry_of(fields) if delta.expiry_changed else None
             token = token_of(delta)
@@ -210,8 +216,8 @@ def commit(
         raise
 
 
-def _renew(place: Place, terms: Terms, fence: Fence) -> Flow[Alive | Gone]:
-    trip: Trip = (commands.touch(place, terms),)
+def _renew(place: Place, terms: Terms, fence: Fence, again: bool) -> Flow[Alive | Gone]:
+    trip: Trip = (commands.touch(place, terms, always=again),)
     if fence.token and fence.release:
         trip += (commands.release(place, fence.token),)
     reply, *_ = yield trip
@@ -288,21 +294,85 @@ def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
     The passenger goes first: where a script is not known to the store, the driver repeats a trip
     from the first call that failed, so what came before is not done twice.
     """
+    return _between(flow, _Riding(rider))
+
+
+def acknowledged(flow: Flow[T], sync: Sync, heard: Callable[[Acknowledged], None]) -> Flow[T]:
+    """Run ``flow``, and let each write that users rely on wait for its replicas, on its own trip.
+
+    ``heard`` is told of those that landed. What asks goes last: where the driver repeats a part
+    of a trip, it is repeated as well, and what it said before does not count.
+    """
+    return _between(flow, _Acknowledging(sync, heard))
+
+
+class _Between:
+    """Stands between a flow and its driver; changes nothing."""
+
+    def asks(self, step: Trip | Wait | Pause) -> Trip | Wait | Pause:
+        return step
+
+    def answers(self, reply: Any) -> Any:
+        return reply
+
+    def lost(self) -> None:
+        pass
+
+
+class _Riding(_Between):
+    def __init__(self, rider: Rider) -> None:
+        self._rider = rider
+        self._is_first, self._is_aboard, self._has_arrived = True, False, False
+
+    def asks(self, step: Trip | Wait | Pause) -> Trip | Wait | Pause:
+        passenger = None
+        if self._is_first and isinstance(step, tuple):
+            passenger = self._rider.board(step)
+        self._is_first, self._is_aboard = False, passenger is not None
+        return (passenger, *cast(Trip, step)) if passenger else step
+
+    def answers(self, reply: Any) -> Any:
+        self._has_arrived = True
+        return reply[1:] if self._is_aboard else reply
+
+    def lost(self) -> None:
+        if not self._has_arrived:
+            self._rider.lost()
+
+
+class _Acknowledging(_Between):
+    def __init__(self, sync: Sync, heard: Callable[[Acknowledged], None]) -> None:
+        self._sync, self._heard = sync, heard
+        self._at: int | None = None
+
+    def asks(self, step: Trip | Wait | Pause) -> Trip | Wait | Pause:
+        self._at = None
+        if isinstance(step, tuple) and (at := commands.relied_on(step)) is not None:
+            self._at, self._write = at, step[at]
+            return (*step, *commands.acknowledge(self._sync))
+        return step
+
+    def answers(self, reply: Any) -> Any:
+        if self._at is None:
+            return reply
+        *replies, waited, clock = reply
+        found = commands.parse_acknowledged(self._write, replies[self._at], waited, clock)
+        if found:
+            self._heard(found)
+        return replies
+
+
+def _between(flow: Flow[T], between: _Between) -> Flow[T]:
     try:
         step = next(flow)
-        passenger = rider.board(step) if isinstance(step, tuple) else None
         while True:
             try:
-                if passenger and isinstance(step, tuple):
-                    _, *reply = yield (passenger, *step)
-                else:
-                    reply = yield step
+                reply = yield between.asks(step)
             except Exception as error:
-                rider.lost()
+                between.lost()
                 step = flow.throw(error)
             else:
-                step = flow.send(reply)
-            passenger = None
+                step = flow.send(between.answers(reply))
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:

@@ -26,6 +26,7 @@ from .exceptions import (
     SessionConflict,
     SessionLockLost,
     SessionLockTimeout,
+    SessionNotReplicated,
     SessionStoreUnavailable,
 )
 from .record import EndReason
@@ -105,7 +106,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """Answer what a view lets through, as ``responses.answer_to`` says.
 
-        503: the store is away, or the wait for the lock was in vain. 429: too many wait for it.
+        503: the store is away, the wait for the lock was in vain, or what was written is not
+        replicated. 429: too many wait for the lock.
         409: a conflict, or a lock that was lost. Raises SessionInterrupted for an UpdateError, as
         for one that the save meets.
         """
@@ -123,6 +125,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 is_saved = yield from _keeping(session)
             except UpdateError as error:
                 raise _interrupted() from error
+            except SessionNotReplicated as error:
+                response = instead_of(response, answer_to(error) or response)
             except (
                 SessionConflict,
                 SessionLockLost,
@@ -136,7 +140,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 response = instead_of(response, answer_to(session.failure) or response)
             # Nothing is known of the session, so its cookie stays as it is.
             vary = accessed
-        elif is_saved:
+        elif is_saved or (session.unreplicated and session.session_key):
+            # A write that landed, even if nobody can say for how long: its key may be a new one.
             _set_cookie(response, session)
             vary = True
         elif settings.SESSION_COOKIE_NAME in request.COOKIES and session.is_empty():

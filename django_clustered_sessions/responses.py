@@ -14,6 +14,7 @@ from .exceptions import (
     SessionLockLost,
     SessionLockRefused,
     SessionLockTimeout,
+    SessionNotReplicated,
     SessionStoreUnavailable,
 )
 
@@ -25,6 +26,7 @@ RETRY_AFTER_S: Final = 5
 _BUSY: Final = "Another request of yours is still under way. Please try again.\n"
 _CHANGED: Final = "Another request changed the same session data. Please try again.\n"
 _AWAY: Final = "Sessions cannot be reached for a moment. Please try again.\n"
+_UNSURE: Final = "This was done, but could not be secured. Please look before you repeat it.\n"
 
 #: Error -> status and, where the site has no template of that name, the text; the first match.
 _ANSWERS: Final[tuple[tuple[type[ClusteredSessionError], int, str], ...]] = (
@@ -33,6 +35,7 @@ _ANSWERS: Final[tuple[tuple[type[ClusteredSessionError], int, str], ...]] = (
     (SessionLockLost, 409, _CHANGED),
     (SessionConflict, 409, _CHANGED),
     (SessionStoreUnavailable, 503, _AWAY),
+    (SessionNotReplicated, 503, _UNSURE),
 )
 
 

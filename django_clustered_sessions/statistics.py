@@ -14,7 +14,7 @@ from itertools import accumulate, chain, islice
 from random import Random
 from typing import Any, Final, TypeVar
 
-from .commands import Argument, Call, Flow
+from .commands import Argument, Call, Flow, milliseconds
 from .counters import MAXIMA, NAMES, WAITS
 from .exceptions import SessionStoreUnavailable
 from .record import BUCKETS, LOCK, META, Damaged, Lock, Locker, Meta, NewerFormat, bucket_tag
@@ -251,7 +251,7 @@ def store_facts(clock: Callable[[], float]) -> Flow[StoreFacts]:
     sent_s = clock()
     (time,) = yield (_call("TIME"),)
     received_s = clock()
-    now_ms = _milliseconds(time)
+    now_ms = milliseconds(time)
     facts: dict[str, Any] = {"info": {}, "save": None}
     match (yield from _unless_refused(_call("INFO"))):
         case Refused(why):
@@ -326,7 +326,7 @@ def collect_locks(prefix: str) -> Flow[HeldLocks]:
         tags = [bucket_tag(prefix, bucket) for bucket in some]
         hash_keys = tuple(_call("HKEYS", key=f"{tag}:locks") for tag in tags)
         clock, *replies = yield (_call("TIME"), *hash_keys)
-        now_ms = _milliseconds(clock)
+        now_ms = milliseconds(clock)
         records += [
             (tag, session_id.decode("utf-8", "replace"))
             for tag, ids in zip(tags, replies, strict=True)
@@ -345,7 +345,7 @@ def collect_locks(prefix: str) -> Flow[HeldLocks]:
                 )
             ),
         )
-        now_ms = _milliseconds(clock)
+        now_ms = milliseconds(clock)
         pairs = iter(replies)
         for (_, session_id), entries, lock in zip(batch, pairs, pairs, strict=True):
             if held := _held(session_id, entries, lock, now_ms):
@@ -379,6 +379,12 @@ def locks_document(held: HeldLocks) -> dict[str, Any]:
 def near_hit_ratio(counts: Counter[str]) -> float | None:
     """Return which share of the loads was at hand in the near cache; None before any load."""
     return round(counts["near_hits"] / counts["loads"], 4) if counts["loads"] else None
+
+
+def acknowledged_after_ms(counts: Counter[str]) -> float | None:
+    """Return after how long the replicas had a write, in ms: the mean; None where none had one."""
+    count = counts["sync_waits"] - counts["sync_shortfalls"]
+    return round(counts["sync_wait_ms"] / count, 2) if count else None
 
 
 def waits(counts: Counter[str]) -> dict[str, int] | None:
@@ -431,6 +437,7 @@ def document(figures: Statistics) -> dict[str, Any]:
         "counters": _named(figures.counts),
         "locks": {"waited_ms": waits(figures.counts)},
         "near_cache": {"hit_ratio": near_hit_ratio(figures.counts)},
+        "sync": {"acknowledged_after_ms": acknowledged_after_ms(figures.counts)},
         "nodes": [
             {
                 "name": node.name,
@@ -483,11 +490,6 @@ def _held(session_id: str, entries: Any, lock: Any, now_ms: int) -> HeldLock | N
     if found.lease_end_ms <= now_ms and not waiting:
         return None
     return HeldLock(session_id[:12], holder, found.since_ms, found.lease_end_ms, waiting)
-
-
-def _milliseconds(time: Sequence[bytes]) -> int:
-    seconds, microseconds = time
-    return int(seconds) * 1000 + int(microseconds) // 1000
 
 
 def _call(*words: Argument, key: str | None = None) -> Call:

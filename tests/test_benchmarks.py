@@ -50,3 +50,10 @@ def test_stores_of_several_sizes_are_compared() -> None:
 
 def test_primaries_are_compared() -> None:
     assert "| change, locked |" in run("benchmarks.capacity", "--rounds=2", "--block=1")
+
+
+def test_what_is_lost_with_a_primary_is_counted() -> None:
+    report = run(
+        "benchmarks.sync_writes", "--rounds=1", "--kills=1", "--seconds=0.05", "--distances=0"
+    )
+    assert re.search(r"^\| 0 ms \| 1 \| [\d,]+ \| 0 \| [\d,]+ \| 0 \|$", report, re.MULTILINE)

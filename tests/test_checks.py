@@ -122,6 +122,12 @@ RAISED = [
     ("W011", {PREFIX + "LOCKING": "write", PREFIX + "LOCK_WAIT": 7.5}),
     ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "overwrite"}),
     ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "error"}),
+    *(("E003", {PREFIX + "SYNC_REPLICAS": value}) for value in (-1, 1.5, "1", None, True)),
+    *(("E003", {PREFIX + "SYNC_FSYNC": value}) for value in (1, "yes", None)),
+    *(("E003", {PREFIX + "SYNC_TIMEOUT": value}) for value in (0, "1", None)),
+    *(("E003", {PREFIX + "ON_SYNC_SHORTFALL": value}) for value in ("log", None)),
+    ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 0.9}),
+    ("W015", {PREFIX + "SYNC_FSYNC": True, PREFIX + "STORE_TIMEOUT": 1.0}),
 ]
 
 SILENT = [
@@ -148,6 +154,9 @@ SILENT = [
     {PREFIX + "LOCKING": "off", PREFIX + "LOCK_LEASE": 10},
     {PREFIX + "LOCK_LEASE": 0.5, PREFIX + "LOCK_MAX_HOLD": 0.5},
     {PREFIX + "NEAR_CACHE_BYTES": 0},
+    {PREFIX + "SYNC_REPLICAS": 2, PREFIX + "SYNC_FSYNC": True, PREFIX + "SYNC_TIMEOUT": 0.8},
+    {PREFIX + "SYNC_TIMEOUT": 5},
+    *({PREFIX + "ON_SYNC_SHORTFALL": value} for value in ("error", "warn")),
     {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
     {PREFIX + "ON_LOCK_LOST": "merge"},
     {PREFIX + "ON_LOCK_LOST": "error", PREFIX + "ON_CONFLICT": "error"},
@@ -213,7 +222,7 @@ def test_rules_for_every_setting() -> None:
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
-    [("MAXBYTES", "MAX_BYTES"), ("ON_CONFLICTS", "ON_CONFLICT"), ("TIMEOUT", "IDLE_TIMEOUT")],
+    [("MAXBYTES", "MAX_BYTES"), ("ON_CONFLICTS", "ON_CONFLICT"), ("IDLE_TIME", "IDLE_TIMEOUT")],
 )
 def test_unknown_name_is_told_the_nearest(wrong: str, right: str, settings: Any) -> None:
     setattr(settings, PREFIX + wrong, 1)
@@ -352,6 +361,34 @@ def test_version(info: dict[str, str], expected: list[str]) -> None:
     messages = list(checks._version(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "fsync", "info", "expected"),
+    [
+        (0, False, {"connected_slaves": "0"}, []),
+        (1, False, {"connected_slaves": "1"}, []),
+        (2, False, {"connected_slaves": "1"}, ["W014"]),
+        (0, True, {"aof_enabled": "1", "redis_version": "7.2.0"}, []),
+        (0, True, {"aof_enabled": "1", "redis_version": "7.2.4", "valkey_version": "9.1.0"}, []),
+        (0, True, {"aof_enabled": "1", "redis_version": "7.0.15"}, ["W014"]),
+        (0, True, {"aof_enabled": "0", "redis_version": "7.2.0"}, ["W014"]),
+        (1, False, {}, ["I001"]),
+    ],
+)
+def test_synchronous_writes(
+    settings: Any, replicas: int, fsync: bool, info: dict[str, str], expected: list[str]
+) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
+    settings.CLUSTERED_SESSIONS_SYNC_FSYNC = fsync
+    messages = list(checks._sync(facts(**info)))
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
+
+
+def test_the_store_is_asked_about_synchronous_writes(store: Any, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    assert "W014" in ids(checks.check_store())
 
 
 def test_uncertain_clock_is_not_reported() -> None:

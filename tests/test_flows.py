@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
+from redis.exceptions import ResponseError
 
 from django_clustered_sessions import commands, flows
 from django_clustered_sessions.commands import (
+    Acknowledged,
     Alive,
     Call,
     Exists,
@@ -17,6 +19,7 @@ from django_clustered_sessions.commands import (
     Fence,
     Gone,
     Locking,
+    Sync,
     Terms,
     Wait,
 )
@@ -285,6 +288,62 @@ def test_a_passenger_rides_on_the_first_trip_only():
     trips, committed = play(flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], WRITTEN)
     assert [names(trip) for trip in trips] == [["PING", "commit"], ["commit"]]
     assert committed.alive.deadline_ms == 9
+
+
+def test_a_passenger_that_has_arrived_is_not_lost_with_a_later_trip():
+    def flow():
+        yield (Call(None, (), ("TIME",)),)
+        with suppress(SessionStoreUnavailable):
+            yield (Call(None, (), ("TIME",)),)
+
+    rider = Rider(Call(None, (), ("PING",)))
+    riding = flows.riding(flow(), rider)
+    next(riding)
+    assert riding.send([b"PONG", b"time"]) == (Call(None, (), ("TIME",)),)
+    with pytest.raises(StopIteration):
+        riding.throw(SessionStoreUnavailable("away"))
+    assert not rider.is_lost
+
+
+SYNC = Sync(2, False, 500)
+CLOCK = [b"1", b"500000"]
+
+
+def acknowledged(flow):
+    heard = []
+    return flows.acknowledged(flow, SYNC, heard.append), heard
+
+
+def test_each_write_asks_its_replicas_and_only_one_that_landed_counts():
+    fields = loaded(a=b"1")
+    fields["a"] = 2
+    flow, heard = acknowledged(commit(fields))
+    conflict = [[-2, 5, b"d:a", b"othersv1s3"], 0, CLOCK]
+    trips, committed = play(flow, conflict, [*WRITTEN, 2, CLOCK])
+    assert [names(trip) for trip in trips] == [["commit", "WAIT", "TIME"]] * 2
+    assert trips[0][1].arguments == ("WAIT", 2, 500)
+    assert committed.alive.deadline_ms == 9
+    assert heard == [Acknowledged(2, False, 1500 - WRITTEN[0][1])]
+
+
+def test_a_store_that_does_not_tell_has_written():
+    flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED))
+    _, ended = play(flow, [[1, 1500], ResponseError("no such command"), CLOCK])
+    assert (ended, heard) == (True, [Acknowledged(0, False, 0, "no such command")])
+
+
+@pytest.mark.parametrize(("reason", "counts"), [(b"flushed", 1), (b"", 0)])
+def test_an_end_of_what_is_ended_counts_where_there_is_a_tombstone(reason, counts):
+    flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED))
+    _, ended = play(flow, [[0, 5, reason], 2, CLOCK])
+    assert (ended, len(heard)) == (False, counts)
+
+
+def test_what_is_no_write_asks_nobody():
+    flow, heard = acknowledged(flows.touch(PLACE, TERMS))
+    trips, _ = play(flow, [[1, 5, 9, b"d"]])
+    assert [names(trip) for trip in trips] == [["touch"]]
+    assert heard == []
 
 
 def test_an_outage_reaches_the_flow_through_the_ride():

@@ -21,7 +21,7 @@ ROWS = [
     "middleware",
     "backend",
     "hold",
-    "holding reporting usage",
+    "holding replication reporting usage",
     "connections drivers statistics",
     "conf counters decorators embedded flows lifetime responses serializers",
     "locks",

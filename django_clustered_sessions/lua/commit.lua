@@ -92,6 +92,7 @@ end
 local recent = recent_writes(meta.version, now)
 local first_answer = answer_to(token, recent) or (meta.version == token and "")
 if first_answer then
+  write_again(record, "m:")
   return {DONE, now, meta.deadline, 0, first_answer, ""}
 end
 local lock = read_lock(record)

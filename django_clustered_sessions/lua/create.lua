@@ -22,6 +22,7 @@ local now = store_clock()
 if redis.call("EXISTS", record) == 1 then
   local meta = read_meta(record, now)
   if meta and meta.version == token then
+    write_again(record, "m:")
     return {DONE, now, meta.deadline}
   end
   return {EXISTS, now}

@@ -18,6 +18,9 @@ local reason, keep, claim = ARGV[1], ARGV[2], tonumber(ARGV[3])
 
 local now = store_clock()
 local ended = redis.call("HGET", record, "m:end")
+if ended then
+  write_again(record, "m:end")
+end
 if ended or redis.call("EXISTS", record) == 0 then
   return {GONE, now, ended or ""}
 end

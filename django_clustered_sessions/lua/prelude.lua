@@ -92,6 +92,12 @@ local function put(record, list)
   end
 end
 
+-- Writes what a field has once more. WAIT asks whether replicas have what its own connection wrote,
+-- so a reply without a write would be taken for acknowledged by replicas that have nothing.
+local function write_again(record, field)
+  redis.call("HSET", record, field, redis.call("HGET", record, field))
+end
+
 -- Leaves a tombstone (kept for `keep` ms) where the session was.
 local function bury(record, index, reason, keep)
   forget(record, index)

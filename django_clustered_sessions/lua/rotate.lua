@@ -35,6 +35,7 @@ local now = store_clock()
 if redis.call("EXISTS", new) == 1 then
   local moved = read_meta(new, now)
   if moved and moved.version == token then
+    write_again(new, "m:")
     return {DONE, now, moved.deadline}
   end
   return {EXISTS, now}

@@ -228,6 +228,7 @@ def _page(figures: Statistics) -> RenderableType:
         _nodes(figures, "Fields, conflicts, values set aside, store errors", _WRITES),
         *_written_share(figures),
         *_near_share(figures),
+        *_sync_share(figures),
         *_locks(figures),
         "",
         _store(figures),
@@ -379,6 +380,16 @@ def _near_share(figures: Statistics) -> list[str]:
         return []
     saved = _bytes(figures.counts["near_bytes_saved"])
     return [f"Near cache: {ratio:.0%} of the loads had not changed; {saved} were not sent."]
+
+
+def _sync_share(figures: Statistics) -> list[str]:
+    """Return what there is to tell of synchronous writes: nothing where there were none."""
+    waits, short = (figures.counts[name] for name in ("sync_waits", "sync_shortfalls"))
+    if not waits:
+        return []
+    after_ms = statistics.acknowledged_after_ms(figures.counts)
+    after = "" if after_ms is None else f", after {after_ms:.2f} ms in the mean"
+    return [f"Synchronous writes: {waits - short:,} of {waits:,} were acknowledged{after}."]
 
 
 def _store(figures: Statistics) -> RenderableType:
