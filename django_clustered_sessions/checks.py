@@ -258,7 +258,7 @@ def _factory(options: Mapping[str, Any]) -> Any:
 
 
 def _strange_classes(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if (factory := _factory(options)) not in (connections.PLAIN, connections.SENTINEL):
+    if (factory := _factory(options)) not in connections.FACTORIES:
         yield "CONNECTION_FACTORY", factory
     pool = options.get("CONNECTION_POOL_CLASS")
     if pool and pool not in connections.POOLS:
