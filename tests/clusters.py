@@ -18,7 +18,7 @@ SLOTS: Final = 16384
 
 
 class ClusterServers:
-    """A cluster of ``primaries`` that share the slots, each with ``replicas``.
+    """A cluster of ``primaries`` that share the slots, and ``replicas`` of the first of them.
 
     ``binary`` is every server's; a node takes another for down after ``node_timeout_ms`` of
     silence. Use as a context manager.
@@ -46,7 +46,7 @@ class ClusterServers:
         primaries, replicas = self._numbers
         with self._started:
             self.primaries = [self._start() for _ in range(primaries)]
-            self.replicas = [self._start() for _ in range(primaries * replicas)]
+            self.replicas = [self._start() for _ in range(replicas)]
             first = self.primaries[0]
             for number, server in enumerate(self.primaries):
                 begin, end = number * SLOTS // primaries, (number + 1) * SLOTS // primaries - 1
@@ -55,9 +55,9 @@ class ClusterServers:
             for server in self.servers[1:]:
                 ask(first, "CLUSTER MEET", "127.0.0.1", server.port)
             for server in self.servers:
-                wait_for(lambda one=server: self._is_informed(one), "a node knows all", timeout_s=30)
+                wait_for(lambda one=server: self._knows_all(one), "a node knows all", timeout_s=30)
             for number, replica in enumerate(self.replicas):
-                ask(replica, "CLUSTER REPLICATE", node_id(self.primaries[number % primaries]))
+                ask(replica, "CLUSTER REPLICATE", node_id(self.primaries[number]))
             for replica in self.replicas:
                 wait_for(lambda one=replica: _follows(one), "a replica follows", timeout_s=30)
             for server in self.servers:
@@ -99,19 +99,22 @@ class ClusterServers:
         for server in self.primaries:
             ask(server, "FLUSHALL")
 
-    def keys(self) -> set[str]:
-        """Return the keys of all primaries."""
-        return {key.decode() for server in self.primaries for key in ask(server, "KEYS", "*")}
+    def stored(self) -> set[str]:
+        """Return the keys of all primaries, without the buckets' indexes and figures."""
+        found = {key.decode() for server in self.primaries for key in ask(server, "KEYS", "*")}
+        return {key for key in found if not key.endswith((":index", ":figures"))}
 
     @contextmanager
     def moving(self, slot: int, source: StoreServer, target: StoreServer) -> Iterator[None]:
         """Have a slot open between two primaries; at the end all of it is the target's."""
         ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", node_id(source))
         ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", node_id(target))
-        yield
-        self.migrate(slot, source, target)
-        for server in (target, source, *self.primaries):
-            ask(server, "CLUSTER SETSLOT", slot, "NODE", node_id(target))
+        try:
+            yield
+        finally:
+            self.migrate(slot, source, target)
+            for server in (target, source, *self.primaries):
+                ask(server, "CLUSTER SETSLOT", slot, "NODE", node_id(target))
 
     def migrate(
         self, slot: int, source: StoreServer, target: StoreServer, *only: str
@@ -134,10 +137,9 @@ class ClusterServers:
         server = StoreServer(*self._flags, binary=self._binary, port=free_port())
         return self._started.enter_context(server)
 
-    def _is_informed(self, server: StoreServer) -> bool:
-        return ask(server, "CLUSTER INFO").count(
-            f"cluster_known_nodes:{len(self.servers)}".encode()
-        ) == 1 and all(b"handshake" not in line for line in [ask(server, "CLUSTER NODES")])
+    def _knows_all(self, server: StoreServer) -> bool:
+        nodes = ask(server, "CLUSTER NODES")
+        return len(nodes.splitlines()) == len(self.servers) and b"handshake" not in nodes
 
     def _is_ok(self, server: StoreServer) -> bool:
         info = ask(server, "CLUSTER INFO")
