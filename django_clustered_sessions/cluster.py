@@ -145,7 +145,7 @@ class SlotMap:
                 except SessionStoreUnavailable:
                     continue
                 if not isinstance(reply, Exception) and (slots := dict(_parse_slots(reply, node))):
-                    self._slots, self.is_stale, self._suspect = slots, False, None
+                    self._slots, self.is_stale = slots, False
                     return
         finally:
             self._refreshing.release()
@@ -174,7 +174,6 @@ class Nodes:
 
     def __init__(self, slots: SlotMap, build: Callable[[Address], Any]) -> None:
         self._slots, self._build = slots, build
-        self._lock = threading.Lock()
         self._pools: dict[Address, Any] = {}
 
     @property
@@ -189,11 +188,8 @@ class Nodes:
         else:
             node = self._slots.node(_slot(cast(Wait, step).mailbox))
         found = self._pools.get(node)
-        if found is None:
-            with self._lock:
-                found = self._pools.get(node) or self._build(node)
-                self._pools[node] = found
-        return found
+        # Two that make one at the same time: the one that is not kept has no connection yet.
+        return self._pools.setdefault(node, self._build(node)) if found is None else found
 
     def disconnect(self) -> None:
         """Close all connections; for synchronous pools."""
@@ -212,40 +208,45 @@ class Nodes:
         slots = [_slot(call.keys[0]) if call.keys else None for call in trip]
         calls = [_guarded(call) for call in trip]
         pending: Sequence[int] = range(len(trip))
-        hops = 0
+        hops = in_vain = 0
         asked_to: Address | None = None
+        lost: SessionStoreUnavailable | None = None
         while pending:
             if self._slots.is_stale and not asked_to:
                 yield from self._slots.refreshing(budget)
             node, batch, others = self._batch(pending, slots, asked_to)
+            more = len({self._slots.node(slots[at]) for at in others})
             some = [calls[at] for at in batch]
-            seconds = budget.left / (1 + len({self._slots.node(slots[at]) for at in others}))
-            lost = None
+            some = list(_asking(some)) if asked_to else some
+            refusal, done = None, 0
             try:
-                found = yield Addressed.to(node, _asking(some) if asked_to else some, seconds)
+                found = yield Addressed.to(node, some, budget.left / (1 + more))
             except SessionStoreUnavailable as error:
                 self._slots.doubt(node)
-                if not is_lost(error.__cause__):
-                    raise
-                lost, found = error, []
+                lost = lost or error
+                if budget.left <= 0 or (in_vain >= more and not is_lost(error.__cause__)):
+                    raise lost from None
             else:
-                found = found[1::2] if asked_to else found
-            done = next((i for i, it in enumerate(found) if isinstance(it, _REDIRECTS)), len(found))
-            for at, reply in zip(batch, found, strict=False):
-                replies[at] = reply
-            asked_to, pauses = None, lost is not None
-            pending = batch[done:]
-            if done < len(found):
-                hops += 1
-                asked_to, pauses = self._follow(found[done], node)
+                lost = None
+                for at, reply in zip(batch, found[1::2] if asked_to else found, strict=True):
+                    replies[at] = reply
+                    if isinstance(reply, _REDIRECTS):
+                        refusal = reply
+                        break
+                    done += 1
+            asked_to, pauses = self._follow(refusal, node) if refusal else (None, lost is not None)
+            hops += refusal is not None
+            in_vain = in_vain + 1 if pauses else 0
             # The others first: they need not suffer from this one.
-            pending = [*pending, *others] if asked_to else [*others, *pending]
-            if pending and (hops > _HOPS or (pauses and not others)):
+            rest = batch[done:]
+            pending = [*rest, *others] if asked_to else [*others, *rest]
+            if pending and (in_vain > more or hops > _HOPS):
                 if budget.left <= _PAUSE_S:
                     if lost:
                         raise lost
                     break
                 budget.spend(_PAUSE_S)
+                in_vain = 0
                 yield Pause(_PAUSE_S)
         return replies
 

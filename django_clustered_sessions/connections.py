@@ -250,6 +250,9 @@ def _build(
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
     if factory == cluster.FACTORY:
+        # One node that hangs leaves time to ask another one.
+        half = {"socket_connect_timeout": timeout_s / 2, "socket_timeout": timeout_s / 2}
+        keywords |= half
         return Nodes(_slot_map(start), lambda node: pool_class(**keywords | node._asdict()))
     return pool_class(**keywords)
 

@@ -45,6 +45,7 @@ _ADVICE: Final = {
     "MISCONF": "it cannot write its data to disk: see its own log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write",
     "CLUSTERDOWN": "the cluster has lost slots: see CLUSTER INFO",
+    "ASK": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
     "MOVED": "it is a node of a cluster: the sessions' CACHES entry has to say so, see cluster.md",
     "TRYAGAIN": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
     "MASTERDOWN": "it is a replica that has lost its primary",
