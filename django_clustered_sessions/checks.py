@@ -133,7 +133,13 @@ def check_store(
                 id="clustered_sessions.W006",
             )
         ]
-    return [*_eviction(facts), *_persistence(facts), *_clock(facts), *_version(facts)]
+    return [
+        *_eviction(facts),
+        *_persistence(facts),
+        *_clock(facts),
+        *_version(facts),
+        *_topology(facts),
+    ]
 
 
 def _is_our_engine() -> bool:
@@ -449,4 +455,18 @@ def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
             f"The session store is {name} {facts.version}.",
             hint=f"Use {name} {oldest[0]}.{oldest[1]} or newer.",
             id="clustered_sessions.W010",
+        )
+
+
+def _topology(facts: StoreFacts) -> Iterator[CheckMessage]:
+    enabled = facts.info.get("cluster_enabled")
+    if enabled is not None and (enabled == "1") != connections.is_cluster():
+        yield Warning(
+            "The session store is a node of a cluster, and the sessions' CACHES entry does not "
+            "say so: sessions on other nodes cannot be reached."
+            if enabled == "1"
+            else "The sessions' CACHES entry is for a cluster, and the session store is none.",
+            hint=f"CONNECTION_FACTORY in its OPTIONS is {connections.CLUSTER!r} for a cluster, "
+            "and for no other store.",
+            id="clustered_sessions.W019",
         )

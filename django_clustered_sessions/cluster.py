@@ -25,7 +25,7 @@ from redis.exceptions import (
     TryAgainError,
 )
 
-from .commands import Asks, Call, Flow, Pause, Trip, Wait
+from .commands import Asks, Call, Everywhere, Flow, Pause, Trip, Wait
 from .exceptions import SessionStoreUnavailable
 
 #: The connection factory that says that the store is a cluster.
@@ -204,6 +204,8 @@ class Nodes:
 
         Raises SessionStoreUnavailable.
         """
+        if isinstance(trip, Everywhere):
+            return (yield from self._everywhere(trip, budget))
         replies: list[Any] = [None] * len(trip)
         slots = [_slot(call.keys[0]) if call.keys else None for call in trip]
         calls = [_guarded(call) for call in trip]
@@ -248,6 +250,15 @@ class Nodes:
                 budget.spend(_PAUSE_S)
                 in_vain = 0
                 yield Pause(_PAUSE_S)
+        return replies
+
+    def _everywhere(self, trip: Everywhere, budget: Purse) -> Flow[list[Any]]:
+        if self._slots.is_stale:
+            yield from self._slots.refreshing(budget)
+        replies = []
+        nodes = self._slots.primaries or [self._slots.node(None)]
+        for left, node in zip(range(len(nodes), 0, -1), nodes, strict=True):
+            replies += yield Addressed.to(node, trip, budget.left / left)
         return replies
 
     def _batch(

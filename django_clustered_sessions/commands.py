@@ -58,6 +58,10 @@ class Call(NamedTuple):
 Trip = tuple[Call, ...]
 
 
+class Everywhere(Trip):
+    """One call to each primary of the store, without keys; its replies are one of each."""
+
+
 @dataclass(frozen=True, slots=True)
 class Wait:
     """A blocking read of the list ``mailbox``; its reply is whether there was something in it.

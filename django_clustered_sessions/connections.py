@@ -40,7 +40,8 @@ BACKEND: Final = "django_redis.cache.RedisCache"
 #: Connection factories of django-redis whose meaning this package knows.
 PLAIN: Final = "django_redis.pool.ConnectionFactory"
 SENTINEL: Final = "django_redis.pool.SentinelConnectionFactory"
-FACTORIES: Final = (PLAIN, SENTINEL, cluster.FACTORY)
+CLUSTER: Final = cluster.FACTORY
+FACTORIES: Final = (PLAIN, SENTINEL, CLUSTER)
 
 
 class _Pool(redis.ConnectionPool):
@@ -172,7 +173,7 @@ def _urls(of: Mapping[str, Any]) -> list[str]:
 
 def is_cluster() -> bool:
     """Return whether two sessions may be on two servers, where no script can have both."""
-    return bool(_factory(entry().get("OPTIONS", {})) == cluster.FACTORY)
+    return bool(_factory(entry().get("OPTIONS", {})) == CLUSTER)
 
 
 def _factory(options: Mapping[str, Any]) -> Any:
@@ -207,12 +208,12 @@ def _build(
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has {pool_name or factory}: either there is no "
             "asynchronous twin of it, or factory and pool do not belong together. Use "
-            f"django-redis' own factories or {cluster.FACTORY}, and redis' own pools."
+            f"django-redis' own factories or {CLUSTER}, and redis' own pools."
         )
     timeout_s = conf.store_timeout
     try:
         location = parse(url(found))
-        start = tuple(map(Address.of, _urls(found))) if factory == cluster.FACTORY else ()
+        start = tuple(map(Address.of, _urls(found))) if factory == CLUSTER else ()
     except ValueError as error:
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has no good LOCATION: {error}"
@@ -249,7 +250,7 @@ def _build(
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
-    if factory == cluster.FACTORY:
+    if factory == CLUSTER:
         # One node that hangs leaves time to ask another one.
         half = {"socket_connect_timeout": timeout_s / 2, "socket_timeout": timeout_s / 2}
         keywords |= half

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import os
+import re
 import threading
 import time
 import warnings
@@ -822,6 +823,11 @@ def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
     found = json.loads(out.getvalue())
     assert found["sessions"] == {"total": 39, "logged_in": 15, "anonymous": 24}
     assert found["measured"] == {"sessions": 39, "unreadable": 0, "exact": True}
+    assert found["store"]["primaries"] == 3
+    memory = [ask(server, "INFO", "memory") for server in cluster.primaries]
+    assert found["store"]["used_memory_bytes"] > 2 * min(
+        int(re.search(rb"used_memory:(\d+)", info)[1]) for info in memory
+    )
     assert (found["counters"]["created"], found["counters"]["ended"]) == (40, 1)
     out = StringIO()
     call_command("sessionstats", "--locks", "--format", "json", stdout=out)
@@ -847,6 +853,8 @@ def test_a_cluster_that_the_entry_does_not_name_says_what_to_do(
     use_store(settings, f"{elsewhere(cluster, home).url}/0")
     with pytest.raises(SessionStoreUnavailable, match="node of a cluster"):
         SessionStore(key).load()
+    settings.SESSION_ENGINE = "django_clustered_sessions.backend"
+    assert "clustered_sessions.W019" in {message.id for message in check_store()}
 
 
 # What is asked of whom, reply by reply.
