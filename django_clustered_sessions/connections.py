@@ -12,7 +12,7 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from functools import cache
-from typing import Any, Final
+from typing import Any, Final, TypeVar, cast
 
 import redis
 from django.conf import settings
@@ -140,6 +140,8 @@ _UNLIMITED: Final = 2**31
 #: Of a cluster, the pools of its nodes.
 Pool = redis.ConnectionPool | Nodes
 AsyncPool = aioredis.ConnectionPool | Nodes
+
+T = TypeVar("T")
 
 _Where = tuple[asyncio.AbstractEventLoop, int]
 
@@ -319,17 +321,24 @@ def _start(generator: AsyncGenerator[None]) -> None:
 _working, _waiting = _Pools(), _Pools()
 
 
+def _for(pool: T, step: Asks | None) -> T:
+    # A mailbox is on one node of a cluster; where a trip goes is found out as it is sent.
+    if isinstance(step, Wait) and isinstance(pool, Nodes):
+        return cast(T, pool.pool(step))
+    return pool
+
+
 def pool(step: Asks | None = None) -> Pool:
     """Return this process's pool of connections to the store that a step of a flow asks.
 
     Raises ImproperlyConfigured.
     """
-    return _working.pool()
+    return _for(_working.pool(), step)
 
 
 def apool(step: Asks | None = None) -> AsyncPool:
     """Return the running event loop's pool. See pool()."""
-    return _working.apool()
+    return _for(_working.apool(), step)
 
 
 def waiting_pool(step: Asks | None = None) -> Pool:
@@ -337,15 +346,12 @@ def waiting_pool(step: Asks | None = None) -> Pool:
 
     As large as the other one. See pool().
     """
-    pool = _waiting.pool()
-    # A mailbox is on one node; where a trip goes is found out as it is sent.
-    return pool.pool(step) if isinstance(pool, Nodes) and isinstance(step, Wait) else pool
+    return _for(_waiting.pool(), step)
 
 
 def awaiting_pool(step: Asks | None = None) -> AsyncPool:
     """Return the running event loop's pool for those who wait. See waiting_pool()."""
-    pool = _waiting.apool()
-    return pool.pool(step) if isinstance(pool, Nodes) and isinstance(step, Wait) else pool
+    return _for(_waiting.apool(), step)
 
 
 @receiver(setting_changed)
