@@ -118,6 +118,8 @@ class SessionStore(SessionBase):
     _entered: int = 0
     #: Version of the record that ``_fields`` is all of; empty where nobody knows.
     _version: bytes = b""
+    #: The session as the store had it when it was last loaded.
+    _found: Loaded | None = None
     #: The place that was worked out last, behind prefix and key.
     _placed: tuple[tuple[str, str], Place] | None = None
 
@@ -552,7 +554,7 @@ class SessionStore(SessionBase):
             if conf.near_cache_bytes:
                 known = Known(found.meta.version, found.values)
                 near_cache.put(place.record, known, conf.near_cache_bytes)
-        self._version = found.meta.version
+        self._version, self._found = found.meta.version, found
         self._lifetime.see(read.now_ms, found.meta.deadline_ms, found.meta.mode)
         return found
 
@@ -654,6 +656,11 @@ class SessionStore(SessionBase):
         )
         return None
 
+    def _as_loaded(self) -> Loaded | None:
+        """Return the session as it was loaded, None where it has been written since."""
+        found = self._found
+        return found if found and found.meta.version == self._version else None
+
     def _known(self, place: Place) -> Known | None:
         return near_cache.get(place.record) if conf.near_cache_bytes else None
 
@@ -706,7 +713,14 @@ class SessionStore(SessionBase):
             place, new_place = self._place(key), self._place(new_key)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
             rotating = flows.rotate(
-                place, new_place, self._terms(), _token(), asks, self._hold.fence()
+                place,
+                new_place,
+                self._terms(),
+                _token,
+                asks,
+                self._hold.fence(),
+                apart=connections.is_cluster(),
+                found=self._as_loaded(),
             )
             try:
                 found = yield from self._replication.awaited(new_place, rotating, self._sync())
@@ -724,7 +738,7 @@ class SessionStore(SessionBase):
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
         if isinstance(found, Alive):
-            self._session_key = new_key
+            self._session_key, self._found = new_key, None
             self._hold.move(new_place)
             self._lifetime.see(found.now_ms, found.deadline_ms)
             self.renewed = True

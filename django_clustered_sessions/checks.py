@@ -148,6 +148,7 @@ def check_store(
         *_clock(facts),
         *_version(facts),
         *_sync(facts),
+        *_topology(facts),
     ]
 
 
@@ -273,7 +274,7 @@ def _factory(options: Mapping[str, Any]) -> Any:
 
 
 def _strange_classes(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    if (factory := _factory(options)) not in (connections.PLAIN, connections.SENTINEL):
+    if (factory := _factory(options)) not in connections.FACTORIES:
         yield "CONNECTION_FACTORY", factory
     pool = options.get("CONNECTION_POOL_CLASS")
     if pool and pool not in connections.POOLS:
@@ -503,3 +504,17 @@ def _sync(facts: StoreFacts) -> Iterator[CheckMessage]:
 def _is_older(facts: StoreFacts, oldest: tuple[int, ...]) -> bool:
     parts = (facts.version or "").split(".")
     return all(map(str.isdigit, parts)) and tuple(map(int, parts)) < oldest
+
+
+def _topology(facts: StoreFacts) -> Iterator[CheckMessage]:
+    enabled = facts.info.get("cluster_enabled")
+    if enabled is not None and (enabled == "1") != connections.is_cluster():
+        yield Warning(
+            "The session store is a node of a cluster, and the sessions' CACHES entry does not "
+            "say so: sessions on other nodes cannot be reached."
+            if enabled == "1"
+            else "The sessions' CACHES entry is for a cluster, and the session store is none.",
+            hint=f"CONNECTION_FACTORY in its OPTIONS is {connections.CLUSTER!r} for a cluster, "
+            "and for no other store.",
+            id="clustered_sessions.W019",
+        )

@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import Any, Final, NamedTuple, TypeVar
 
 from .fields import Delta
-from .record import Damaged, EndReason, Mode, NewerFormat, Place
+from .record import Damaged, EndReason, Loaded, Mode, NewerFormat, Place
 from .scripts import Script, script
 
 T = TypeVar("T")
@@ -59,6 +59,10 @@ class Call(NamedTuple):
 
 
 Trip = tuple[Call, ...]
+
+
+class Everywhere(Trip):
+    """One call to each primary of the store, without keys; its replies are one of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +305,25 @@ def create(
         _bounded(terms.default_age_ms),
         terms.idle_ms,
         stored_size(fields),
+        "",
         *(part for pair in fields for part in pair),
+    )
+
+
+def copy(place: Place, token: bytes, found: Loaded, terms: Terms) -> Call:
+    """Build ``lua/create.lua`` for a session as it was found under another key."""
+    meta = found.meta
+    return _scripted(
+        "create",
+        (place.record, place.index),
+        token,
+        meta.mode.value,
+        meta.span_ms,
+        _bounded(terms.default_age_ms),
+        terms.idle_ms,
+        meta.size,
+        meta.created_ms,
+        *(part for pair in found.values.items() for part in pair),
     )
 
 
@@ -363,6 +385,22 @@ def rotate(old: Place, new: Place, token: bytes, terms: Terms, fence: Fence = NO
         terms.idle_ms,
         *_fenced(fence),
     )
+
+
+def remove(place: Place) -> Trip:
+    """Remove a copy whose key nobody has been told, without a trace."""
+    return (
+        _plain("DEL", place.record),
+        _plain("ZREM", place.index, arguments=(place.id,)),
+        _plain("HDEL", place.locks, arguments=(place.id,)),
+    )
+
+
+def leave(place: Place, token: bytes, version: bytes, fence: Fence = NO_LOCK) -> Call:
+    """Build ``lua/leave.lua``; ``token`` is the copy's, ``version`` the one that was copied."""
+    keys = (place.record, place.index, place.locks)
+    lock = fence.token or ""
+    return _scripted("leave", keys, token, version, TOMBSTONE_MS, lock, CLAIM_MS)
 
 
 def acquire(place: Place, token: str, terms: Locking, wait_ms: int, inside: str = "") -> Call:
@@ -538,6 +576,19 @@ def parse_rotate(reply: Any) -> Alive | Gone | Exists | Held | Lost:
         case Status.HELD | Status.LOST:
             return _parse_refusal(status, now_ms, rest)
     return Alive(now_ms, rest[0])
+
+
+def parse_leave(reply: Any) -> Gone | Conflict | Held | Lost | None:
+    """Read the reply of ``leave``; None: the session is no more under this key."""
+    status, now_ms, rest = _parse(reply)
+    match status:
+        case Status.GONE:
+            return Gone(now_ms, EndReason.of(rest[0]))
+        case Status.CONFLICT:
+            return Conflict(now_ms, {})
+        case Status.HELD | Status.LOST:
+            return _parse_refusal(status, now_ms, rest)
+    return None
 
 
 def parse_acquire(reply: Any) -> Taken | Held | Gone:

@@ -11,7 +11,8 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Final
+from functools import cache
+from typing import Any, Final, TypeVar, cast
 
 import redis
 from django.conf import settings
@@ -28,7 +29,9 @@ from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from .commands import Asks
+from . import cluster
+from .cluster import Address, Nodes, SlotMap
+from .commands import Asks, Wait
 from .conf import conf
 
 #: Backend of a CACHES entry that this package can use.
@@ -37,6 +40,8 @@ BACKEND: Final = "django_redis.cache.RedisCache"
 #: Connection factories of django-redis whose meaning this package knows.
 PLAIN: Final = "django_redis.pool.ConnectionFactory"
 SENTINEL: Final = "django_redis.pool.SentinelConnectionFactory"
+CLUSTER: Final = cluster.FACTORY
+FACTORIES: Final = (PLAIN, SENTINEL, CLUSTER)
 
 
 class _Pool(redis.ConnectionPool):
@@ -132,6 +137,12 @@ _BUILT_FROM: Final = frozenset(
 #: As many connections as there are requests at once; the entry may say fewer.
 _UNLIMITED: Final = 2**31
 
+#: Of a cluster, the pools of its nodes.
+Pool = redis.ConnectionPool | Nodes
+AsyncPool = aioredis.ConnectionPool | Nodes
+
+T = TypeVar("T")
+
 _Where = tuple[asyncio.AbstractEventLoop, int]
 
 
@@ -152,10 +163,31 @@ def entry() -> Mapping[str, Any]:
 
 def url(of: Mapping[str, Any]) -> str:
     """Return the primary's URL: the first of an entry's LOCATION."""
+    return next(iter(_urls(of)), "")
+
+
+def _urls(of: Mapping[str, Any]) -> list[str]:
     location = of.get("LOCATION") or ""
     if isinstance(location, str):
         location = location.split(",")
-    return str(location[0]).strip() if location else ""
+    return [str(one).strip() for one in location]
+
+
+def is_cluster() -> bool:
+    """Return whether two sessions may be on two servers, where no script can have both."""
+    return bool(_factory(entry().get("OPTIONS", {})) == CLUSTER)
+
+
+def _factory(options: Mapping[str, Any]) -> Any:
+    return options.get("CONNECTION_FACTORY") or getattr(
+        settings, "DJANGO_REDIS_CONNECTION_FACTORY", PLAIN
+    )
+
+
+@cache
+def _slot_map(start: tuple[Address, ...]) -> SlotMap:
+    """Return the map of slots that all pools of this process share."""
+    return SlotMap(start)
 
 
 def _build(
@@ -164,27 +196,26 @@ def _build(
     """Build the pool of one world: synchronous (0) or asynchronous (1)."""
     found = entry()
     options: Mapping[str, Any] = found.get("OPTIONS", {})
-    factory = options.get("CONNECTION_FACTORY") or getattr(
-        settings, "DJANGO_REDIS_CONNECTION_FACTORY", PLAIN
-    )
+    factory = _factory(options)
     default = POOLS[
         "redis.sentinel.SentinelConnectionPool" if factory == SENTINEL else "redis.ConnectionPool"
     ]
     pool_name = options.get("CONNECTION_POOL_CLASS")
     pools = POOLS.get(pool_name) if pool_name else default
     if (
-        factory not in (PLAIN, SENTINEL)
+        factory not in FACTORIES
         or pools is None
         or (factory == SENTINEL) != (pools[0] is SentinelConnectionPool)
     ):
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has {pool_name or factory}: either there is no "
             "asynchronous twin of it, or factory and pool do not belong together. Use "
-            "django-redis' own factories and redis' own pools."
+            f"django-redis' own factories or {CLUSTER}, and redis' own pools."
         )
     timeout_s = conf.store_timeout
     try:
         location = parse(url(found))
+        start = tuple(map(Address.of, _urls(found))) if factory == CLUSTER else ()
     except ValueError as error:
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has no good LOCATION: {error}"
@@ -221,6 +252,11 @@ def _build(
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
+    if factory == CLUSTER:
+        # One node that hangs leaves time to ask another one.
+        half = {"socket_connect_timeout": timeout_s / 2, "socket_timeout": timeout_s / 2}
+        keywords |= half
+        return Nodes(_slot_map(start), lambda node: pool_class(**keywords | node._asdict()))
     return pool_class(**keywords)
 
 
@@ -229,18 +265,18 @@ class _Pools:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sync: redis.ConnectionPool | None = None
-        self._async: dict[_Where, tuple[aioredis.ConnectionPool, AsyncGenerator[None]]] = {}
+        self._sync: Pool | None = None
+        self._async: dict[_Where, tuple[AsyncPool, AsyncGenerator[None]]] = {}
         self._changes = 0
 
-    def pool(self) -> redis.ConnectionPool:
+    def pool(self) -> Pool:
         pool = self._sync
         if pool is None:
             with self._lock:
                 pool = self._sync = self._sync or _build(parse_url, Retry, Sentinel, 0)
         return pool
 
-    def apool(self) -> aioredis.ConnectionPool:
+    def apool(self) -> AsyncPool:
         where = (asyncio.get_running_loop(), self._changes)
         if where not in self._async:
             for loop, changes in list(self._async):
@@ -251,9 +287,7 @@ class _Pools:
             _start(self._async[where][1])
         return self._async[where][0]
 
-    async def _close_with_loop(
-        self, where: _Where, pool: aioredis.ConnectionPool
-    ) -> AsyncGenerator[None]:
+    async def _close_with_loop(self, where: _Where, pool: AsyncPool) -> AsyncGenerator[None]:
         """Wait for the event loop's end, and close the connections while it can still do that.
 
         A loop that ends closes the asynchronous generators that were started in it
@@ -264,7 +298,8 @@ class _Pools:
             yield
         finally:
             self._async.pop(where, None)
-            await pool.disconnect()
+            for one in pool.pools if isinstance(pool, Nodes) else [pool]:
+                await one.disconnect()
             if isinstance(pool, AsyncSentinelConnectionPool):
                 for client in pool.sentinel_manager.sentinels:
                     await client.aclose()
@@ -286,30 +321,37 @@ def _start(generator: AsyncGenerator[None]) -> None:
 _working, _waiting = _Pools(), _Pools()
 
 
-def pool(step: Asks | None = None) -> redis.ConnectionPool:
+def _for(pool: T, step: Asks | None) -> T:
+    # A mailbox is on one node of a cluster; where a trip goes is found out as it is sent.
+    if isinstance(step, Wait) and isinstance(pool, Nodes):
+        return cast(T, pool.pool(step))
+    return pool
+
+
+def pool(step: Asks | None = None) -> Pool:
     """Return this process's pool of connections to the store that a step of a flow asks.
 
     Raises ImproperlyConfigured.
     """
-    return _working.pool()
+    return _for(_working.pool(), step)
 
 
-def apool(step: Asks | None = None) -> aioredis.ConnectionPool:
+def apool(step: Asks | None = None) -> AsyncPool:
     """Return the running event loop's pool. See pool()."""
-    return _working.apool()
+    return _for(_working.apool(), step)
 
 
-def waiting_pool(step: Asks | None = None) -> redis.ConnectionPool:
+def waiting_pool(step: Asks | None = None) -> Pool:
     """Return the pool for those who wait for a lock, so that they starve nobody who works.
 
     As large as the other one. See pool().
     """
-    return _waiting.pool()
+    return _for(_waiting.pool(), step)
 
 
-def awaiting_pool(step: Asks | None = None) -> aioredis.ConnectionPool:
+def awaiting_pool(step: Asks | None = None) -> AsyncPool:
     """Return the running event loop's pool for those who wait. See waiting_pool()."""
-    return _waiting.apool()
+    return _for(_waiting.apool(), step)
 
 
 @receiver(setting_changed)
@@ -317,3 +359,4 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in _BUILT_FROM:
         _working.forget()
         _waiting.forget()
+        _slot_map.cache_clear()

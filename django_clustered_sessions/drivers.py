@@ -24,14 +24,15 @@ from redis.exceptions import (
     TimeoutError,
 )
 
+from .cluster import Addressed, Nodes, is_lost
 from .commands import Argument, Asks, Flow, Pause, Trip, Wait, is_acknowledgement
 from .counters import counters
 from .exceptions import SessionStoreUnavailable
 from .record import Damaged
 
 T = TypeVar("T")
-Pool = redis.ConnectionPool
-AsyncPool = aioredis.ConnectionPool
+Pool = redis.ConnectionPool | Nodes
+AsyncPool = aioredis.ConnectionPool | Nodes
 
 #: What an error reply's first word means to whoever runs the site.
 _ADVICE: Final = {
@@ -44,6 +45,9 @@ _ADVICE: Final = {
     "MISCONF": "it cannot write its data to disk: see its own log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write",
     "CLUSTERDOWN": "the cluster has lost slots: see CLUSTER INFO",
+    "ASK": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
+    "MOVED": "it is a node of a cluster: the sessions' CACHES entry has to say so, see cluster.md",
+    "TRYAGAIN": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
     "MASTERDOWN": "it is a replica that has lost its primary",
     "BUSY": "it is busy with a script: see its slow log",
 }
@@ -108,7 +112,8 @@ def run(
                 replies = _send(step, pool(step), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
-                counters.add(store_errors=1)
+                # What a trip to a cluster is made of is no trip of its own.
+                counters.add(store_errors=int(not isinstance(step, Addressed)))
                 step = flow.throw(error)
             else:
                 budget.spend(time.monotonic() - started)
@@ -138,7 +143,8 @@ async def arun(
                 replies = await _asend(step, pool(step), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
-                counters.add(store_errors=1)
+                # What a trip to a cluster is made of is no trip of its own.
+                counters.add(store_errors=int(not isinstance(step, Addressed)))
                 step = flow.throw(error)
             else:
                 budget.spend(time.monotonic() - started)
@@ -201,6 +207,11 @@ def _blocking_read(wait: Wait) -> bytes:
 
 
 def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+    if isinstance(pool, Nodes):
+        budget = Budget(seconds)
+        return _checked(trip, run(pool.asking(trip, budget), pool.pool, budget))
+    if isinstance(trip, Addressed):
+        seconds = min(seconds, trip.seconds)
     deadline = _deadline(seconds)
     connection: Any = None
     try:
@@ -208,7 +219,7 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
         try:
             return _ask(connection, trip, deadline - seconds / 2)
         except (ConnectionError, TimeoutError) as error:
-            if not _is_lost(error):
+            if not is_lost(error):
                 raise
             _reconnect(connection, deadline)
             return _ask(connection, trip, deadline)
@@ -220,6 +231,11 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
 
 
 async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+    if isinstance(pool, Nodes):
+        budget = Budget(seconds)
+        return _checked(trip, await arun(pool.asking(trip, budget), pool.pool, budget))
+    if isinstance(trip, Addressed):
+        seconds = min(seconds, trip.seconds)
     deadline = _deadline(seconds)
     connection: Any = None
     try:
@@ -228,7 +244,7 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
             try:
                 return await _aask(connection, trip, deadline - seconds / 2)
             except (ConnectionError, TimeoutError, builtins.TimeoutError) as error:
-                if not _is_lost(error):
+                if not is_lost(error):
                     raise
                 await connection.disconnect(nowait=True)
                 await connection.connect()
@@ -261,7 +277,7 @@ def _ask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
     if any(isinstance(reply, Exception) for reply in replies):
         at = _first_unknown(replies)
         replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
-        return _checked(trip, replies)
+        return replies if isinstance(trip, Addressed) else _checked(trip, replies)
     return replies
 
 
@@ -272,7 +288,7 @@ async def _aask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
         at = _first_unknown(replies)
         packed = _pack(trip[at:], by_source=True)
         replies[at:] = await _aexchange(connection, packed, deadline)
-        return _checked(trip, replies)
+        return replies if isinstance(trip, Addressed) else _checked(trip, replies)
     return replies
 
 
@@ -323,14 +339,6 @@ def _deadline(seconds: float) -> float:
     return time.monotonic() + seconds
 
 
-def _is_lost(error: Exception) -> bool:
-    """Return whether it is unknown if the store has done what it was asked.
-
-    redis-py derives refusals, such as LOADING or a wrong password, from the same classes.
-    """
-    return type(error) in (ConnectionError, TimeoutError, builtins.TimeoutError)
-
-
 def _pack(trip: Trip, *, by_source: bool = False) -> list[bytes]:
     """Return the trip's commands packed; ``by_source``: the store does not know the scripts."""
     packed = []
@@ -358,7 +366,8 @@ def _checked(trip: Trip, replies: list[Any]) -> list[Any]:
     that does not tell who has a write, for it has done the write.
     """
     for at, reply in enumerate(replies):
-        if isinstance(reply, ResponseError) and is_acknowledgement(trip[at]):
+        # Of one call that went everywhere there are many replies.
+        if isinstance(reply, ResponseError) and is_acknowledgement(trip[at % len(trip)]):
             continue
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             replies[at] = Damaged("its key holds another type")

@@ -43,7 +43,7 @@ from .exceptions import (
 from .fields import Delta, Fields
 from .locks import Asking, Turn
 from .near import Known
-from .record import EndReason, Loaded, Meta, Place
+from .record import Damaged, EndReason, Loaded, Meta, Place
 
 T = TypeVar("T")
 
@@ -228,21 +228,34 @@ def rotate(
     old: Place,
     new: Place,
     terms: Terms,
-    token: bytes,
+    token_of: Callable[[], bytes],
     asks: Callable[[], Asking],
     fence: Fence = NO_LOCK,
+    *,
+    apart: bool = False,
+    found: Loaded | None = None,
 ) -> Flow[Alive | Gone | Exists]:
     """Move a session to a new key, with everything that the store holds of it.
 
-    Raw values move inside the store, those included that this release cannot read. While another
-    request holds the lock, this one queues for it as ``asks`` says.
+    Raw values move, those included that this release cannot read. While another request holds the
+    lock, this one queues for it as ``asks`` says. Where the two keys may be ``apart``, on two
+    servers, the session is copied, then ended under the old key if it still is what was copied;
+    ``found`` is the session as it was loaded, None to ask.
 
     Raises SessionLockLost, SessionLockTimeout.
     """
     asking: Asking | None = None
     while True:
-        (reply,) = yield (commands.rotate(old, new, token, terms, fence),)
-        match commands.parse_rotate(reply):
+        if apart:
+            moved = yield from _move(old, new, terms, token_of(), asking or asks(), fence, found)
+            found = None
+        else:
+            (reply,) = yield (commands.rotate(old, new, token_of(), terms, fence),)
+            moved = commands.parse_rotate(reply)
+        match moved:
+            case Conflict():
+                # Others wrote between the two steps.
+                continue
             case Lost(holder=holder) if asking is None:
                 raise SessionLockLost(old.id, holder)
             case Held() | Lost():
@@ -255,8 +268,42 @@ def rotate(
                 if asking:
                     yield (commands.release(old, asking.token),)
                 return exists
-            case found:
-                return found
+            case done:
+                return done
+
+
+def _move(
+    old: Place,
+    new: Place,
+    terms: Terms,
+    token: bytes,
+    asking: Asking,
+    fence: Fence,
+    found: Loaded | None,
+) -> Flow[Alive | Gone | Exists | Conflict | Held | Lost]:
+    """Copy a session to a new key, then end it under the old one: never none, whatever breaks."""
+    if found is None:
+        try:
+            read = yield from load(old)
+        except Damaged:
+            return Gone(0, EndReason.UNKNOWN)
+        if isinstance(read.found, EndReason):
+            return Gone(read.now_ms, read.found)
+        found = read.found
+    trip: Trip = (commands.copy(new, token, found, terms),)
+    if fence.token and not fence.release:
+        # The lock goes along.
+        trip += (commands.acquire(new, fence.token, asking.terms, 0),)
+    reply, *_ = yield trip
+    copied = commands.parse_create(reply)
+    if isinstance(copied, Exists):
+        return copied
+    (reply,) = yield (commands.leave(old, token, found.meta.version, fence),)
+    refusal = commands.parse_leave(reply)
+    if refusal is None:
+        return copied
+    yield commands.remove(new)
+    return refusal
 
 
 def release(place: Place, token: str) -> Flow[int | None]:

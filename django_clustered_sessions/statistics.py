@@ -14,7 +14,7 @@ from itertools import accumulate, chain, islice
 from random import Random
 from typing import Any, Final, TypeVar
 
-from .commands import Argument, Call, Flow, milliseconds
+from .commands import Argument, Call, Everywhere, Flow, Trip, milliseconds
 from .counters import MAXIMA, NAMES, WAITS
 from .exceptions import SessionStoreUnavailable
 from .record import BUCKETS, LOCK, META, Damaged, Lock, Locker, Meta, NewerFormat, bucket_tag
@@ -46,6 +46,7 @@ class Refused:
 class StoreFacts:
     """What the store says of itself: its clock in ms, INFO, and CONFIG's ``save``.
 
+    INFO is the first primary's of a cluster, and ``others`` are those of the other ones.
     ``clock_offset_ms`` is this node's clock less the store's, right to ``clock_error_ms``. Where
     the store refuses, ``info`` is empty or ``save`` None, and the reasons are given.
     """
@@ -57,6 +58,7 @@ class StoreFacts:
     save: str | None
     why_no_info: str = "INFO does not tell"
     why_no_config: str = ""
+    others: Sequence[Mapping[str, str]] = ()
 
     @property
     def product(self) -> str:
@@ -81,9 +83,14 @@ class StoreFacts:
         return None if enabled is None else enabled == "1"
 
     def number(self, name: str) -> int | None:
-        """Return a whole number out of INFO."""
-        text = self.info.get(name, "")
-        return int(text) if text.isdigit() else None
+        """Return a whole number out of INFO, summed over all primaries."""
+        found = [info.get(name, "") for info in (self.info, *self.others)]
+        return sum(map(int, found)) if all(map(str.isdigit, found)) else None
+
+    @property
+    def primaries(self) -> int | None:
+        """How many servers share the sessions."""
+        return 1 + len(self.others) if self.info else None
 
 
 @dataclass(slots=True)
@@ -253,15 +260,15 @@ def store_facts(clock: Callable[[], float]) -> Flow[StoreFacts]:
     received_s = clock()
     now_ms = milliseconds(time)
     facts: dict[str, Any] = {"info": {}, "save": None}
-    match (yield from _unless_refused(_call("INFO"))):
+    match (yield from _unless_refused(Everywhere((_call("INFO"),)))):
         case Refused(why):
             facts["why_no_info"] = why
-        case bytes() as reply:
-            facts["info"] = _parse_info(reply)
-    match (yield from _unless_refused(_call("CONFIG", "GET", "save"))):
+        case [bytes() as first, *others]:
+            facts["info"], facts["others"] = _parse_info(first), list(map(_parse_info, others))
+    match (yield from _unless_refused((_call("CONFIG", "GET", "save"),))):
         case Refused(why):
             facts["why_no_config"] = why
-        case [_, value]:
+        case [[_, value]]:
             facts["save"] = value.decode()
         case _:
             facts["why_no_config"] = "CONFIG GET does not tell"
@@ -290,7 +297,7 @@ def collect(
     """
     store = yield from store_facts(clock)
     figures = Statistics(prefix, store, exact=False)
-    probe = yield from _unless_refused(_memory_of(_index(prefix, 0)))
+    probe = yield from _unless_refused((_memory_of(_index(prefix, 0)),))
     figures.memory = None if isinstance(probe, Refused) else Distribution()
     buckets = yield from _count(figures)
     if sample is None or sample >= figures.total:
@@ -456,6 +463,7 @@ def document(figures: Statistics) -> dict[str, Any]:
             "product": store.product if store.version else None,
             "version": store.version,
             "role": store.role,
+            "primaries": store.primaries,
             "replicas": store.number("connected_slaves"),
             "used_memory_bytes": store.number("used_memory"),
             "maxmemory_bytes": store.number("maxmemory"),
@@ -500,12 +508,11 @@ def _memory_of(key: str) -> Call:
     return _call("MEMORY USAGE", key=key)
 
 
-def _unless_refused(call: Call) -> Flow[Any]:
+def _unless_refused(trip: Trip) -> Flow[Any]:
     try:
-        (reply,) = yield (call,)
+        return (yield trip)
     except SessionStoreUnavailable as error:
         return Refused(str(error))
-    return reply
 
 
 def _parse_info(reply: bytes) -> dict[str, str]:

@@ -14,7 +14,7 @@ from django.contrib.sessions.serializers import JSONSerializer
 from django.core.checks import CheckMessage, run_checks
 from django.core.management import call_command
 
-from django_clustered_sessions import checks
+from django_clustered_sessions import checks, connections
 from django_clustered_sessions.conf import PREFIX
 from django_clustered_sessions.statistics import StoreFacts
 from tests.conftest import use_store
@@ -394,3 +394,9 @@ def test_the_store_is_asked_about_synchronous_writes(store: Any, settings: Any) 
 def test_uncertain_clock_is_not_reported() -> None:
     slow = StoreFacts(0, clock_offset_ms=1500, clock_error_ms=600, info={}, save="")
     assert list(checks._clock(slow)) == []
+
+
+def test_a_store_that_is_no_cluster(store: Any, store_server: StoreServer, settings: Any) -> None:
+    """The other way round is in test_cluster: clustered_sessions.W019."""
+    use_store(settings, store_server.url, CONNECTION_FACTORY=connections.CLUSTER)
+    assert ids(checks.check_store()) == ["W008", "W019"]

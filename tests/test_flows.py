@@ -726,7 +726,8 @@ def test_a_commit_under_a_lock_that_was_lost_is_merged_where_that_is_wanted():
 
 
 def rotate(fence=commands.NO_LOCK, asks=lambda: ASKING):
-    return flows.rotate(PLACE, Place.of("session", "new key"), TERMS, TOKEN, asks, fence)
+    new = Place.of("session", "new key")
+    return flows.rotate(PLACE, new, TERMS, lambda: TOKEN, asks, fence)
 
 
 def test_a_new_key_queues_while_another_holds_the_lock():

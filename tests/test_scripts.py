@@ -37,6 +37,7 @@ CALLS: dict[str, Call] = {
     "touch": commands.touch(PLACE, TERMS),
     "end": commands.end(PLACE, EndReason.FLUSHED),
     "rotate": commands.rotate(PLACE, Place.of("p", "new key"), b"12345678", TERMS),
+    "leave": commands.leave(PLACE, b"12345678", b"87654321"),
     "stats": commands.stats("p:{000}:figures", "node", 0, [1]),
     "acquire": commands.acquire(PLACE, WAITER, LOCKING, 10_000, HOLDER),
     "release": commands.release(PLACE, WAITER),

@@ -9,7 +9,9 @@
 -- ARGV[4]  default age (ms)
 -- ARGV[5]  idle timeout (ms, 0 for none)
 -- ARGV[6]  size of all values (bytes)
--- ARGV[7..] field, value (codec and payload), field, value, ...
+-- ARGV[7]  when it was created (ms) where it is a copy: then the values bring their versions;
+--          empty for a new one
+-- ARGV[8..] field, value (codec and payload), field, value, ...
 --
 -- Returns  {1, now (ms), deadline (ms)}  created, or created by this token before
 --          {1, now (ms), deadline (ms)}  deadline not after now: expired at once, nothing stored
@@ -17,6 +19,8 @@
 local record, index = KEYS[1], KEYS[2]
 local token, mode, span, default_age, idle, bytes =
   ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local created = tonumber(ARGV[7])
+local version = created and "" or token
 
 local now = store_clock()
 if redis.call("EXISTS", record) == 1 then
@@ -28,13 +32,13 @@ if redis.call("EXISTS", record) == 1 then
   return {EXISTS, now}
 end
 
-local meta = {version = token, created = now, bytes = bytes}
+local meta = {version = token, created = created or now, bytes = bytes}
 renew(meta, mode, span, now, default_age, idle)
 if meta.deadline > now then
   local values = {}
-  for i = 7, #ARGV, 2 do
+  for i = 8, #ARGV, 2 do
     values[#values + 1] = ARGV[i]
-    values[#values + 1] = token .. ARGV[i + 1]
+    values[#values + 1] = version .. ARGV[i + 1]
   end
   put(record, values)
   write_meta(record, index, meta)

@@ -394,6 +394,7 @@ def _sync_share(figures: Statistics) -> list[str]:
 
 def _store(figures: Statistics) -> RenderableType:
     facts = figures.store
+    replicas = facts.number("connected_slaves")
     used, most = facts.number("used_memory"), facts.number("maxmemory")
     kept = [
         name
@@ -406,8 +407,8 @@ def _store(figures: Statistics) -> RenderableType:
     table.columns[1].justify = "left"
     for name, value in (
         ("version", f"{facts.product.capitalize()} {facts.version}" if facts.version else None),
-        ("role", facts.role),
-        ("replicas", facts.info.get("connected_slaves")),
+        ("role", f"{facts.primaries} primaries" if facts.others else facts.role),
+        ("replicas", None if replicas is None else str(replicas)),
         ("memory", None if used is None else f"{_bytes(used)} of {_limit(most)}"),
         ("eviction policy", facts.info.get("maxmemory_policy")),
         ("on disk", ", ".join(kept) or ("nothing" if known else None)),

@@ -1,0 +1,163 @@
+"""Clusters of real servers on loopback: for tests of redirections, resharding and failover."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import redis
+from redis.crc import key_slot
+
+from django_clustered_sessions import cluster
+from tests.conftest import use_store
+from tests.servers import StoreServer, free_port, wait_for
+
+SLOTS: Final = 16384
+
+
+class ClusterServers:
+    """A cluster of ``primaries`` that share the slots, and ``replicas`` of the first of them.
+
+    ``binary`` is every server's; a node takes another for down after ``node_timeout_ms`` of
+    silence. Use as a context manager.
+    """
+
+    def __init__(
+        self,
+        *,
+        primaries: int = 3,
+        replicas: int = 0,
+        binary: Path | None = None,
+        node_timeout_ms: int = 1000,
+    ) -> None:
+        self._numbers = primaries, replicas
+        self._binary = binary
+        self._flags = (
+            *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
+            *("--cluster-node-timeout", str(node_timeout_ms)),
+            # A replica that has just begun to follow may take over too.
+            *("--cluster-replica-validity-factor", "0", "--repl-ping-replica-period", "1"),
+        )
+        self._started = ExitStack()
+
+    def __enter__(self) -> ClusterServers:
+        primaries, replicas = self._numbers
+        with self._started:
+            self.primaries = [self._start() for _ in range(primaries)]
+            self.replicas = [self._start() for _ in range(replicas)]
+            first = self.primaries[0]
+            for number, server in enumerate(self.primaries):
+                begin, end = number * SLOTS // primaries, (number + 1) * SLOTS // primaries - 1
+                ask(server, "CLUSTER SET-CONFIG-EPOCH", number + 1)
+                ask(server, "CLUSTER ADDSLOTSRANGE", begin, end)
+            for server in self.servers[1:]:
+                ask(first, "CLUSTER MEET", "127.0.0.1", server.port)
+            for server in self.servers:
+                wait_for(lambda one=server: self._knows_all(one), "a node knows all", timeout_s=30)
+            for number, replica in enumerate(self.replicas):
+                ask(replica, "CLUSTER REPLICATE", node_id(self.primaries[number]))
+            for replica in self.replicas:
+                wait_for(lambda one=replica: _follows(one), "a replica follows", timeout_s=30)
+            for server in self.servers:
+                wait_for(lambda one=server: self._is_ok(one), "the cluster is up", timeout_s=30)
+            self._started = self._started.pop_all()
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self._started.close()
+
+    @property
+    def servers(self) -> Sequence[StoreServer]:
+        """All servers, primaries first."""
+        return [*self.primaries, *self.replicas]
+
+    def use(self, settings: Any, *ports: int, **options: Any) -> None:
+        """Point the settings at the cluster; the start-up nodes are the primaries, or ``ports``."""
+        ports = ports or tuple(server.port for server in self.primaries)
+        location = ",".join(f"redis://127.0.0.1:{port}" for port in ports)
+        use_store(settings, location, CONNECTION_FACTORY=cluster.FACTORY, **options)
+
+    def owner(self, key: str) -> StoreServer:
+        """Return the server that has a key's slot, as one that is up says."""
+        slot = key_slot(key.encode())
+        for server in self.servers:
+            if server.process is None:
+                continue
+            for first, last, (_, port, *_), *_ in ask(server, "CLUSTER SLOTS"):
+                if first <= slot <= last:
+                    return next(one for one in self.servers if one.port == port)
+        raise AssertionError("nobody has that slot")
+
+    def client(self, key: str) -> redis.Redis:
+        """Return a raw client of the server that has a key."""
+        return self.owner(key).client()
+
+    def flush(self) -> None:
+        """Empty all primaries."""
+        for server in self.primaries:
+            ask(server, "FLUSHALL")
+
+    def stored(self) -> set[str]:
+        """Return the keys of all primaries, without the buckets' indexes and figures."""
+        found = {key.decode() for server in self.primaries for key in ask(server, "KEYS", "*")}
+        return {key for key in found if not key.endswith((":index", ":figures"))}
+
+    @contextmanager
+    def moving(self, slot: int, source: StoreServer, target: StoreServer) -> Iterator[None]:
+        """Have a slot open between two primaries; at the end all of it is the target's."""
+        ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", node_id(source))
+        ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", node_id(target))
+        try:
+            yield
+        finally:
+            self.migrate(slot, source, target)
+            for server in (target, source, *self.primaries):
+                ask(server, "CLUSTER SETSLOT", slot, "NODE", node_id(target))
+
+    def migrate(
+        self, slot: int, source: StoreServer, target: StoreServer, *only: str
+    ) -> Sequence[bytes]:
+        """Move the keys of an open slot, or ``only`` some; return which."""
+        moved: list[bytes] = []
+        while keys := only or ask(source, "CLUSTER GETKEYSINSLOT", slot, 10):
+            ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
+            moved += keys
+            if only:
+                break
+        return moved
+
+    def move(self, slot: int, source: StoreServer, target: StoreServer) -> None:
+        """Move a slot from one primary to another, with its keys."""
+        with self.moving(slot, source, target):
+            pass
+
+    def _start(self) -> StoreServer:
+        server = StoreServer(*self._flags, binary=self._binary, port=free_port())
+        return self._started.enter_context(server)
+
+    def _knows_all(self, server: StoreServer) -> bool:
+        nodes = ask(server, "CLUSTER NODES")
+        return len(nodes.splitlines()) == len(self.servers) and b"handshake" not in nodes
+
+    def _is_ok(self, server: StoreServer) -> bool:
+        info = ask(server, "CLUSTER INFO")
+        return b"cluster_state:ok" in info and b"cluster_slots_ok:16384" in info
+
+
+def ask(server: StoreServer, command: str, *arguments: Any) -> Any:
+    """Return a server's raw reply to a command."""
+    with server.client() as client:
+        client.response_callbacks.clear()
+        return client.execute_command(*command.split(), *arguments)
+
+
+def node_id(server: StoreServer) -> bytes:
+    """Return the name that a server has in its cluster."""
+    found: bytes = ask(server, "CLUSTER MYID")
+    return found
+
+
+def _follows(server: StoreServer) -> bool:
+    return b"master_link_status:up" in ask(server, "INFO", "replication")
