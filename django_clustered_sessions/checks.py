@@ -38,9 +38,6 @@ _OURS: Final = f"{ClusteredSessionMiddleware.__module__}.{ClusteredSessionMiddle
 #: Oldest supported release of each store.
 OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
 
-#: Clocks further apart than this are reported, in ms.
-CLOCK_TOLERANCE_MS: Final = 1000
-
 _CLIENT_CLASSES: Final = frozenset(
     {"redis.Redis", "redis.StrictRedis", "redis.client.Redis", "redis.client.StrictRedis"}
 )
@@ -133,7 +130,13 @@ def check_store(
                 id="clustered_sessions.W006",
             )
         ]
-    return [*_eviction(facts), *_persistence(facts), *_clock(facts), *_version(facts)]
+    return [
+        *_eviction(facts),
+        *_persistence(facts),
+        *_clock(facts),
+        *_version(facts),
+        *_isolation(facts),
+    ]
 
 
 def _is_our_engine() -> bool:
@@ -427,7 +430,7 @@ def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
 
 
 def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
-    if abs(facts.clock_offset_ms) - facts.clock_error_ms > CLOCK_TOLERANCE_MS:
+    if abs(facts.clock_offset_ms) - facts.clock_error_ms > statistics.CLOCK_TOLERANCE_MS:
         yield Warning(
             f"This node's clock is {abs(facts.clock_offset_ms) / 1000:.1f} s "
             f"{'ahead of' if facts.clock_offset_ms > 0 else 'behind'} the session store's.",
@@ -449,4 +452,20 @@ def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
             f"The session store is {name} {facts.version}.",
             hint=f"Use {name} {oldest[0]}.{oldest[1]} or newer.",
             id="clustered_sessions.W010",
+        )
+
+
+def _isolation(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if connections.watcher() is None:
+        return
+    if facts.min_replicas is None:
+        why = facts.why_no_config or "CONFIG GET does not tell"
+        yield _unchecked("whether a primary without replicas takes writes", why)
+    elif not facts.min_replicas:
+        yield Warning(
+            "The primary that the Sentinels name has min-replicas-to-write 0: one that is cut "
+            "off from its replicas goes on taking writes, and what it took is lost when another "
+            "is promoted.",
+            hint="Set min-replicas-to-write 1 and min-replicas-max-lag 10 on each server.",
+            id="clustered_sessions.W017",
         )

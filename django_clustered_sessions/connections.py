@@ -21,15 +21,14 @@ from django.dispatch import receiver
 from redis import asyncio as aioredis
 from redis.asyncio.connection import parse_url as parse_async_url
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from . import watching
 from .commands import Asks
 from .conf import conf
+from .exceptions import SessionStoreUnavailable
 
 #: Backend of a CACHES entry that this package can use.
 BACKEND: Final = "django_redis.cache.RedisCache"
@@ -86,6 +85,28 @@ class _AsyncPool(aioredis.ConnectionPool):
             self._idle.append(connection)
 
 
+class _SentinelPool(_Pool):
+    """Connections to the primary that the Sentinels name; see watching."""
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _Pool.get_connection(); one that leads elsewhere will connect anew."""
+        connection = super().get_connection()
+        if not connection.is_at_primary():
+            connection.disconnect()
+        return connection
+
+
+class _AsyncSentinelPool(_AsyncPool):
+    """See _SentinelPool."""
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _SentinelPool.get_connection()."""
+        connection = await super().get_connection()
+        if not connection.is_at_primary():
+            await connection.disconnect(nowait=True)
+        return connection
+
+
 #: What stands for the pool classes that exist both for synchronous and for asynchronous use.
 POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
     "redis.ConnectionPool": (_Pool, _AsyncPool),
@@ -95,8 +116,14 @@ POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
         redis.BlockingConnectionPool,
         aioredis.BlockingConnectionPool,
     ),
-    "redis.sentinel.SentinelConnectionPool": (SentinelConnectionPool, AsyncSentinelConnectionPool),
+    "redis.sentinel.SentinelConnectionPool": (_SentinelPool, _AsyncSentinelPool),
 }
+
+#: Connections to the primary that Sentinels name: for each world, without TLS and with it.
+_WATCHED: Final = (
+    (watching.WatchedConnection, watching.WatchedTLSConnection),
+    (watching.AsyncWatchedConnection, watching.AsyncWatchedTLSConnection),
+)
 
 #: Connection options that are not the entry's to decide here: timeouts and repeats follow
 #: CLUSTERED_SESSIONS_STORE_TIMEOUT, and replies are read raw.
@@ -159,9 +186,15 @@ def url(of: Mapping[str, Any]) -> str:
 
 
 def _build(
-    parse: Callable[[str], Mapping[str, Any]], retry: Any, sentinel: Callable[..., Any], world: int
+    parse: Callable[[str], Mapping[str, Any]],
+    retry: Any,
+    world: int,
+    at: watching.Address | None = None,
 ) -> Any:
-    """Build the pool of one world: synchronous (0) or asynchronous (1)."""
+    """Build the pool of one world: synchronous (0) or asynchronous (1).
+
+    ``at`` is a server that stands for the one that LOCATION or the Sentinels name.
+    """
     found = entry()
     options: Mapping[str, Any] = found.get("OPTIONS", {})
     factory = options.get("CONNECTION_FACTORY") or getattr(
@@ -175,7 +208,7 @@ def _build(
     if (
         factory not in (PLAIN, SENTINEL)
         or pools is None
-        or (factory == SENTINEL) != (pools[0] is SentinelConnectionPool)
+        or (factory == SENTINEL) != (pools[0] is _SentinelPool)
     ):
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has {pool_name or factory}: either there is no "
@@ -206,16 +239,24 @@ def _build(
     } | ours
     pool_class = pools[world]
     if factory == SENTINEL:
-        keywords["service_name"] = keywords.pop("host")
-        keywords.pop("port", None)
-        keywords["ssl"] = keywords.pop("connection_class", None) is not None
         sentinels = options.get("SENTINELS", ())
         # One that hangs leaves time to ask the next one, and the primary.
         share_s = timeout_s / (len(sentinels) + 1)
         brief = {"socket_connect_timeout": share_s, "socket_timeout": share_s}
-        keywords["sentinel_manager"] = sentinel(
-            sentinels, sentinel_kwargs={**ours, **brief, **(options.get("SENTINEL_KWARGS") or {})}
+        asking = {**ours, "retry": Retry(NoBackoff(), 0), **brief}
+        keywords["watcher"] = watching.watcher(
+            keywords.pop("host"), sentinels, asking | (options.get("SENTINEL_KWARGS") or {})
         )
+        keywords.pop("port", None)
+        is_tls = keywords.get("connection_class") is not None
+        keywords["connection_class"] = _WATCHED[world][is_tls]
+    if at is not None:
+        pool_class = redis.ConnectionPool
+        for name in ("watcher", "path"):
+            if keywords.pop(name, None) is not None:
+                is_tls = keywords.pop("connection_class") is watching.WatchedTLSConnection
+                keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
+        keywords["host"], keywords["port"] = at
     if issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
         keywords["timeout"] = timeout_s
     else:
@@ -237,7 +278,7 @@ class _Pools:
         pool = self._sync
         if pool is None:
             with self._lock:
-                pool = self._sync = self._sync or _build(parse_url, Retry, Sentinel, 0)
+                pool = self._sync = self._sync or _build(parse_url, Retry, 0)
         return pool
 
     def apool(self) -> aioredis.ConnectionPool:
@@ -246,7 +287,7 @@ class _Pools:
             for loop, changes in list(self._async):
                 if loop.is_closed():
                     self._async.pop((loop, changes), None)
-            pool = _build(parse_async_url, AsyncRetry, AsyncSentinel, 1)
+            pool = _build(parse_async_url, AsyncRetry, 1)
             self._async[where] = pool, self._close_with_loop(where, pool)
             _start(self._async[where][1])
         return self._async[where][0]
@@ -265,9 +306,6 @@ class _Pools:
         finally:
             self._async.pop(where, None)
             await pool.disconnect()
-            if isinstance(pool, AsyncSentinelConnectionPool):
-                for client in pool.sentinel_manager.sentinels:
-                    await client.aclose()
 
     def forget(self) -> None:
         with self._lock:
@@ -312,8 +350,35 @@ def awaiting_pool(step: Asks | None = None) -> aioredis.ConnectionPool:
     return _waiting.apool()
 
 
+def pool_at(address: watching.Address) -> redis.ConnectionPool:
+    """Return a new pool of connections to one server, a replica for example. See pool()."""
+    built: redis.ConnectionPool = _build(parse_url, Retry, 0, address)
+    return built
+
+
+def watcher() -> watching.Watcher | None:
+    """Return who asks the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
+    found: watching.Watcher | None = pool().connection_kwargs.get("watcher")
+    return found
+
+
+def address() -> str:
+    """Return where this process's connections lead: ``HOST:PORT`` or the path of a socket.
+
+    Raises SessionStoreUnavailable, ImproperlyConfigured.
+    """
+    of = pool()
+    try:
+        connection: Any = of.get_connection()
+    except redis.RedisError as error:
+        raise SessionStoreUnavailable(f"the session store does not answer: {error}") from error
+    of.release(connection)
+    return str(getattr(connection, "path", "") or f"{connection.host}:{connection.port}")
+
+
 @receiver(setting_changed)
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in _BUILT_FROM:
         _working.forget()
         _waiting.forget()
+        watching.forget()

@@ -19,6 +19,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import (
     ConnectionError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
@@ -207,7 +208,7 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
         connection = pool.get_connection()
         try:
             return _ask(connection, trip, deadline - seconds / 2)
-        except (ConnectionError, TimeoutError) as error:
+        except (ConnectionError, TimeoutError, ReadOnlyError) as error:
             if not _is_lost(error):
                 raise
             _reconnect(connection, deadline)
@@ -227,7 +228,10 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
             connection = await pool.get_connection()
             try:
                 return await _aask(connection, trip, deadline - seconds / 2)
-            except (ConnectionError, TimeoutError, builtins.TimeoutError) as error:
+            except (
+                *(ConnectionError, TimeoutError, ReadOnlyError),
+                builtins.TimeoutError,
+            ) as error:
                 if not _is_lost(error):
                     raise
                 await connection.disconnect(nowait=True)
@@ -324,11 +328,11 @@ def _deadline(seconds: float) -> float:
 
 
 def _is_lost(error: Exception) -> bool:
-    """Return whether it is unknown if the store has done what it was asked.
+    """Return whether a fresh connection may help: no reply, or one by a primary that is none now.
 
     redis-py derives refusals, such as LOADING or a wrong password, from the same classes.
     """
-    return type(error) in (ConnectionError, TimeoutError, builtins.TimeoutError)
+    return type(error) in (ConnectionError, TimeoutError, ReadOnlyError, builtins.TimeoutError)
 
 
 def _pack(trip: Trip, *, by_source: bool = False) -> list[bytes]:
@@ -359,6 +363,8 @@ def _checked(replies: list[Any]) -> list[Any]:
     for at, reply in enumerate(replies):
         if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
             replies[at] = Damaged("its key holds another type")
+        elif isinstance(reply, ReadOnlyError):
+            raise reply
         elif isinstance(reply, Exception):
             raise _unavailable(reply) from reply
     return replies

@@ -23,7 +23,7 @@ ROWS = [
     "hold",
     "holding reporting usage",
     "connections drivers statistics",
-    "conf counters decorators embedded flows lifetime responses serializers",
+    "conf counters decorators embedded flows lifetime responses serializers watching",
     "locks",
     "commands near",
     "fields",
@@ -33,7 +33,7 @@ ROWS = [
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
 
 #: Modules that touch a store; nobody else knows redis-py.
-STORE = {"connections", "drivers"}
+STORE = {"connections", "drivers", "watching"}
 
 #: Logic that gets clock, token and randomness as arguments, and runs without Django.
 PURE = {"commands", "exceptions", "fields", "flows", "locks", "merge", "record", "scripts"}

@@ -7,6 +7,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
+import redis
+
 from django_clustered_sessions import connections
 from tests.conftest import use_store
 from tests.servers import StoreServer, wait_for
@@ -58,8 +60,13 @@ class Replicated:
         """All servers that hold data."""
         return [self.primary, *self.replicas]
 
-    def use(self, settings: Any, database: int, **options: Any) -> None:
-        """Point the settings at the primary that the Sentinels name, or at the only one."""
+    def use(self, settings: Any, database: int, *, user: str = "", **options: Any) -> None:
+        """Point the settings at the primary that the Sentinels name, or at the only one.
+
+        ``user`` is ``NAME:PASSWORD``.
+        """
+        if user:
+            options["USERNAME"], options["PASSWORD"] = user.split(":")
         if not self.sentinels:
             use_store(settings, f"{self.primary.url}/{database}", **options)
             return
@@ -78,6 +85,22 @@ class Replicated:
 
         server: StoreServer = wait_for(found, "a replica is promoted", timeout_s=timeout_s)
         return server
+
+    def admit(self, *rule: str) -> None:
+        """Let every server have a user of that ACL rule, its name first."""
+        for server in self.stores:
+            with server.client() as client:
+                client.execute_command("ACL SETUSER", *rule)
+
+    def cut_off(self, password: str) -> redis.Redis:
+        """Cut the primary off from Sentinels and replicas, but not from those whom it admitted.
+
+        It goes on as a primary; the raw client that is returned gets past the new password.
+        """
+        with self.primary.client() as client:
+            client.execute_command("ACL SETUSER", "default", "resetpass", f">{password}")
+            client.execute_command("CLIENT KILL", "USER", "default", "SKIPME", "yes")
+        return self.primary.client(password=password)
 
     def _start(self, *flags: str, config: str = "") -> StoreServer:
         return self._started.enter_context(StoreServer(*flags, binary=self._binary, config=config))
