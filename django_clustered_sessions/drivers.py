@@ -332,7 +332,8 @@ def _is_lost(error: Exception) -> bool:
 
     redis-py derives refusals, such as LOADING or a wrong password, from the same classes.
     """
-    return type(error) in (ConnectionError, TimeoutError, ReadOnlyError, builtins.TimeoutError)
+    kinds = (ConnectionError, TimeoutError, ReadOnlyError, builtins.TimeoutError)
+    return type(_plain(error)) in kinds
 
 
 def _pack(trip: Trip, *, by_source: bool = False) -> list[bytes]:
@@ -370,7 +371,13 @@ def _checked(replies: list[Any]) -> list[Any]:
     return replies
 
 
+def _plain(error: Exception) -> Exception:
+    """Return what happened: redis-py wraps a refusal while it connects asynchronously."""
+    return error.__cause__ if isinstance(error.__cause__, RedisError) else error
+
+
 def _unavailable(error: Exception) -> SessionStoreUnavailable:
+    error = _plain(error)
     text = str(error) or "no reply in time"
     word = getattr(error, "status_code", None) or text.partition(" ")[0]
     if advice := _ADVICE.get(word):

@@ -104,7 +104,7 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         return [(name, shape(item)) for name, item in value.items()]
     if isinstance(value, list):
-        return [shape(value[0])]
+        return [shape(item) for item in value[:1]]
     return type(value)
 
 
