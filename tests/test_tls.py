@@ -23,6 +23,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from tests.conftest import store_binary, use_store
 from tests.locking import new_session
 from tests.servers import StoreServer, free_port, raw_client, wait_for
+from tests.test_docs import block
 from tests.topologies import Replicated
 
 
@@ -172,6 +173,37 @@ def test_without_tls_where_it_is_wanted(tls: StoreServer, settings: Any, is_asyn
     use_store(settings, f"redis://127.0.0.1:{tls.port}/1")
     with pytest.raises(SessionStoreUnavailable, match="does not answer"):
         use(is_async)
+
+
+def test_configuration_as_documented(
+    ca: Certificate, server_certificate: Certificate, settings: Any
+) -> None:
+    """Directives and entry are those of the page, but for address and files."""
+    own = issue(ca.path.parent, "site", ca)
+    port = free_port()
+    directives, entry = (block("deploy-store.md", word) for word in ("port 0\n", "rediss:"))
+
+    def here(text: str) -> str:
+        for name, path in {
+            "store.example.net:6380": f"127.0.0.1:{port}",
+            "tls-port 6380": f"tls-port {port}",
+            "/etc/ssl/store-ca.pem": ca.path,
+            "/etc/ssl/store.pem": server_certificate.path,
+            "/etc/ssl/store.key": server_certificate.key_path,
+            "/etc/ssl/site.pem": own.path,
+            "/etc/ssl/site.key": own.key_path,
+        }.items():
+            text = text.replace(name, str(path))
+        return text
+
+    words = [word for line in here(directives).splitlines() for word in f"--{line}".split(" ", 1)]
+    with StoreServer(*words, binary=store_binary("redis"), port=port):
+        namespace: dict[str, Any] = {}
+        exec(here(entry), namespace)
+        settings.CACHES = namespace["CACHES"]
+        settings.SESSION_CACHE_ALIAS = namespace["SESSION_CACHE_ALIAS"]
+        use(False)
+        use(True)
 
 
 def test_sentinel_with_tls(ca: Certificate, server_certificate: Certificate, settings: Any) -> None:
