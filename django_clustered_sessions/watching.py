@@ -9,6 +9,7 @@ in a thread or in an event loop, waits for that thread's next answer.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 import time
@@ -20,6 +21,8 @@ import redis
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 from redis.sentinel import MasterNotFoundError
+
+logger = logging.getLogger("django_clustered_sessions.store")
 
 #: The Sentinels are asked so often, in seconds.
 INTERVAL_S: Final = 1.0
@@ -91,7 +94,14 @@ class Watcher:
             starts, self._is_running = not self._is_running, True
         self._wanted.set()
         if starts:
-            threading.Thread(target=self._run, name="session-store-watcher", daemon=True).start()
+            thread = threading.Thread(target=self._run, name="session-store-watcher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The interpreter ends; what counts is reported at its exit.
+                with self._lock:
+                    asking, self._asking, self._is_running = self._asking, [], False
+                self._tell(asking, MasterNotFoundError(str(error)))
         return asked
 
     def close(self) -> None:
@@ -127,29 +137,43 @@ class Watcher:
         awake = [client for client in clients if rests_until.get(client, now_s) <= now_s]
         for client in awake or clients:
             try:
-                state: Any = client.sentinel_master(self.service)
-            except (RedisError, OSError) as error:
+                found = self._ask(client)
+            except Exception as error:
+                # Whatever it is, nobody else would take it, and all would wait for a dead thread.
                 rests_until[client] = time.monotonic() + _REST_S
-                why = why or str(error)
+                why = why or f"{type(error).__name__}: {error}"
                 continue
             answered += 1
-            if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
+            if found is None:
                 why = "it is down, say the Sentinels"
                 continue
-            found = Answer((state["ip"], state["port"]), state["config-epoch"])
             if best is None or found.epoch > best.epoch:
                 best = found
             if self._known is None or best.epoch >= self._known.epoch:
                 # At once: the next Sentinel may hang.
-                self._known, asking = best, self._tell(asking, best.address)
+                self._learn(best)
+                asking = self._tell(asking, best.address)
         if best is not None and answered * 2 > len(clients):
             # Sentinels that were set up anew count their failovers from 0.
-            self._known = best
+            self._learn(best)
         if self._known is not None and (best is not None or not answered):
             # Nobody who can be asked knows better.
             self._tell(asking, self._known.address)
         else:
             self._tell(asking, MasterNotFoundError(f"no primary {self.service!r}: {why}"))
+
+    def _ask(self, client: redis.Redis) -> Answer | None:
+        """Return whom a Sentinel names, None where it takes that one for down."""
+        state: Any = client.sentinel_master(self.service)
+        if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
+            return None
+        return Answer((state["ip"], state["port"]), state["config-epoch"])
+
+    def _learn(self, answer: Answer) -> None:
+        before, self._known = self._known, answer
+        if before is not None and before.address != answer.address:
+            addresses = ["{}:{}".format(*one.address) for one in (before, answer)]
+            logger.warning("the primary of %s was %s and is now %s", self.service, *addresses)
 
     def _tell(
         self, asking: list[Future[Address]], answer: Address | Exception

@@ -39,11 +39,8 @@ def is_async(request: pytest.FixtureRequest) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def timeout(settings: Any) -> Iterator[None]:
+def timeout(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = TIMEOUT_S
-    yield
-    # The pools that were built from a test's store end with it.
-    watching.forget()
 
 
 class Outcome(NamedTuple):
@@ -444,6 +441,46 @@ def test_the_watcher_ends_when_nothing_is_lent(
         wait_for(lambda: not watcher._is_running, "it ends")
         # What it knew is old by the time that somebody comes again.
         assert not watcher.names("127.0.0.1", 1)
+
+
+def test_nonsense_is_no_answer(watch: Callable[..., Watcher]) -> None:
+    """A thread that ended with it would let everybody wait for ever."""
+    strange = Sentinel(1)
+    strange.state = {"ip": "127.0.0.1"}
+    watcher = watch(strange)
+    with pytest.raises(MasterNotFoundError, match="KeyError"):
+        port(watcher.answer())
+    strange.says(1, 0)
+    assert port(watcher.answer()) == 1
+
+
+def test_no_thread_any_more(watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since Python 3.12 none starts while the interpreter ends."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    watcher = watch(Sentinel(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(MasterNotFoundError, match="shutdown"):
+            port(watcher.answer())
+    assert port(watcher.answer()) == 1
+
+
+def test_a_change_is_logged_once(
+    watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    sentinels = [Sentinel(1, 4) for _ in range(3)]
+    watcher = watch(*sentinels)
+    for _ in range(3):
+        port(watcher.answer())
+    assert caplog.messages == []
+    for sentinel in sentinels:
+        sentinel.says(2, 5)
+    for _ in range(3):
+        port(watcher.answer())
+    assert caplog.messages == ["the primary of main was 127.0.0.1:1 and is now 127.0.0.1:2"]
 
 
 def test_who_gives_up_does_no_harm(watch: Callable[..., Watcher]) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from django_clustered_sessions import connections, watching
+from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from tests.conftest import store_binary, use_store
@@ -231,7 +231,6 @@ def test_sentinel_with_tls(ca: Certificate, server_certificate: Certificate, set
         wait_for(lambda: watcher.names("127.0.0.1", promoted), "it is seen", timeout_s=30.0)
         use(False)
         use(True)
-    watching.forget()
 
 
 @pytest.mark.parametrize("user", ["default", "site"])
