@@ -19,8 +19,8 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import ClusteredSessionError
 from django_clustered_sessions.near import near_cache
 from tests.conftest import use_store
+from tests.locking import Threads, outcome, wait_for_queue
 from tests.servers import StoreServer
-from tests.test_docs import assert_waiters_are_woken
 
 PAGE = (Path(__file__).parent.parent / "docs" / "deploy-store.md").read_text(encoding="utf-8")
 
@@ -46,6 +46,7 @@ def admin(server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 600
     # A lock that cannot be given up is waited for.
     settings.CLUSTERED_SESSIONS_LOCK_LEASE = 1.0
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 5.0
     with server.client(decode_responses=True) as client:
         client.flushall()
         client.script_flush()
@@ -68,7 +69,21 @@ def denied(admin: redis.Redis) -> set[str]:
     return {entry["object"].lower() for entry in admin.acl_log()} - {"client|setinfo"}
 
 
-def use_everything() -> None:
+def wait_for_a_lock(server: StoreServer, key: str) -> None:
+    """Let a thread wait until it is woken; it has ended when this returns."""
+
+    def wait() -> None:
+        with SessionStore(key).lock() as waiter:
+            waiter.increment("hits")
+
+    with Threads() as threads, server.client(db=1) as raw:
+        with SessionStore(key).lock():
+            waiting = threads.start(wait)
+            wait_for_queue(raw, key, 1)
+        outcome(waiting)
+
+
+def use_everything(server: StoreServer) -> None:
     """Do with sessions what a site can do."""
     session = SessionStore()
     session["n"], session["user"] = 1, "x" * 5000
@@ -89,7 +104,7 @@ def use_everything() -> None:
     with SessionStore(key).lock() as locked:
         locked["n"] = 5
         locked.commit()
-    assert_waiters_are_woken(SessionStore(key))
+    wait_for_a_lock(server, key or "")
     assert session.exists(key)
     sliding = SessionStore(key)
     sliding.cycle_key()
@@ -119,9 +134,9 @@ def look_at_everything() -> None:
     assert checks.check_store() == []
 
 
-def test_the_rule_is_enough(admin: redis.Redis) -> None:
+def test_the_rule_is_enough(admin: redis.Redis, server: StoreServer) -> None:
     allow(admin, RULE, *COMMANDS)
-    use_everything()
+    use_everything(server)
     assert denied(admin) == set()
 
 
@@ -132,10 +147,10 @@ def test_with_statistics(admin: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("missing", COMMANDS)
-def test_not_one_command_too_many(missing: str, admin: redis.Redis) -> None:
+def test_not_one_command_too_many(missing: str, admin: redis.Redis, server: StoreServer) -> None:
     allow(admin, RULE, *(command for command in COMMANDS if command != missing))
     with suppress(ClusteredSessionError, AssertionError):
-        use_everything()
+        use_everything(server)
     assert missing[1:] in denied(admin)
 
 

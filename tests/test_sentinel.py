@@ -190,12 +190,12 @@ def test_failover_under_load(settings: Any, is_async: bool) -> None:
     assert back_s - promoted_s < BOUND_S / 2
 
 
-def test_writers_leave_a_primary_that_was_cut_off(settings: Any, is_async: bool) -> None:
+def test_tasks_leave_a_primary_that_was_cut_off(settings: Any) -> None:
     """It takes writes as before: nothing but the Sentinels tells that it is none any more."""
     with Replicated(sentinels=3) as topology:
         topology.admit("site", "on", ">secret", "~*", "+@all")
         topology.use(settings, 1, user="site:secret")
-        with Writers(sessions(topology), is_async=is_async) as writers:
+        with Writers(sessions(topology), is_async=True) as writers:
             writers.wait_for_successes()
             old = topology.cut_off("hidden")
             promoted = topology.promoted()
@@ -212,7 +212,7 @@ def test_writers_leave_a_primary_that_was_cut_off(settings: Any, is_async: bool)
     assert failed <= {SessionStoreUnavailable}
 
 
-def test_nothing_lands_on_a_primary_that_was_paused(settings: Any) -> None:
+def test_threads_send_nothing_to_a_primary_that_was_paused(settings: Any) -> None:
     """Bytes in its socket would be executed when it goes on, before it knows of the failover."""
     with Replicated(sentinels=3) as topology:
         topology.use(settings, 1)
