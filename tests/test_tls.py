@@ -26,6 +26,12 @@ from tests.servers import StoreServer, free_port, raw_client, wait_for
 from tests.test_docs import block
 from tests.topologies import Replicated
 
+#: What a key may be for.
+USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
 
 class Certificate(NamedTuple):
     """A certificate with its key, and the files that hold them."""
@@ -51,6 +57,16 @@ def issue(folder: Path, name: str, issuer: Certificate | None = None) -> Certifi
         .not_valid_after(now + timedelta(days=1))
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
     )
+    # Python 3.13 is strict about these.
+    signer = (issuer.key if issuer else key).public_key()
+    for extension in (
+        x509.SubjectKeyIdentifier.from_public_key(key.public_key()),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(signer),
+    ):
+        builder = builder.add_extension(extension, critical=False)
+    usage = dict.fromkeys(USAGES, False) | {"digital_signature": True}
+    usage |= {"key_cert_sign": issuer is None, "crl_sign": issuer is None}
+    builder = builder.add_extension(x509.KeyUsage(**usage), critical=True)
     if issuer is not None:
         here = x509.IPAddress(ipaddress.ip_address("127.0.0.1"))
         builder = builder.add_extension(x509.SubjectAlternativeName([here]), critical=False)
