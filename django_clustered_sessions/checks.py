@@ -43,9 +43,6 @@ OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
 #: First release with WAITAOF, of both stores.
 _WAITAOF: Final = (7, 2)
 
-#: Clocks further apart than this are reported, in ms.
-CLOCK_TOLERANCE_MS: Final = 1000
-
 _CLIENT_CLASSES: Final = frozenset(
     {"redis.Redis", "redis.StrictRedis", "redis.client.Redis", "redis.client.StrictRedis"}
 )
@@ -149,6 +146,7 @@ def check_store(
         *_version(facts),
         *_sync(facts),
         *_topology(facts),
+        *_isolation(facts),
     ]
 
 
@@ -454,7 +452,7 @@ def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
 
 
 def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
-    if abs(facts.clock_offset_ms) - facts.clock_error_ms > CLOCK_TOLERANCE_MS:
+    if abs(facts.clock_offset_ms) - facts.clock_error_ms > statistics.CLOCK_TOLERANCE_MS:
         yield Warning(
             f"This node's clock is {abs(facts.clock_offset_ms) / 1000:.1f} s "
             f"{'ahead of' if facts.clock_offset_ms > 0 else 'behind'} the session store's.",
@@ -517,4 +515,20 @@ def _topology(facts: StoreFacts) -> Iterator[CheckMessage]:
             hint=f"CONNECTION_FACTORY in its OPTIONS is {connections.CLUSTER!r} for a cluster, "
             "and for no other store.",
             id="clustered_sessions.W019",
+        )
+
+
+def _isolation(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if connections.watcher() is None:
+        return
+    if facts.min_replicas is None:
+        why = facts.why_no_config or "CONFIG GET does not tell"
+        yield _unchecked("whether a primary without replicas takes writes", why)
+    elif not facts.min_replicas:
+        yield Warning(
+            "The primary that the Sentinels name has min-replicas-to-write 0: one that is cut "
+            "off from its replicas goes on taking writes, and what it took is lost when another "
+            "is promoted.",
+            hint="Set min-replicas-to-write 1 and min-replicas-max-lag 10 on each server.",
+            id="clustered_sessions.W017",
         )

@@ -124,6 +124,16 @@ class SlotMap:
         """All nodes that have slots, in the order of their first one."""
         return list(dict.fromkeys(self._slots[slot] for slot in sorted(self._slots)))
 
+    @property
+    def ranges(self) -> Mapping[Address, Sequence[tuple[int, int]]]:
+        """Each primary's slots, in ranges with both ends included."""
+        found: dict[Address, list[tuple[int, int]]] = {}
+        for slot in sorted(self._slots):
+            its = found.setdefault(self._slots[slot], [])
+            first = its.pop()[0] if its and its[-1][1] == slot - 1 else slot
+            its.append((first, slot))
+        return found
+
     def moved(self, slot: int, node: Address) -> None:
         """Take a node's word for where one slot is; the others may have moved too."""
         self._slots[slot] = node
@@ -175,6 +185,11 @@ class Nodes:
     def __init__(self, slots: SlotMap, build: Callable[[Address], Any]) -> None:
         self._slots, self._build = slots, build
         self._pools: dict[Address, Any] = {}
+
+    @property
+    def slots(self) -> Mapping[Address, Sequence[tuple[int, int]]]:
+        """All primaries that are known, each with its ranges of slots."""
+        return self._slots.ranges
 
     @property
     def pools(self) -> Sequence[Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from typing import Any, Final, TypeVar, cast
@@ -22,17 +22,15 @@ from django.dispatch import receiver
 from redis import asyncio as aioredis
 from redis.asyncio.connection import parse_url as parse_async_url
 from redis.asyncio.retry import Retry as AsyncRetry
-from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.asyncio.sentinel import SentinelConnectionPool as AsyncSentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.connection import parse_url
 from redis.retry import Retry
-from redis.sentinel import Sentinel, SentinelConnectionPool
 
-from . import cluster
+from . import cluster, watching
 from .cluster import Address, Nodes, SlotMap
 from .commands import Asks, Wait
 from .conf import conf
+from .exceptions import SessionStoreUnavailable
 
 #: Backend of a CACHES entry that this package can use.
 BACKEND: Final = "django_redis.cache.RedisCache"
@@ -91,6 +89,28 @@ class _AsyncPool(aioredis.ConnectionPool):
             self._idle.append(connection)
 
 
+class _SentinelPool(_Pool):
+    """Connections to the primary that the Sentinels name; see watching."""
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _Pool.get_connection(); one that leads elsewhere will connect anew."""
+        connection = super().get_connection()
+        if not connection.is_at_primary():
+            connection.disconnect()
+        return connection
+
+
+class _AsyncSentinelPool(_AsyncPool):
+    """See _SentinelPool."""
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _SentinelPool.get_connection()."""
+        connection = await super().get_connection()
+        if not connection.is_at_primary():
+            await connection.disconnect(nowait=True)
+        return connection
+
+
 #: What stands for the pool classes that exist both for synchronous and for asynchronous use.
 POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
     "redis.ConnectionPool": (_Pool, _AsyncPool),
@@ -100,8 +120,14 @@ POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
         redis.BlockingConnectionPool,
         aioredis.BlockingConnectionPool,
     ),
-    "redis.sentinel.SentinelConnectionPool": (SentinelConnectionPool, AsyncSentinelConnectionPool),
+    "redis.sentinel.SentinelConnectionPool": (_SentinelPool, _AsyncSentinelPool),
 }
+
+#: Connections to the primary that Sentinels name: for each world, without TLS and with it.
+_WATCHED: Final = (
+    (watching.WatchedConnection, watching.WatchedTLSConnection),
+    (watching.AsyncWatchedConnection, watching.AsyncWatchedTLSConnection),
+)
 
 #: Connection options that are not the entry's to decide here: timeouts and repeats follow
 #: CLUSTERED_SESSIONS_STORE_TIMEOUT, and replies are read raw.
@@ -191,9 +217,15 @@ def _slot_map(start: tuple[Address, ...]) -> SlotMap:
 
 
 def _build(
-    parse: Callable[[str], Mapping[str, Any]], retry: Any, sentinel: Callable[..., Any], world: int
+    parse: Callable[[str], Mapping[str, Any]],
+    retry: Any,
+    world: int,
+    at: watching.Address | None = None,
 ) -> Any:
-    """Build the pool of one world: synchronous (0) or asynchronous (1)."""
+    """Build the pool of one world: synchronous (0) or asynchronous (1).
+
+    ``at`` is a server that stands for the one that LOCATION or the Sentinels name.
+    """
     found = entry()
     options: Mapping[str, Any] = found.get("OPTIONS", {})
     factory = _factory(options)
@@ -205,7 +237,7 @@ def _build(
     if (
         factory not in FACTORIES
         or pools is None
-        or (factory == SENTINEL) != (pools[0] is SentinelConnectionPool)
+        or (factory == SENTINEL) != (pools[0] is _SentinelPool)
     ):
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has {pool_name or factory}: either there is no "
@@ -237,22 +269,30 @@ def _build(
     } | ours
     pool_class = pools[world]
     if factory == SENTINEL:
-        keywords["service_name"] = keywords.pop("host")
-        keywords.pop("port", None)
-        keywords["ssl"] = keywords.pop("connection_class", None) is not None
         sentinels = options.get("SENTINELS", ())
         # One that hangs leaves time to ask the next one, and the primary.
         share_s = timeout_s / (len(sentinels) + 1)
         brief = {"socket_connect_timeout": share_s, "socket_timeout": share_s}
-        keywords["sentinel_manager"] = sentinel(
-            sentinels, sentinel_kwargs={**ours, **brief, **(options.get("SENTINEL_KWARGS") or {})}
+        asking = {**ours, "retry": Retry(NoBackoff(), 0), **brief}
+        keywords["watcher"] = watching.watcher(
+            keywords.pop("host"), sentinels, asking | (options.get("SENTINEL_KWARGS") or {})
         )
+        keywords.pop("port", None)
+        is_tls = keywords.get("connection_class") is not None
+        keywords["connection_class"] = _WATCHED[world][is_tls]
+    if at is not None:
+        pool_class = redis.ConnectionPool
+        for name in ("watcher", "path"):
+            if keywords.pop(name, None) is not None:
+                is_tls = keywords.pop("connection_class") is watching.WatchedTLSConnection
+                keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
+        keywords["host"], keywords["port"] = at
     if issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
         keywords["timeout"] = timeout_s
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
-    if factory == CLUSTER:
+    if factory == CLUSTER and at is None:
         # One node that hangs leaves time to ask another one.
         half = {"socket_connect_timeout": timeout_s / 2, "socket_timeout": timeout_s / 2}
         keywords |= half
@@ -273,7 +313,7 @@ class _Pools:
         pool = self._sync
         if pool is None:
             with self._lock:
-                pool = self._sync = self._sync or _build(parse_url, Retry, Sentinel, 0)
+                pool = self._sync = self._sync or _build(parse_url, Retry, 0)
         return pool
 
     def apool(self) -> AsyncPool:
@@ -282,7 +322,7 @@ class _Pools:
             for loop, changes in list(self._async):
                 if loop.is_closed():
                     self._async.pop((loop, changes), None)
-            pool = _build(parse_async_url, AsyncRetry, AsyncSentinel, 1)
+            pool = _build(parse_async_url, AsyncRetry, 1)
             self._async[where] = pool, self._close_with_loop(where, pool)
             _start(self._async[where][1])
         return self._async[where][0]
@@ -300,9 +340,6 @@ class _Pools:
             self._async.pop(where, None)
             for one in pool.pools if isinstance(pool, Nodes) else [pool]:
                 await one.disconnect()
-            if isinstance(pool, AsyncSentinelConnectionPool):
-                for client in pool.sentinel_manager.sentinels:
-                    await client.aclose()
 
     def forget(self) -> None:
         with self._lock:
@@ -354,9 +391,47 @@ def awaiting_pool(step: Asks | None = None) -> AsyncPool:
     return _for(_waiting.apool(), step)
 
 
+def pool_at(address: watching.Address) -> redis.ConnectionPool:
+    """Return a new pool of connections to one server, a replica for example. See pool()."""
+    built: redis.ConnectionPool = _build(parse_url, Retry, 0, address)
+    return built
+
+
+def watcher() -> watching.Watcher | None:
+    """Return who asks the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
+    found = pool()
+    return None if isinstance(found, Nodes) else found.connection_kwargs.get("watcher")
+
+
+def nodes() -> Mapping[Address, Sequence[tuple[int, int]]]:
+    """Return a cluster's primaries, as far as this process knows, each with its ranges of slots.
+
+    None where the store is no cluster. Raises ImproperlyConfigured.
+    """
+    found = pool()
+    return found.slots if isinstance(found, Nodes) else {}
+
+
+def address() -> str:
+    """Return where this process's connections lead: ``HOST:PORT`` or the path of a socket.
+
+    Not for a cluster, whose ``nodes`` are several.
+
+    Raises SessionStoreUnavailable, ImproperlyConfigured.
+    """
+    of: Any = pool()
+    try:
+        connection: Any = of.get_connection()
+    except redis.RedisError as error:
+        raise SessionStoreUnavailable(f"the session store does not answer: {error}") from error
+    of.release(connection)
+    return str(getattr(connection, "path", "") or f"{connection.host}:{connection.port}")
+
+
 @receiver(setting_changed)
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in _BUILT_FROM:
         _working.forget()
         _waiting.forget()
         _slot_map.cache_clear()
+        watching.forget()

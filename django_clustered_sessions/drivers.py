@@ -19,6 +19,7 @@ from redis import asyncio as aioredis
 from redis.exceptions import (
     ConnectionError,
     NoScriptError,
+    ReadOnlyError,
     RedisError,
     ResponseError,
     TimeoutError,
@@ -218,8 +219,8 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
         connection = pool.get_connection()
         try:
             return _ask(connection, trip, deadline - seconds / 2)
-        except (ConnectionError, TimeoutError) as error:
-            if not is_lost(error):
+        except (ConnectionError, TimeoutError, ReadOnlyError) as error:
+            if not _wants_another(error):
                 raise
             _reconnect(connection, deadline)
             return _ask(connection, trip, deadline)
@@ -243,8 +244,11 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
             connection = await pool.get_connection()
             try:
                 return await _aask(connection, trip, deadline - seconds / 2)
-            except (ConnectionError, TimeoutError, builtins.TimeoutError) as error:
-                if not is_lost(error):
+            except (
+                *(ConnectionError, TimeoutError, ReadOnlyError),
+                builtins.TimeoutError,
+            ) as error:
+                if not _wants_another(error):
                     raise
                 await connection.disconnect(nowait=True)
                 await connection.connect()
@@ -277,7 +281,7 @@ def _ask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
     if any(isinstance(reply, Exception) for reply in replies):
         at = _first_unknown(replies)
         replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
-        return replies if isinstance(trip, Addressed) else _checked(trip, replies)
+        return _judged(trip, replies)
     return replies
 
 
@@ -288,7 +292,7 @@ async def _aask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
         at = _first_unknown(replies)
         packed = _pack(trip[at:], by_source=True)
         replies[at:] = await _aexchange(connection, packed, deadline)
-        return replies if isinstance(trip, Addressed) else _checked(trip, replies)
+        return _judged(trip, replies)
     return replies
 
 
@@ -339,6 +343,12 @@ def _deadline(seconds: float) -> float:
     return time.monotonic() + seconds
 
 
+def _wants_another(error: Exception) -> bool:
+    """Return whether a fresh connection may help: no reply, or one by what is no primary now."""
+    plain = _plain(error)
+    return is_lost(plain) or isinstance(plain, ReadOnlyError)
+
+
 def _pack(trip: Trip, *, by_source: bool = False) -> list[bytes]:
     """Return the trip's commands packed; ``by_source``: the store does not know the scripts."""
     packed = []
@@ -359,6 +369,19 @@ def _first_unknown(replies: Sequence[Any]) -> int:
     return next(unknown, len(replies))
 
 
+def _judged(trip: Trip, replies: list[Any]) -> list[Any]:
+    """Return the replies of one node, with the errors in them where the trip is addressed to it.
+
+    Raises ReadOnlyError, and what ``_checked`` raises.
+    """
+    if isinstance(trip, Addressed):
+        return replies
+    for reply in replies:
+        if isinstance(reply, ReadOnlyError):
+            raise reply
+    return _checked(trip, replies)
+
+
 def _checked(trip: Trip, replies: list[Any]) -> list[Any]:
     """Return the replies, or raise for the first that says that the store cannot.
 
@@ -376,7 +399,13 @@ def _checked(trip: Trip, replies: list[Any]) -> list[Any]:
     return replies
 
 
+def _plain(error: Exception) -> Exception:
+    """Return what happened: redis-py wraps a refusal while it connects asynchronously."""
+    return error.__cause__ if isinstance(error.__cause__, RedisError) else error
+
+
 def _unavailable(error: Exception) -> SessionStoreUnavailable:
+    error = _plain(error)
     text = str(error) or "no reply in time"
     word = getattr(error, "status_code", None) or text.partition(" ")[0]
     if advice := _ADVICE.get(word):

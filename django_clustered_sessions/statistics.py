@@ -7,6 +7,7 @@ measured one small trip after the other. What is told of locks grows with those 
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,6 +25,9 @@ T = TypeVar("T")
 #: Version of what ``document()`` and ``locks_document()`` return.
 FORMAT: Final = 1
 
+#: Clocks further apart than this are reported, in ms.
+CLOCK_TOLERANCE_MS: Final = 1000
+
 #: Upper bounds of the classes of remaining life, in seconds; the last class has none.
 LIVES_S: Final = (60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 14 * 86400, 30 * 86400)
 
@@ -31,6 +35,9 @@ LIVES_S: Final = (60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 14 * 86400, 30 * 86
 _PER_TRIP: Final = 64
 #: Sessions in a page of an index.
 _PAGE: Final = 64
+
+#: How INFO names a replica.
+_REPLICA: Final = re.compile(r"slave\d+")
 
 Progress = Callable[[int, int], None]
 
@@ -43,12 +50,26 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Clock:
+    """A store host's clock in ms, this node's less that, and how wrong the latter may be."""
+
+    now_ms: int
+    offset_ms: int
+    error_ms: int
+
+    def ahead_of(self, other: Clock) -> tuple[int, int]:
+        """Return by how much it is ahead of another host's, and how wrong that may be, in ms."""
+        return other.offset_ms - self.offset_ms, self.error_ms + other.error_ms
+
+
+@dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What the store says of itself: its clock in ms, INFO, and CONFIG's ``save``.
+    """What the store says of itself: its clock in ms, INFO, and some of CONFIG.
 
     INFO is the first primary's of a cluster, and ``others`` are those of the other ones.
     ``clock_offset_ms`` is this node's clock less the store's, right to ``clock_error_ms``. Where
-    the store refuses, ``info`` is empty or ``save`` None, and the reasons are given.
+    the store refuses, ``info`` is empty, or ``save`` and ``min_replicas`` are None, and the
+    reasons are given.
     """
 
     now_ms: int
@@ -59,6 +80,12 @@ class StoreFacts:
     why_no_info: str = "INFO does not tell"
     why_no_config: str = ""
     others: Sequence[Mapping[str, str]] = ()
+    min_replicas: int | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """Its clock beside this node's."""
+        return Clock(self.now_ms, self.clock_offset_ms, self.clock_error_ms)
 
     @property
     def product(self) -> str:
@@ -185,6 +212,55 @@ class Page:
 
 
 @dataclass(slots=True)
+class Replica:
+    """A replica as its primary sees it; ``lag_s``: seconds since it was last heard of.
+
+    ``clock`` is None where it could not be asked.
+    """
+
+    host: str
+    port: int
+    state: str
+    lag_bytes: int
+    lag_s: int
+    clock: Clock | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Primary:
+    """A server that holds sessions, and its replicas; None where it does not tell them.
+
+    ``slots`` are the ranges of slots that a Cluster's primary has, both ends included.
+    """
+
+    address: str
+    role: str | None
+    clock: Clock
+    replicas: Sequence[Replica] | None
+    slots: Sequence[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinels:
+    """The Sentinels: how many the entry names, how many of these answer, and what they know.
+
+    ``known`` is how many there are by their own account, ``quorum`` how many have to find the
+    primary down; None where none answers.
+    """
+
+    service: str
+    named: int
+    answering: int
+    known: int | None
+    quorum: int | None
+
+
+@dataclass(slots=True)
 class Statistics:
     """The whole cluster's figures. Sizes and memory are bytes."""
 
@@ -202,6 +278,9 @@ class Statistics:
     index_memory: int = 0
     nodes: dict[str, Node] = field(default_factory=dict)
     former: Node = field(default_factory=lambda: Node(""))
+    #: One for a single store, and several for a Cluster.
+    primaries: Sequence[Primary] = ()
+    sentinels: Sentinels | None = None
 
     @property
     def total(self) -> int:
@@ -248,41 +327,78 @@ class HeldLocks:
     locks: Sequence[HeldLock]
 
 
-def store_facts(clock: Callable[[], float]) -> Flow[StoreFacts]:
-    """Ask the store about itself; ``clock`` gives this node's time in seconds.
+def clock(node: Callable[[], float]) -> Flow[Clock]:
+    """Ask a server for its time; ``node`` gives this node's in seconds.
 
-    Raises SessionStoreUnavailable where it does not even tell its time.
+    Raises SessionStoreUnavailable.
     """
     yield (_call("TIME"),)
     # The second answer, so that the time to connect is not taken for a wrong clock.
-    sent_s = clock()
+    sent_s = node()
     (time,) = yield (_call("TIME"),)
-    received_s = clock()
+    received_s = node()
     now_ms = milliseconds(time)
+    return Clock(
+        now_ms,
+        round((sent_s + received_s) * 500) - now_ms,
+        math.ceil(abs(received_s - sent_s) * 500),
+    )
+
+
+def store_facts(node: Callable[[], float]) -> Flow[StoreFacts]:
+    """Ask the store about itself; ``node`` gives this node's time in seconds.
+
+    Raises SessionStoreUnavailable where it does not even tell its time.
+    """
+    time = yield from clock(node)
     facts: dict[str, Any] = {"info": {}, "save": None}
     match (yield from _unless_refused(Everywhere((_call("INFO"),)))):
         case Refused(why):
             facts["why_no_info"] = why
         case [bytes() as first, *others]:
             facts["info"], facts["others"] = _parse_info(first), list(map(_parse_info, others))
-    match (yield from _unless_refused((_call("CONFIG", "GET", "save"),))):
+    asked = _call("CONFIG", "GET", "save", "min-replicas-to-write")
+    match (yield from _unless_refused((asked,))):
         case Refused(why):
             facts["why_no_config"] = why
-        case [[_, value]]:
-            facts["save"] = value.decode()
-        case _:
-            facts["why_no_config"] = "CONFIG GET does not tell"
-    return StoreFacts(
-        now_ms,
-        clock_offset_ms=round((sent_s + received_s) * 500) - now_ms,
-        clock_error_ms=math.ceil(abs(received_s - sent_s) * 500),
-        **facts,
-    )
+        case [reply]:
+            words = iter(reply)
+            told = {name.decode(): value.decode() for name, value in zip(words, words, strict=True)}
+            facts["save"] = told.get("save")
+            least = told.get("min-replicas-to-write", "")
+            facts["min_replicas"] = int(least) if least.isdigit() else None
+            facts["why_no_config"] = "" if told else "CONFIG GET does not tell"
+    return StoreFacts(time.now_ms, time.offset_ms, time.error_ms, **facts)
+
+
+def primary(address: str, facts: StoreFacts) -> Primary:
+    """Return a server with the replicas that it has by its own account."""
+    replicas = None
+    sent = facts.number("master_repl_offset")
+    if sent is not None:
+        lines = (value for name, value in facts.info.items() if _REPLICA.fullmatch(name))
+        replicas = [_replica(line, sent) for line in lines]
+    return Primary(address, facts.role, facts.clock, replicas)
+
+
+def sentinels(service: str, states: Sequence[Mapping[str, Any] | None]) -> Sentinels:
+    """Sum up what each Sentinel knows of a service; None where one did not tell."""
+    told = [state for state in states if state is not None]
+    known = max((state["num-other-sentinels"] + 1 for state in told), default=None)
+    quorum = told[0]["quorum"] if told else None
+    return Sentinels(service, len(states), len(told), known, quorum)
+
+
+def _replica(line: str, sent: int) -> Replica:
+    """Read INFO's line of a replica; ``sent`` is how far the primary itself is."""
+    told = dict(word.partition("=")[::2] for word in line.split(","))
+    behind, lag_s = sent - int(told["offset"]), int(told["lag"])
+    return Replica(told["ip"], int(told["port"]), told["state"], max(behind, 0), lag_s)
 
 
 def collect(
     prefix: str,
-    clock: Callable[[], float],
+    node: Callable[[], float],
     *,
     sample: int | None,
     random: Random,
@@ -295,7 +411,7 @@ def collect(
 
     Raises SessionStoreUnavailable.
     """
-    store = yield from store_facts(clock)
+    store = yield from store_facts(node)
     figures = Statistics(prefix, store, exact=False)
     probe = yield from _unless_refused((_memory_of(_index(prefix, 0)),))
     figures.memory = None if isinstance(probe, Refused) else Distribution()
@@ -471,7 +587,60 @@ def document(figures: Statistics) -> dict[str, Any]:
             "appendonly": store.appendonly,
             "save": store.save,
         },
+        "topology": {
+            "primaries": [_primary_document(one, figures) for one in figures.primaries],
+            "sentinels": figures.sentinels
+            and {
+                "service": figures.sentinels.service,
+                "named": figures.sentinels.named,
+                "answering": figures.sentinels.answering,
+                "known": figures.sentinels.known,
+                "quorum": figures.sentinels.quorum,
+            },
+        },
     }
+
+
+def clocks_apart(figures: Statistics) -> Iterator[tuple[str, int]]:
+    """Yield each server whose clock is surely a second ahead of or behind the first one's.
+
+    And by how much it is ahead, in ms.
+    """
+    for one in figures.primaries:
+        for address, clock in (
+            (one.address, one.clock),
+            *((replica.address, replica.clock) for replica in one.replicas or ()),
+        ):
+            if clock is not None:
+                ahead_ms, error_ms = clock.ahead_of(figures.primaries[0].clock)
+                if abs(ahead_ms) - error_ms > CLOCK_TOLERANCE_MS:
+                    yield address, ahead_ms
+
+
+def _primary_document(one: Primary, figures: Statistics) -> dict[str, Any]:
+    return {
+        "address": one.address,
+        "role": one.role,
+        "slots": one.slots and [list(slots) for slots in one.slots],
+        **_clock_document(one.clock, figures),
+        "replicas": None
+        if one.replicas is None
+        else [
+            {
+                "address": replica.address,
+                "state": replica.state,
+                "lag_bytes": replica.lag_bytes,
+                "lag_s": replica.lag_s,
+                **_clock_document(replica.clock, figures),
+            }
+            for replica in one.replicas
+        ],
+    }
+
+
+def _clock_document(clock: Clock | None, figures: Statistics) -> dict[str, Any]:
+    told = clock.ahead_of(figures.primaries[0].clock) if clock else (None, None)
+    return dict(zip(("clock_ahead_ms", "clock_error_ms"), told, strict=True))
 
 
 def _named(counts: Counter[str]) -> dict[str, int]:

@@ -19,6 +19,7 @@ from django_clustered_sessions.conf import PREFIX
 from django_clustered_sessions.statistics import StoreFacts
 from tests.conftest import use_store
 from tests.servers import StoreServer
+from tests.topologies import Replicated
 
 OURS = "django_clustered_sessions.middleware.ClusteredSessionMiddleware"
 DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
@@ -288,6 +289,22 @@ def test_store_settings(
         messages = checks.check_store()
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
+
+
+def test_primary_that_takes_writes_without_replicas(settings: Any) -> None:
+    """Asked for with Sentinels only: without them no other is promoted."""
+    with Replicated("--appendonly", "yes", sentinels=1) as topology:
+        topology.use(settings, 1)
+        (message,) = checks.check_store()
+        assert message.id == "clustered_sessions.W017"
+        topology.primary.client().config_set("min-replicas-to-write", 1)
+        assert checks.check_store() == []
+        topology.admit("site", "on", ">secret", "~*", "+@all", "-config")
+        topology.use(settings, 1, user="site:secret")
+        assert ids(checks.check_store()) == ["I001"]
+        use_store(settings, f"{topology.primary.url}/1")
+        topology.primary.client().config_set("min-replicas-to-write", 0)
+        assert checks.check_store() == []
 
 
 @pytest.fixture

@@ -34,6 +34,16 @@ def page(name: str) -> str:
     return (DOCS / name).read_text(encoding="utf-8")
 
 
+def block(name: str, word: str) -> str:
+    """Return the one code block of a page that has a word."""
+    (found,) = (
+        text
+        for text in re.findall(r"^```\w*\n(.*?)^```$", page(name), re.DOTALL | re.MULTILINE)
+        if word in text
+    )
+    return str(found)
+
+
 def test_settings_are_documented_with_their_defaults(settings: Any) -> None:
     sections = re.findall(
         rf"^### {PREFIX}(\w+)\n\nType: .*\. Default: (.+)$", page("settings.md"), re.MULTILINE
@@ -105,7 +115,7 @@ def shape(value: Any) -> Any:
     if isinstance(value, dict):
         return [(name, shape(item)) for name, item in value.items()]
     if isinstance(value, list):
-        return [shape(value[0])]
+        return [shape(item) for item in value[:1]]
     return type(value)
 
 

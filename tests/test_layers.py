@@ -23,7 +23,7 @@ ROWS = [
     "hold",
     "holding replication reporting usage",
     "connections drivers statistics",
-    "cluster conf counters decorators embedded flows lifetime responses serializers",
+    "cluster conf counters decorators embedded flows lifetime responses serializers watching",
     "locks",
     "commands near",
     "fields",
@@ -33,7 +33,7 @@ ROWS = [
 RANK = {module: rank for rank, row in enumerate(ROWS) for module in row.split()}
 
 #: Modules that touch a store; nobody else knows redis-py.
-STORE = {"cluster", "connections", "drivers"}
+STORE = {"cluster", "connections", "drivers", "watching"}
 
 #: Logic that gets clock, token and randomness as arguments, and runs without Django.
 PURE = {"commands", "exceptions", "fields", "flows", "locks", "merge", "record", "scripts"}

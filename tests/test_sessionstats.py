@@ -16,6 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -26,16 +27,20 @@ from django.core.management import CommandError, call_command
 from django.http import HttpResponse
 from django.test import RequestFactory
 from django.urls import re_path
+from rich.console import Console
 
 from django_clustered_sessions import connections, drivers, reporting
 from django_clustered_sessions import statistics as ours
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import MAXIMA, NAMES, WAITS, counters
 from django_clustered_sessions.exceptions import SessionLockTimeout
+from django_clustered_sessions.management.commands import sessionstats
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.record import Locker, Meta, Place
 from tests.conftest import use_store
 from tests.servers import CountingProxy, StoreServer, wait_for
+from tests.test_docs import shape
+from tests.topologies import Replicated
 
 #: What a child process runs: a script that finds the store in its environment.
 CHILD = """
@@ -638,6 +643,79 @@ def test_forbidden_commands(store_server: StoreServer, settings: Any) -> None:
     assert found["memory_bytes"] == dict.fromkeys(("record", "records", "indexes", "total"))
     assert set(found["store"].values()) == {None}
     assert re.search(r"on disk +\?", table)
+
+
+def documented_topology() -> Any:
+    """Return the example with Sentinels of ``docs/sessionstats.md``."""
+    page = (Path(__file__).parent.parent / "docs" / "sessionstats.md").read_text(encoding="utf-8")
+    (text,) = re.findall(r'^(    "topology": \{\n.*?^    \}\n)', page, re.DOTALL | re.MULTILINE)
+    return json.loads(f"{{{text}}}")["topology"]
+
+
+def test_topology(settings: Any) -> None:
+    with Replicated(replicas=2, sentinels=3) as topology:
+        topology.use(settings, 1)
+        make(3)
+        found, table = stats()["topology"], printed()
+        replicas = {f"127.0.0.1:{replica.port}" for replica in topology.replicas}
+        topology.sentinels[2].pause()
+        try:
+            silent = stats()["topology"]["sentinels"]
+        finally:
+            topology.sentinels[2].resume()
+    assert shape(found) == shape(documented_topology())
+    (primary,) = found["primaries"]
+    assert primary["address"] == f"127.0.0.1:{topology.primary.port}"
+    assert (primary["role"], primary["clock_ahead_ms"]) == ("primary", 0)
+    assert {replica["address"] for replica in primary["replicas"]} == replicas
+    for replica in primary["replicas"]:
+        assert replica["state"] == "online"
+        assert 0 <= replica["lag_bytes"] < 10_000
+        assert abs(replica["clock_ahead_ms"]) <= replica["clock_error_ms"] + 1
+    named = {"service": "main", "named": 3, "answering": 3, "known": 3, "quorum": 2}
+    assert found["sentinels"] == named
+    assert silent == named | {"answering": 2}
+    assert max(map(len, table.splitlines())) <= 80
+    assert re.search(r"  127.0.0.1:\d+ +replica +[\d,.]+ \w+, \d+ s +[+-]\d+ ms", table)
+    assert "3 of the 3 in the entry answer" in " ".join(table.split())
+    assert "if it becomes the primary" not in table
+
+
+def test_clocks_of_a_failover(settings: Any) -> None:
+    """The replica's host is three seconds ahead."""
+    facts = ours.StoreFacts(5000, 10, 2, {"role": "master"}, "")
+    figures = ours.Statistics("session", facts, exact=True)
+    replicas = [
+        ours.Replica("b", 1, "online", 0, 0, ours.Clock(8000, -2990, 2)),
+        ours.Replica("c", 1, "online", 0, 0, ours.Clock(5900, -890, 2)),
+        ours.Replica("d", 1, "online", 0, 0, ours.Clock(8000, -2990, 2100)),
+        ours.Replica("e", 1, "wait_bgsave", 0, 0),
+    ]
+    figures.primaries = [
+        ours.Primary("a:1", "primary", facts.clock, replicas, [(0, 99), (200, 300)])
+    ]
+    assert list(ours.clocks_apart(figures)) == [("b:1", 3000)]
+    found = ours.document(figures)["topology"]["primaries"][0]
+    assert found["slots"] == [[0, 99], [200, 300]]
+    assert [replica["clock_ahead_ms"] for replica in found["replicas"]] == [3000, 900, 3000, None]
+    console = Console(width=80, file=io.StringIO())
+    console.print(sessionstats._topology(figures))
+    text = console.file.getvalue()
+    assert "The clock of b:1 is 3.0 s ahead of that of a:1" in " ".join(text.split())
+    assert re.search(r"primary +\+0 ms +0-99\n +200-300", text)
+    assert re.search(r"e:1 +replica: wait_bgsave +\? +\?", text)
+
+
+def test_topology_that_the_store_does_not_tell(store_server: StoreServer, settings: Any) -> None:
+    with StoreServer(binary=store_server.binary) as server:
+        server.client().execute_command("ACL SETUSER site on >secret ~* +@all -info")
+        use_store(settings, f"redis://site:secret@127.0.0.1:{server.port}/1")
+        (primary,) = stats()["topology"]["primaries"]
+        assert (primary["role"], primary["replicas"]) == (None, None)
+        assert re.search(r"replicas +\?", printed())
+        use_store(settings, f"{server.unix_url}?db=1")
+        (primary,) = stats()["topology"]["primaries"]
+        assert primary["address"] == str(server.socket_path)
 
 
 def test_only_reads_in_small_trips(proxy: CountingProxy, store: redis.Redis) -> None:

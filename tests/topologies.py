@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
+
+import redis
 
 from django_clustered_sessions import connections
 from tests.conftest import use_store
@@ -18,8 +20,9 @@ NAME: Final = "main"
 class Replicated:
     """A primary with replicas that have its data, and Sentinels that watch them if wanted.
 
-    ``flags`` go to primary and replicas alike, ``binary`` is every server's; a Sentinel takes a
-    primary for down after ``down_after_ms`` of silence. Use as a context manager.
+    ``flags`` go to primary and replicas alike, ``binary`` is every server's, ``server`` makes one.
+    A Sentinel takes a primary for down after ``down_after_ms`` of silence. Use as a context
+    manager.
     """
 
     def __init__(
@@ -29,7 +32,9 @@ class Replicated:
         sentinels: int = 0,
         binary: Path | None = None,
         down_after_ms: int = 300,
+        server: Callable[..., StoreServer] = StoreServer,
     ) -> None:
+        self._server = server
         self._flags, self._binary, self._down_after_ms = flags, binary, down_after_ms
         self._numbers = replicas, sentinels
         self._started = ExitStack()
@@ -53,14 +58,27 @@ class Replicated:
         """All servers that hold data."""
         return [self.primary, *self.replicas]
 
-    def use(self, settings: Any, database: int, **options: Any) -> None:
-        """Point the settings at the primary that the Sentinels name, or at the only one."""
+    def use(
+        self,
+        settings: Any,
+        database: int,
+        *,
+        user: str = "",
+        scheme: str = "redis",
+        **options: Any,
+    ) -> None:
+        """Point the settings at the primary that the Sentinels name, or at the only one.
+
+        ``user`` is ``NAME:PASSWORD``.
+        """
+        if user:
+            options["USERNAME"], options["PASSWORD"] = user.split(":")
         if not self.sentinels:
             use_store(settings, f"{self.primary.url}/{database}", **options)
             return
         addresses = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
         options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": addresses} | options
-        use_store(settings, f"redis://{NAME}/{database}", **options)
+        use_store(settings, f"{scheme}://{NAME}/{database}", **options)
 
     def take_over(self, *, timeout_s: float = 30.0) -> None:
         """Wait until a replica is the primary, and take it for that."""
@@ -90,8 +108,24 @@ class Replicated:
         wait_for(lambda: follows(replica), "a replica follows")
         return replica
 
+    def admit(self, *rule: str) -> None:
+        """Let every server have a user of that ACL rule, its name first."""
+        for server in self.stores:
+            with server.client() as client:
+                client.execute_command("ACL SETUSER", *rule)
+
+    def cut_off(self, password: str) -> redis.Redis:
+        """Cut the primary off from Sentinels and replicas, but not from those whom it admitted.
+
+        It goes on as a primary; the raw client that is returned gets past the new password.
+        """
+        with self.primary.client() as client:
+            client.execute_command("ACL SETUSER", "default", "resetpass", f">{password}")
+            client.execute_command("CLIENT KILL", "USER", "default", "SKIPME", "yes")
+        return self.primary.client(password=password)
+
     def _start(self, *flags: str, config: str = "") -> StoreServer:
-        return self._started.enter_context(StoreServer(*flags, binary=self._binary, config=config))
+        return self._started.enter_context(self._server(*flags, binary=self._binary, config=config))
 
     def _start_sentinel(self, sentinels: int) -> StoreServer:
         quorum = sentinels // 2 + 1

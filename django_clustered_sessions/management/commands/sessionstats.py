@@ -20,14 +20,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from django_clustered_sessions import connections, drivers, statistics
+from django_clustered_sessions.commands import Flow
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.statistics import (
     LIVES_S,
+    Clock,
     Distribution,
     HeldLocks,
     Node,
+    Primary,
+    Replica,
     Statistics,
+    StoreFacts,
 )
 
 T = TypeVar("T")
@@ -184,13 +189,51 @@ def _show(pages: Iterator[RenderableType], console: Console, *, on_screen: bool)
 def _collect(
     sample: int | None, progress: statistics.Progress = lambda done, of: None
 ) -> Statistics:
-    return drivers.run(
+    figures = drivers.run(
         statistics.collect(
             conf.key_prefix, time.time, sample=sample, random=Random(), progress=progress
         ),
         connections.pool,
         drivers.PerTrip(conf.store_timeout),
     )
+    figures.primaries = _primaries(figures.store)
+    for one in figures.primaries:
+        for replica in one.replicas or ():
+            replica.clock = _clock(replica)
+    if (watcher := connections.watcher()) is not None:
+        figures.sentinels = statistics.sentinels(watcher.service, watcher.survey())
+    return figures
+
+
+def _primaries(store: StoreFacts) -> list[Primary]:
+    """Return the one primary, or all of a cluster, each by its own account."""
+    nodes = connections.nodes()
+    if not nodes:
+        return [statistics.primary(connections.address(), store)]
+    found = []
+    for node, slots in nodes.items():
+        facts = _ask(node, statistics.store_facts(time.time))
+        one = statistics.primary(f"{node.host}:{node.port}", facts)
+        one.slots = slots
+        found.append(one)
+    return found
+
+
+def _clock(replica: Replica) -> Clock | None:
+    """Ask a replica for its time; None where it cannot be asked, from here at least."""
+    try:
+        return _ask((replica.host, replica.port), statistics.clock(time.time))
+    except SessionStoreUnavailable:
+        return None
+
+
+def _ask(server: tuple[str, int], flow: Flow[T]) -> T:
+    """Run a flow on one server of several."""
+    pool = connections.pool_at(server)
+    try:
+        return drivers.run(flow, lambda step: pool, drivers.Budget(conf.store_timeout))
+    finally:
+        pool.disconnect()
 
 
 def _collect_locks() -> HeldLocks:
@@ -232,6 +275,8 @@ def _page(figures: Statistics) -> RenderableType:
         *_locks(figures),
         "",
         _store(figures),
+        "",
+        _topology(figures),
     )
 
 
@@ -302,9 +347,7 @@ def _nodes(
             if node is None
             else (
                 f"{_span(max(figures.store.now_ms - node.reported_ms, 0) / 1000)} ago",
-                f"{node.clock_offset_ms / 1000:+,.0f} s"
-                if abs(node.clock_offset_ms) >= 10_000
-                else f"{node.clock_offset_ms:+d} ms",
+                _offset(node.clock_offset_ms),
             )
         )
         table.add_row(
@@ -416,6 +459,47 @@ def _store(figures: Statistics) -> RenderableType:
     ):
         table.add_row(name, value or _UNKNOWN)
     return table
+
+
+def _topology(figures: Statistics) -> RenderableType:
+    has_slots = any(one.slots for one in figures.primaries)
+    headings = ("role", "lag", "clock", *(("slots",) if has_slots else ()))
+    table = _table("Topology", "", *headings)
+    first = figures.primaries[0].clock
+
+    def add(name: str, role: str | None, lag: str, clock: Clock | None, slots: str = "") -> None:
+        told = _UNKNOWN if clock is None else _offset(clock.ahead_of(first)[0])
+        table.add_row(name, role or _UNKNOWN, lag, told, *((slots,) if has_slots else ()))
+
+    for one in figures.primaries:
+        ranges = (f"{low}-{high}" for low, high in one.slots or ())
+        add(one.address, one.role, "", one.clock, "\n".join(ranges))
+        for replica in one.replicas or ():
+            # What is not online sends nothing, so its lag means nothing.
+            is_online = replica.state == "online"
+            role = "replica" if is_online else f"replica: {replica.state}"
+            lag = f"{_bytes(replica.lag_bytes)}, {replica.lag_s} s" if is_online else _UNKNOWN
+            add(f"  {replica.address}", role, lag, replica.clock)
+        if one.replicas is None:
+            table.add_row("  replicas", _UNKNOWN)
+    said = [
+        f"The clock of {address} is {abs(ahead_ms) / 1000:,.1f} s "
+        f"{'ahead of' if ahead_ms > 0 else 'behind'} that of {figures.primaries[0].address}: "
+        "if it becomes the primary, sessions end and leases run out by its clock."
+        for address, ahead_ms in statistics.clocks_apart(figures)
+    ]
+    if (of := figures.sentinels) is not None:
+        known, quorum = (_UNKNOWN if n is None else str(n) for n in (of.known, of.quorum))
+        said.insert(
+            0,
+            f"Sentinels of {of.service}: {of.answering} of the {of.named} in the entry answer; "
+            f"{known} know of each other, quorum {quorum}.",
+        )
+    return Group(table, *said)
+
+
+def _offset(ms: int) -> str:
+    return f"{ms / 1000:+,.0f} s" if abs(ms) >= 10_000 else f"{ms:+d} ms"
 
 
 def _limit(maxmemory: int | None) -> str:

@@ -1,0 +1,267 @@
+"""Which server is the primary, by what the Sentinels say: asked again every second.
+
+A connection stays where it was made, and a primary that was cut off from its Sentinels goes on
+taking writes after another was promoted. So one thread of this process asks all Sentinels, off the
+request path, and a connection that leads elsewhere is dropped before it is lent. Whoever connects,
+in a thread or in an event loop, waits for that thread's next answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any, Final, NamedTuple
+
+import redis
+from redis import asyncio as aioredis
+from redis.exceptions import RedisError
+from redis.sentinel import MasterNotFoundError
+
+logger = logging.getLogger("django_clustered_sessions.store")
+
+#: The Sentinels are asked so often, in seconds.
+INTERVAL_S: Final = 1.0
+#: The watcher ends after so many intervals in which no connection was lent.
+_IDLE_INTERVALS: Final = 60
+#: A Sentinel that did not answer is left alone for so long, in seconds, while others do.
+_REST_S: Final = 5.0
+
+Address = tuple[str, int]
+
+
+class Answer(NamedTuple):
+    """A primary that Sentinels name, and the number of the failover that made it one."""
+
+    address: Address
+    epoch: int
+
+
+class Watcher:
+    """Knows the primary of one service; its thread runs while connections are lent.
+
+    ``options`` are those of a connection to a Sentinel. Each answer has the epoch of the failover
+    it knows of, and the latest counts: a Sentinel that was cut off together with the old primary
+    still names that one.
+    """
+
+    def __init__(
+        self, service: str, sentinels: Sequence[Address], options: Mapping[str, Any]
+    ) -> None:
+        self.service = service
+        self._sentinels, self._options = sentinels, options
+        self.start_anew()
+
+    def start_anew(self) -> None:
+        """Forget all: the child of a fork has neither the thread nor the connections."""
+        self._lock = threading.Lock()
+        self._wanted = threading.Event()
+        self._asking: list[Future[Address]] = []
+        self._is_running = self._is_used = self._is_closed = False
+        self._known: Answer | None = None
+
+    def clients(self) -> list[redis.Redis]:
+        """Return a new client for each Sentinel."""
+        return [redis.Redis(host, port, **self._options) for host, port in self._sentinels]
+
+    def survey(self) -> list[Mapping[str, Any] | None]:
+        """Ask each Sentinel for all that it knows of the service; None where it does not tell."""
+        states: list[Mapping[str, Any] | None] = []
+        for client in self.clients():
+            try:
+                state: Any = client.sentinel_master(self.service)
+            except (RedisError, OSError):
+                state = None
+            states.append(state)
+            client.close()
+        return states
+
+    def names(self, host: str, port: int) -> bool:
+        """Return whether a connection to that address may be lent."""
+        self._is_used = True
+        known = self._known
+        return known is not None and known.address == (host, port)
+
+    def answer(self) -> Future[Address]:
+        """Return the address that the Sentinels will name, or MasterNotFoundError."""
+        asked: Future[Address] = Future()
+        with self._lock:
+            self._asking.append(asked)
+            starts, self._is_running = not self._is_running, True
+        self._wanted.set()
+        if starts:
+            thread = threading.Thread(target=self._run, name="session-store-watcher", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError as error:
+                # The interpreter ends; what counts is reported at its exit.
+                with self._lock:
+                    asking, self._asking, self._is_running = self._asking, [], False
+                self._tell(asking, MasterNotFoundError(str(error)))
+        return asked
+
+    def close(self) -> None:
+        """End the thread with its connections, soon."""
+        self._is_closed = True
+        self._wanted.set()
+
+    def _run(self) -> None:
+        clients = self.clients()
+        rests_until: dict[redis.Redis, float] = {}
+        idle = 0
+        while not self._ends(idle):
+            self._wanted.wait(INTERVAL_S)
+            self._wanted.clear()
+            idle = 0 if self._is_used or self._asking else idle + 1
+            self._is_used = False
+            self._look(clients, rests_until)
+        for client in clients:
+            client.close()
+
+    def _ends(self, idle: int) -> bool:
+        """End, unless somebody asks; who comes later finds nothing known, and asks."""
+        with self._lock:
+            if (idle >= _IDLE_INTERVALS or self._is_closed) and not self._asking:
+                self._is_running, self._known = False, None
+            return not self._is_running
+
+    def _look(self, clients: Sequence[redis.Redis], rests_until: dict[redis.Redis, float]) -> None:
+        with self._lock:
+            asking, self._asking = self._asking, []
+        best, answered, why = None, 0, ""
+        now_s = time.monotonic()
+        awake = [client for client in clients if rests_until.get(client, now_s) <= now_s]
+        for client in awake or clients:
+            try:
+                found = self._ask(client)
+            except Exception as error:
+                # Whatever it is, nobody else would take it, and all would wait for a dead thread.
+                rests_until[client] = time.monotonic() + _REST_S
+                why = why or f"{type(error).__name__}: {error}"
+                continue
+            answered += 1
+            if found is None:
+                why = "it is down, say the Sentinels"
+                continue
+            if best is None or found.epoch > best.epoch:
+                best = found
+            if self._known is None or best.epoch >= self._known.epoch:
+                # At once: the next Sentinel may hang.
+                self._learn(best)
+                asking = self._tell(asking, best.address)
+        if best is not None and answered * 2 > len(clients):
+            # Sentinels that were set up anew count their failovers from 0.
+            self._learn(best)
+        if self._known is not None and (best is not None or not answered):
+            # Nobody who can be asked knows better.
+            self._tell(asking, self._known.address)
+        else:
+            self._tell(asking, MasterNotFoundError(f"no primary {self.service!r}: {why}"))
+
+    def _ask(self, client: redis.Redis) -> Answer | None:
+        """Return whom a Sentinel names, None where it takes that one for down."""
+        state: Any = client.sentinel_master(self.service)
+        if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
+            return None
+        return Answer((state["ip"], state["port"]), state["config-epoch"])
+
+    def _learn(self, answer: Answer) -> None:
+        before, self._known = self._known, answer
+        if before is not None and before.address != answer.address:
+            addresses = ["{}:{}".format(*one.address) for one in (before, answer)]
+            logger.warning("the primary of %s was %s and is now %s", self.service, *addresses)
+
+    def _tell(
+        self, asking: list[Future[Address]], answer: Address | Exception
+    ) -> list[Future[Address]]:
+        for asked in asking:
+            if not asked.set_running_or_notify_cancel():
+                continue
+            if isinstance(answer, Exception):
+                asked.set_exception(answer)
+            else:
+                asked.set_result(answer)
+        return []
+
+
+class _Watched:
+    """A connection to the primary that the Sentinels name when it is made."""
+
+    host: str
+    port: int
+
+    def __init__(self, *, watcher: Watcher, **options: Any) -> None:
+        super().__init__(**options)
+        self._watcher = watcher
+
+    def is_at_primary(self) -> bool:
+        """Return whether what it leads to is still the primary."""
+        return self._watcher.names(self.host, self.port)
+
+
+class WatchedConnection(_Watched, redis.Connection):
+    """See _Watched; over TCP."""
+
+    def _connect(self) -> Any:
+        patience: Any = self.socket_connect_timeout
+        deadline = time.monotonic() + patience
+        try:
+            # A builtin TimeoutError is what redis-py takes for its own.
+            self.host, self.port = self._watcher.answer().result(patience)
+            self.socket_connect_timeout = max(deadline - time.monotonic(), 0.001)
+            return super()._connect()  # type: ignore[no-untyped-call]
+        finally:
+            self.socket_connect_timeout = patience
+
+
+class WatchedTLSConnection(WatchedConnection, redis.SSLConnection):
+    """See _Watched; over TLS."""
+
+
+class AsyncWatchedConnection(_Watched, aioredis.Connection):
+    """See WatchedConnection."""
+
+    async def _connect(self) -> None:
+        async with asyncio.timeout(self.socket_connect_timeout):
+            self.host, self.port = await asyncio.wrap_future(self._watcher.answer())
+            await super()._connect()  # type: ignore[no-untyped-call]
+
+
+class AsyncWatchedTLSConnection(AsyncWatchedConnection, aioredis.SSLConnection):
+    """See WatchedTLSConnection."""
+
+
+_lock = threading.Lock()
+_watcher: Watcher | None = None
+
+
+def watcher(service: str, sentinels: Sequence[Address], options: Mapping[str, Any]) -> Watcher:
+    """Return this process's watcher; it is made for what was asked first, until forget()."""
+    global _watcher
+    with _lock:
+        if _watcher is None:
+            _watcher = Watcher(service, sentinels, options)
+        return _watcher
+
+
+def forget() -> None:
+    """End the watcher: another entry names the store now."""
+    global _watcher
+    with _lock:
+        old, _watcher = _watcher, None
+    if old is not None:
+        old.close()
+
+
+def _start_anew() -> None:
+    global _lock
+    _lock = threading.Lock()
+    if _watcher is not None:
+        _watcher.start_anew()
+
+
+os.register_at_fork(after_in_child=_start_anew)
