@@ -16,6 +16,7 @@ OnConflict = Literal["merge", "overwrite", "error"]
 Locking = Literal["off", "write", "all"]
 OnLockLost = Literal["error", "merge"]
 OnReadOnlyChange = Literal["error", "log"]
+Nonstop = Literal["exception", "noop", "local_reads", "local_reads_and_exception_on_write"]
 
 _host_name = cache(socket.gethostname)
 
@@ -102,6 +103,11 @@ class Settings:
         """What happens when a view that only reads its session has changed it."""
         default = "error" if settings.DEBUG else "log"
         return cast(OnReadOnlyChange, _read("ON_READ_ONLY_CHANGE", None) or default)
+
+    @cached_property
+    def nonstop(self) -> Nonstop:
+        """What a request does while the store is away."""
+        return cast(Nonstop, _read("NONSTOP", "exception"))
 
     @cached_property
     def node_name(self) -> str:

@@ -28,6 +28,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 from redis.sentinel import Sentinel, SentinelConnectionPool
 
+from .breaker import breakers
 from .commands import Asks
 from .conf import conf
 
@@ -221,7 +222,17 @@ def _build(
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
-    return pool_class(**keywords)
+    built = pool_class(**keywords)
+    built.breaker = breakers.of(_name(keywords))
+    return built
+
+
+def _name(keywords: Mapping[str, Any]) -> str:
+    """Return what the log calls the node that a pool's connections lead to."""
+    if service := keywords.get("service_name"):
+        return str(service)
+    where = (keywords.get("host", "localhost"), keywords.get("port", 6379))
+    return str(keywords.get("path") or "{}:{}".format(*where))
 
 
 class _Pools:
@@ -317,3 +328,4 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in _BUILT_FROM:
         _working.forget()
         _waiting.forget()
+        breakers.forget()

@@ -50,6 +50,9 @@ NAMES: Final = (
     "lock_waits_to_10000_ms",
     "near_hits",
     "near_bytes_saved",
+    "nonstop_trips",
+    "local_reads",
+    "breaker_opened",
 )
 
 #: Those of which the largest counts, not the sum.
