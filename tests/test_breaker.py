@@ -1,4 +1,4 @@
-"""The breaker: opens on failures in a row, lets one probe through at a time, closes on an answer."""
+"""The breaker opens on failures in a row, lets one probe through at a time, and closes again."""
 
 from __future__ import annotations
 
