@@ -23,6 +23,7 @@ from .backend import SessionStore
 from .conf import (
     PREFIX,
     Locking,
+    Nonstop,
     OnConflict,
     OnLockLost,
     OnReadOnlyChange,
@@ -90,6 +91,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "LOCK_PROCESS_WAITERS": _HOW_MANY,
     "ON_LOCK_LOST": _one_of(*get_args(OnLockLost)),
     "ON_READ_ONLY_CHANGE": _one_of(None, *get_args(OnReadOnlyChange)),
+    "NONSTOP": _one_of(*get_args(Nonstop)),
     "NODE_NAME": (
         lambda value: value is None or isinstance(value, str),
         "a string, or None for the name of the host",
@@ -110,7 +112,7 @@ def check_settings(
         *values,
         *_entry(buildable=not values),
         *_shared_database(),
-        *([] if values else [*_idle_timeout(), *_locks()]),
+        *([] if values else [*_idle_timeout(), *_locks(), *_nonstop()]),
         *_renewer(),
         *_serializer(),
     ]
@@ -352,6 +354,16 @@ def _locks() -> Iterator[CheckMessage]:
             f"{conf.on_conflict!r}: who lost its lock is refused.",
             hint=f"Set {PREFIX}ON_CONFLICT to 'merge', or leave ON_LOCK_LOST out.",
             id="clustered_sessions.W013",
+        )
+
+
+def _nonstop() -> Iterator[CheckMessage]:
+    if conf.nonstop.startswith("local_reads") and not conf.near_cache_bytes:
+        yield Error(
+            f"{PREFIX}NONSTOP is {conf.nonstop!r}, and {PREFIX}NEAR_CACHE_BYTES is 0: there is "
+            "nothing to read from while the store is away.",
+            hint="Give the near cache some memory, or choose 'exception' or 'noop'.",
+            id="clustered_sessions.E003",
         )
 
 
