@@ -12,8 +12,8 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Final
 
 from .counters import counters
@@ -29,6 +29,21 @@ FIRST_PROBE_S: Final = 0.2
 LONGEST_PROBE_S: Final = 0.8
 
 
+class _Trip(AbstractContextManager[None]):
+    """A trip to a node, one that finds out whether it is back or any other; keeps nothing."""
+
+    def __init__(self, breaker: Breaker, is_probe: bool) -> None:
+        self._ended, self._is_probe = breaker.ended, is_probe
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self._ended(error, self._is_probe)
+
+
 class Breaker:
     """What this process has seen of one node lately, and so whether it is asked now."""
 
@@ -40,6 +55,7 @@ class Breaker:
     ) -> None:
         self.node = node
         self._clock, self._chance = clock, chance
+        self._trip, self._probe = _Trip(self, False), _Trip(self, True)
         self.reset()
 
     def reset(self) -> None:
@@ -56,31 +72,28 @@ class Breaker:
         """Whether the node is taken to be away."""
         return self._opened_at_s is not None
 
-    @contextmanager
-    def trip(self) -> Iterator[None]:
-        """Ask the node something: a context manager, which learns from what comes of it.
+    def trip(self) -> AbstractContextManager[None]:
+        """Return a context in which to ask the node something, which learns what comes of it.
 
         Raises SessionStoreUnavailable at once while the node is away.
         """
-        is_probe = self.is_open and self._admit()
-        try:
-            yield
-        except SessionStoreUnavailable as error:
-            if error.is_away is None:
-                self._unasked(is_probe)
-            elif error.is_away:
-                self._failed(error, is_probe)
-            else:
-                self._answered()
-            raise
-        except BaseException:
-            # Broken off, by a client that has left for one: nothing is known of the node.
-            self._unasked(is_probe)
-            raise
-        else:
+        return self._probe if self.is_open and self._admit() else self._trip
+
+    def ended(self, error: BaseException | None, is_probe: bool) -> None:
+        """Learn from how a trip has ended."""
+        if error is None:
             # Without the lock while all is well, as nearly always.
             if self._failures or self.is_open:
                 self._answered()
+        elif not isinstance(error, SessionStoreUnavailable) or error.is_away is None:
+            # Broken off, by a client that has left for one: nothing is known of the node.
+            if is_probe:
+                with self._lock:
+                    self._is_probing = False
+        elif error.is_away:
+            self._failed(error, is_probe)
+        else:
+            self._answered()
 
     def _admit(self) -> bool:
         """Return whether this trip is the one that finds out whether the node is back."""
@@ -126,11 +139,6 @@ class Breaker:
             away_s = 0.0 if opened_at_s is None else self._clock() - opened_at_s
         if opened_at_s is not None:
             logger.warning("the session store at %s is back after %.1f s", self.node, away_s)
-
-    def _unasked(self, is_probe: bool) -> None:
-        if is_probe:
-            with self._lock:
-                self._is_probing = False
 
     def _schedule(self) -> None:
         # Processes that lost the store together do not come back to it together.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -11,6 +13,7 @@ import pytest
 import redis
 from django.contrib.auth import alogin, alogout, authenticate, login, logout
 from django.contrib.auth.models import User
+from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.template import RequestContext, Template
 from django.utils.decorators import method_decorator
@@ -27,6 +30,7 @@ from django_clustered_sessions.decorators import (
     session_read_only,
 )
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.reporting import report_the_rest
 from tests.browser import Browser, View, load_scripts
 from tests.conftest import DATABASE, use_store
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
@@ -588,6 +592,28 @@ def test_locking_by_the_setting_alone_is_locking(
     assert_is(browser.visit(session_read_only(read)), "None False True")
 
 
+def test_tolerant_view_goes_on_without_the_lock_of_the_setting(
+    browser: Browser, proxy: CountingProxy, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_LOCKING = "all"
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session.tolerate_outage()
+        request.session["n"] = 2
+        return HttpResponse("written")
+
+    def locks(request: HttpRequest) -> HttpResponse:
+        request.session.tolerate_outage()
+        request.session.get("n")
+        with request.session.lock():
+            return HttpResponse("locked")
+
+    browser.visit(first)
+    proxy.refuse()
+    assert_is(browser.visit(view), "written")
+    assert_is(browser.visit(locks), AWAY)
+
+
 def test_decorator_knows_the_behaviours() -> None:
     with pytest.raises(ValueError, match=r"'none' is none of 'exception', 'noop'"):
         session_nonstop("none")  # type: ignore[arg-type]
@@ -632,3 +658,26 @@ def test_log_has_a_line_for_each_change_and_none_for_each_request(
     )
     (line,) = [line for line in caplog.messages if "is back" in line]
     assert f"127.0.0.1:{proxy.port}" in line
+
+
+def test_figures_tell_of_it_afterwards(
+    proxy: CountingProxy, settings: Any, browser: Browser
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = LOCAL
+    settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
+    browser.visit(first)
+    counters.take(now=True)
+    proxy.refuse()
+    for _ in range(5):
+        browser.visit(read)
+    back(proxy)
+    report_the_rest()
+    stdout = io.StringIO()
+    call_command("sessionstats", format="json", stdout=stdout)
+    (node,) = json.loads(stdout.getvalue())["nodes"]
+    told = {name: node["counters"][name] for name in ("local_reads", "breaker_opened")}
+    assert told == {"local_reads": 5, "breaker_opened": 1}
+    assert 0 < node["counters"]["nonstop_trips"] <= 2
+    stdout = io.StringIO()
+    call_command("sessionstats", stdout=stdout)
+    assert "Outages of the store" in stdout.getvalue()
