@@ -222,17 +222,15 @@ def _build(
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
-    built = pool_class(**keywords)
-    built.breaker = breakers.of(_name(keywords))
-    return built
+    return _guarded(pool_class(**keywords))
 
 
-def _name(keywords: Mapping[str, Any]) -> str:
-    """Return what the log calls the node that a pool's connections lead to."""
-    if service := keywords.get("service_name"):
-        return str(service)
-    where = (keywords.get("host", "localhost"), keywords.get("port", 6379))
-    return str(keywords.get("path") or "{}:{}".format(*where))
+def _guarded(pool: Any) -> Any:
+    """Give a pool the breaker of the node that its connections lead to."""
+    to = pool.connection_kwargs
+    address = f"{to.get('host', 'localhost')}:{to.get('port', 6379)}"
+    pool.breaker = breakers.of(str(to.get("path") or getattr(pool, "service_name", address)))
+    return pool
 
 
 class _Pools:

@@ -208,10 +208,16 @@ def _blocking_read(wait: Wait) -> bytes:
 
 
 def _guarded(send: Callable[[Trip, Any, float], list[Any]]) -> Callable[..., list[Any]]:
-    """Let the breaker of a pool's node decide whether it is asked."""
+    """Let the breaker of a pool's node decide whether it is asked.
+
+    What stands for several nodes has none: they are asked through here one by one.
+    """
 
     def guarded(trip: Trip, pool: Any, seconds: float) -> list[Any]:
-        with pool.breaker.trip():
+        breaker = getattr(pool, "breaker", None)
+        if breaker is None:
+            return send(trip, pool, seconds)
+        with breaker.trip():
             return send(trip, pool, seconds)
 
     return guarded
@@ -223,7 +229,10 @@ def _aguarded(
     """See _guarded()."""
 
     async def guarded(trip: Trip, pool: Any, seconds: float) -> list[Any]:
-        with pool.breaker.trip():
+        breaker = getattr(pool, "breaker", None)
+        if breaker is None:
+            return await send(trip, pool, seconds)
+        with breaker.trip():
             return await send(trip, pool, seconds)
 
     return guarded

@@ -32,11 +32,18 @@ from django_clustered_sessions.decorators import (
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.reporting import report_the_rest
 from tests.browser import Browser, View, load_scripts
-from tests.conftest import DATABASE, use_store
+from tests.conftest import DATABASE, SERVERS, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
 
 COOKIE = "sessionid"
 EXCEPTION, NOOP, LOCAL, LOCAL_OR_EXCEPTION = BEHAVIOURS = get_args(Nonstop)
+
+
+@pytest.fixture(scope="module")
+def store_server() -> Iterator[StoreServer]:
+    """Run one kind of server: what a request gets without a store is no matter of the store's."""
+    with StoreServer(binary=store_binary(SERVERS[0])) as server:
+        yield server
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
