@@ -256,6 +256,15 @@ def test_open_breaker_opens_no_connection(
     asyncio.run(aask())
 
 
+def test_other_settings_are_another_store(
+    proxy: CountingProxy, slow_probes: Callable[[], None], settings: Any
+) -> None:
+    lose(proxy)
+    proxy.accept()
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 3
+    ask()
+
+
 def test_store_that_is_back_is_found_soon(proxy: CountingProxy) -> None:
     lose(proxy)
     with pytest.raises(SessionStoreUnavailable, match="was not asked"):

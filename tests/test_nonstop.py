@@ -31,7 +31,7 @@ from django_clustered_sessions.decorators import (
 )
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.reporting import report_the_rest
-from tests.browser import Browser, View, load_scripts
+from tests.browser import Browser, View, load_scripts, place
 from tests.conftest import DATABASE, SERVERS, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
 
@@ -311,6 +311,22 @@ def test_login_that_cannot_be_stored_any_more_is_a_503(
     assert_is(browser.visit(by_hand), AWAY)
 
 
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_new_key_that_the_browser_cannot_be_told_is_a_503(
+    browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session.cycle_key()
+        request.session["n"] = 2
+        proxy.refuse()
+        return HttpResponse()
+
+    browser.visit(first)
+    assert_is(browser.visit(view), AWAY)
+
+
 @pytest.mark.parametrize("behaviour", [NOOP, LOCAL])
 def test_store_that_is_back_within_the_request_gets_nothing(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
@@ -474,6 +490,34 @@ def test_load_that_comes_late_brings_no_ended_session_to_hand() -> None:
     assert len(cache._ended) == near._ENDED
 
 
+def test_load_under_way_at_the_end_leaves_nothing_to_serve(
+    browser: Browser, proxy: CountingProxy, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = LOCAL
+    browser.visit(first)
+    record = place(browser.key).record
+    known, life = near.near_cache.get(record), near.near_cache.life(record)
+    assert known is not None
+    SessionStore(browser.key).delete()
+    near.near_cache.put(record, known, 10**6, life)
+    proxy.refuse()
+    assert_is(browser.visit(read), AWAY)
+
+
+def test_key_that_may_have_moved_is_not_served(
+    browser: Browser, proxy: CountingProxy, settings: Any, no_figures: None
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = LOCAL
+    browser.visit(first)
+    session = SessionStore(browser.key)
+    session.get("n")
+    proxy.cut_next("reply", matching=b"EVALSHA", times=2)
+    with pytest.raises(SessionStoreUnavailable):
+        session.cycle_key()
+    proxy.refuse()
+    assert_is(browser.visit(read), AWAY)
+
+
 def test_failed_logout_is_not_served_either(
     browser: Browser, proxy: CountingProxy, settings: Any
 ) -> None:
@@ -571,20 +615,25 @@ def test_view_says_so_after_a_middleware_has_looked(
     assert_is(browser.visit(untouched), AWAY)
 
 
-@pytest.mark.parametrize("mark", [session_nonstop("exception"), None])
+@pytest.mark.parametrize("mark", [session_nonstop("exception"), lambda view: view])
 def test_view_wants_more_than_the_site(
-    browser: Browser, proxy: CountingProxy, settings: Any, mark: Callable[[View], View] | None
+    browser: Browser, proxy: CountingProxy, settings: Any, mark: Callable[[View], View]
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = NOOP
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.Swallowing"]
+    ran: list[int] = []
 
-    def view(request: HttpRequest) -> HttpResponse:
-        return (mark(read) if mark else read)(request)
+    def note(request: HttpRequest) -> HttpResponse:
+        ran.append(1)
+        return read(request)
 
+    is_marked = mark(read) is not read
     browser.visit(first)
     proxy.refuse()
-    assert_is(browser.visit(mark(read) if mark else read), AWAY if mark else "None False True")
-    assert_is(browser.visit(view), AWAY if mark else "None False True")
+    for view in (mark(read), lambda request: mark(note)(request)):
+        assert_is(browser.visit(view), AWAY if is_marked else "None False True")
+    # Where the mark was hidden, the view does not begin with what it would not have.
+    assert len(ran) == int(not is_marked)
 
 
 def test_locking_by_the_setting_alone_is_locking(
@@ -619,6 +668,20 @@ def test_tolerant_view_goes_on_without_the_lock_of_the_setting(
     proxy.refuse()
     assert_is(browser.visit(view), "written")
     assert_is(browser.visit(locks), AWAY)
+
+
+def test_tolerant_view_is_told_that_what_it_locked_was_not_written(
+    browser: Browser, proxy: CountingProxy
+) -> None:
+    def loses(request: HttpRequest) -> HttpResponse:
+        request.session.tolerate_outage()
+        with suppress(SessionStoreUnavailable), request.session.lock():
+            request.session["n"] = 2
+            proxy.refuse()
+        return HttpResponse("written")
+
+    browser.visit(first)
+    assert_is(browser.visit(loses), AWAY)
 
 
 def test_decorator_knows_the_behaviours() -> None:
@@ -688,3 +751,16 @@ def test_figures_tell_of_it_afterwards(
     stdout = io.StringIO()
     call_command("sessionstats", stdout=stdout)
     assert "Outages of the store" in stdout.getvalue()
+
+
+def test_request_that_goes_on_has_one_line_and_asks_once(
+    browser: Browser, proxy: CountingProxy, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = NOOP
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    browser.visit(first)
+    proxy.refuse()
+    before = counters._counts["store_errors"]
+    assert_is(browser.visit(read), "None False True")
+    assert counters._counts["store_errors"] == before + 1
+    assert len([line for line in caplog.messages if "goes on" in line]) == 1
