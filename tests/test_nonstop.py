@@ -327,6 +327,21 @@ def test_new_key_that_the_browser_cannot_be_told_is_a_503(
     assert_is(browser.visit(view), AWAY)
 
 
+@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+def test_session_that_cannot_be_emptied_is_a_503(
+    browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session.clear()
+        return HttpResponse("emptied")
+
+    browser.visit(first)
+    proxy.refuse()
+    assert_is(browser.visit(view), AWAY)
+
+
 @pytest.mark.parametrize("behaviour", [NOOP, LOCAL])
 def test_store_that_is_back_within_the_request_gets_nothing(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
