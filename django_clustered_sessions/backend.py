@@ -33,7 +33,7 @@ from django.utils.timezone import make_naive
 
 from . import connections, drivers, flows
 from .commands import Alive, Exists, Expiry, Flow, Gone, Sync, Terms
-from .conf import conf
+from .conf import Nonstop, conf
 from .counters import counters
 from .decorators import Access, Marks
 from .drivers import Budget
@@ -94,6 +94,8 @@ class SessionStore(SessionBase):
     #: What made the session unusable during this request, the store's outage or its lock; the
     #: middleware looks at it.
     failure: ClusteredSessionError | None = None
+    #: Whether it was read from this process's near cache alone, for the store is away.
+    is_local: bool = False
     #: How the request uses its session.
     usage: Usage = Usage()
     #: Why there was no session under the key that this object was made with, once it has looked.
@@ -112,6 +114,10 @@ class SessionStore(SessionBase):
     _fields: Fields | None = None
     _modified: bool = False
     _tolerates_outage: bool = False
+    #: Whether something failed that the request must not go on without, such as a logout.
+    _failure_stands: bool = False
+    #: Whether this request moved the session to another key, of which the browser has to learn.
+    _has_moved: bool = False
     _unanswered: tuple[Delta, bytes] | None = None
     _writes: int = 0
     #: How many times ``lock()`` is entered.
@@ -214,14 +220,26 @@ class SessionStore(SessionBase):
     def tolerate_outage(self) -> None:
         """Let this request go on without its session while the store is away.
 
-        The session then reads as empty, changes to it are dropped, and the cookie stays.
+        The session then reads as empty, changes to it are dropped, and the cookie stays: as with
+        CLUSTERED_SESSIONS_NONSTOP = "noop", for this request. A login and a logout raise
+        SessionStoreUnavailable all the same.
         """
         self._tolerates_outage = True
 
     @property
-    def tolerates_outage(self) -> bool:
-        """Whether ``tolerate_outage()`` was called."""
-        return self._tolerates_outage
+    def nonstop(self) -> Nonstop:
+        """What this session does while the store is away, a value of CLUSTERED_SESSIONS_NONSTOP."""
+        return "noop" if self._tolerates_outage else self.usage.nonstop
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the store has failed this request, which goes on without it."""
+        return self.outage is not None and not self._failure_stands and self.nonstop != "exception"
+
+    def fail(self, error: ClusteredSessionError) -> None:
+        """Take note of what made the session unusable, in spite of what ``nonstop`` allows."""
+        self.failure = error
+        self._failure_stands = self._failure_stands or self.nonstop != "exception"
 
     @property
     def outage(self) -> SessionStoreUnavailable | None:
@@ -305,6 +323,9 @@ class SessionStore(SessionBase):
     def _obeying(self, marks: Marks) -> Flow[None] | None:
         """Return what is left to do where the session was loaded before the marks were known."""
         is_news = self.usage.obey(marks)
+        if marks.nonstop == "exception" and self.outage is not None:
+            # A middleware was content with less before the mark was known.
+            raise self.outage
         if self._fields is None or self.session_key is None or marks.access is None:
             return None
         if marks.access is Access.LOCKED:
@@ -527,10 +548,9 @@ class SessionStore(SessionBase):
             self._vanish(EndReason.UNKNOWN)
             return self._new_fields()
         except SessionStoreUnavailable as error:
-            if not self._tolerates_outage:
+            if asking and not self._is_lock_optional:
                 raise
-            self.failure = error
-            return self._new_fields()
+            return self._read_without_store(place, error)
         loaded = self._loaded(place, asking, read)
         if self.is_over:
             # Its client left while a thread waited here.
@@ -538,24 +558,69 @@ class SessionStore(SessionBase):
         self.renewed = loaded is not None and terms is not None
         return self._new_fields(loaded)
 
+    def _read_without_store(self, place: Place, error: SessionStoreUnavailable) -> Fields:
+        """Return what there is to read while the store is away, or raise its error."""
+        if self.nonstop == "exception":
+            raise error
+        if self.nonstop == "noop":
+            self._go_on_without_store(error)
+            return self._new_fields()
+        known, life = self._known(place), near_cache.life(place.record)
+        if known is None or life is None or life.left_s(time.monotonic()) <= 0:
+            raise error
+        self._go_on_without_store(error)
+        self.is_local = True
+        self._lifetime.recall(life)
+        counters.add(local_reads=1)
+        return self._new_fields(known)
+
+    def _go_on_without_store(self, error: SessionStoreUnavailable) -> None:
+        self.failure = error
+        if not error.is_told:
+            logger.warning("%s goes on: %s", self.usage.route or "a request", error)
+
+    @property
+    def _is_lock_optional(self) -> bool:
+        """Whether the view said itself that it can do without, and did not ask for the lock."""
+        return self._tolerates_outage or self.usage.lock_is_optional
+
+    def _may_drop(self, must_create: bool) -> bool:
+        """Return whether a write may be dropped while the store is away.
+
+        Never one without which a login or a logout would only look like one, nor one under a lock.
+        """
+        if must_create or self._has_moved or self.nonstop not in ("noop", "local_reads"):
+            return False
+        if self._hold.grant and not self._is_lock_optional:
+            return False
+        return self._fields is None or not self._fields.changes_user
+
     def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Loaded | None:
         """Take what a load found, and the lock that came with it; None: the session is gone."""
         self._hold.take(place, asking, read.turn)
         found = read.found
         if isinstance(found, EndReason):
             counters.add(loads=1)
+            if found is EndReason.UNKNOWN and near_cache.misses(place.record, time.monotonic()):
+                logger.warning(
+                    "the session store knows nothing of session %s, which it had a short while "
+                    "ago: it has come back without some of its data, or without all of it, and "
+                    "whose sessions are gone is logged out",
+                    place.id[:12],
+                )
             near_cache.drop(place.record)
             self._vanish(found)
             return None
+        self._version = found.meta.version
+        self._see(place, read.now_ms, found.meta.deadline_ms, found.meta.mode)
         if read.is_known:
             counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
         else:
             counters.add(loads=1)
             if conf.near_cache_bytes:
                 known = Known(found.meta.version, found.values)
-                near_cache.put(place.record, known, conf.near_cache_bytes)
+                near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
         self._version, self._found = found.meta.version, found
-        self._lifetime.see(read.now_ms, found.meta.deadline_ms, found.meta.mode)
         return found
 
     def creating(self) -> Flow[None]:
@@ -568,9 +633,21 @@ class SessionStore(SessionBase):
         self._answer()
 
     def saving(self, must_create: bool = False, release: bool = False) -> Flow[None]:
-        """Write what has changed; with ``release``, give up the lock as well."""
-        if self._tolerates_outage and self.outage is not None:
-            return
+        """Write what has changed; with ``release``, give up the lock as well.
+
+        While the store is away the changes are dropped, where that is wanted and does no harm.
+        """
+        try:
+            if self.outage is not None and self.nonstop != "exception":
+                # Nothing is written on top of what was not read, though it may be back by now.
+                raise self.outage
+            yield from self._saving(must_create, release)
+        except SessionStoreUnavailable as error:
+            if not self._may_drop(must_create):
+                raise
+            self._go_on_without_store(error)
+
+    def _saving(self, must_create: bool, release: bool) -> Flow[None]:
         if not self._may_write():
             return
         key = self.session_key
@@ -597,13 +674,20 @@ class SessionStore(SessionBase):
     def renewing(self) -> Flow[None]:
         """Renew the session's deadline, unless its load has."""
         key = self.session_key
-        if key is None or self.renewed:
+        if key is None or self.renewed or self.goes_on:
             return
-        found = yield from flows.touch(self._place(key), self._terms())
+        place = self._place(key)
+        try:
+            found = yield from flows.touch(place, self._terms())
+        except SessionStoreUnavailable as error:
+            if self.nonstop == "exception":
+                raise
+            self._go_on_without_store(error)
+            return
         if isinstance(found, Gone):
             self._vanish(found.reason)
         else:
-            self._lifetime.see(found.now_ms, found.deadline_ms, found.mode)
+            self._see(place, found.now_ms, found.deadline_ms, found.mode)
             self.renewed = True
 
     def _committing(
@@ -641,7 +725,8 @@ class SessionStore(SessionBase):
             self._hold.lose()
         if release:
             self._hold.let_go()
-        self._lifetime.see(outcome.alive.now_ms, outcome.alive.deadline_ms, outcome.alive.mode)
+        alive = outcome.alive
+        self._see(place, alive.now_ms, alive.deadline_ms, alive.mode)
         self.renewed = True
         if outcome.version:
             before = outcome.alive.before
@@ -661,6 +746,12 @@ class SessionStore(SessionBase):
         found = self._found
         return found if found and found.meta.version == self._version else None
 
+    def _see(self, place: Place, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
+        """Take what the store said of the session's deadline, for later requests too."""
+        self._lifetime.see(now_ms, deadline_ms, mode)
+        if life := self._lifetime.life:
+            near_cache.renew(place.record, life)
+
     def _known(self, place: Place) -> Known | None:
         return near_cache.get(place.record) if conf.near_cache_bytes else None
 
@@ -670,7 +761,8 @@ class SessionStore(SessionBase):
         if not is_all:
             near_cache.drop(place.record)
         elif conf.near_cache_bytes:
-            near_cache.put(place.record, Known(version, fields.stored), conf.near_cache_bytes)
+            known = Known(version, fields.stored)
+            near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
 
     def _token_of(self, delta: Delta) -> bytes:
         """Return a new token; the last one where the same write is tried again unanswered.
@@ -689,17 +781,17 @@ class SessionStore(SessionBase):
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
-        self._wrote(place, fields, token, is_all=True)
         self._session_key = key
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
+        self._wrote(place, fields, token, is_all=True)
         self.renewed = True
         counters.add(created=1, commits=1, fields_written=len(values), fields_held=len(values))
         return True
 
     def _rotating(self) -> Flow[None]:
         key, fields = self.session_key, self._fields
-        if self._tolerates_outage and self.outage is not None:
+        if self.outage is not None and self.nonstop != "exception":
             # The cookie stays as it is, and so the session has to stay under its key.
             raise self.outage
         if not self._may_write():
@@ -722,6 +814,7 @@ class SessionStore(SessionBase):
                 apart=connections.is_cluster(),
                 found=self._as_loaded(),
             )
+            near_cache.drop(place.record)
             try:
                 found = yield from self._replication.awaited(new_place, rotating, self._sync())
             except SessionLockTimeout as error:
@@ -740,6 +833,7 @@ class SessionStore(SessionBase):
         if isinstance(found, Alive):
             self._session_key, self._found = new_key, None
             self._hold.move(new_place)
+            near_cache.end(place.record)
             self._lifetime.see(found.now_ms, found.deadline_ms)
             self.renewed = True
             self.modified = True
@@ -747,9 +841,12 @@ class SessionStore(SessionBase):
         else:
             self._hold.let_go()
             yield from self.creating()
+        self._has_moved = True
 
     def locking(self) -> Flow[None]:
         """Take the lock and load afresh; what was not saved yet goes on top."""
+        if self.goes_on and self.outage is not None:
+            raise self.outage
         if self.session_key is None:
             yield from self.creating()
         place = self._place(self.session_key or "")
@@ -812,6 +909,9 @@ class SessionStore(SessionBase):
             self._modified = before.modified
         if before.is_outermost:
             yield from self.committing() if is_clean else self.releasing()
+            if is_clean and self.goes_on and self.outage is not None:
+                # Dropped, where who locks wants to know that it has landed.
+                raise self.outage
 
     def _locks_on_load(self, place: Place) -> bool:
         if self._hold.grant is not None or self.is_over:
@@ -849,8 +949,11 @@ class SessionStore(SessionBase):
         if key is None:
             return
         place, replication = self._place(key), Replication()
+        near_cache.drop(place.record)
         ending = flows.end(place, reason)
-        if (yield from replication.awaited(place, ending, self._sync())):
+        is_news = yield from replication.awaited(place, ending, self._sync())
+        near_cache.end(place.record)
+        if is_news:
             counters.add(ended=1)
         if key == self.session_key:
             self._hold.let_go()
@@ -889,7 +992,7 @@ class SessionStore(SessionBase):
                 connections.waiting_pool,
             )
         except SessionStoreUnavailable as error:
-            self.failure = error
+            self.fail(error)
             raise
         self._note_clock(started_s, sent_s)
         return result
@@ -905,7 +1008,7 @@ class SessionStore(SessionBase):
                 connections.awaiting_pool,
             )
         except SessionStoreUnavailable as error:
-            self.failure = error
+            self.fail(error)
             raise
         self._note_clock(started_s, sent_s)
         return result
@@ -940,7 +1043,7 @@ class SessionStore(SessionBase):
     def _new_key(self) -> str:
         return get_random_string(32, VALID_KEY_CHARS)
 
-    def _new_fields(self, loaded: Loaded | None = None, *, cleared: bool = False) -> Fields:
+    def _new_fields(self, loaded: Loaded | Known | None = None, *, cleared: bool = False) -> Fields:
         return Fields(
             cast(Serializer, self.serializer()),
             loaded.values if loaded else None,

@@ -23,6 +23,7 @@ from .backend import SessionStore
 from .conf import (
     PREFIX,
     Locking,
+    Nonstop,
     OnConflict,
     OnLockLost,
     OnReadOnlyChange,
@@ -96,6 +97,7 @@ _RULES: Final[Mapping[str, Rule]] = {
     "SYNC_FSYNC": (lambda value: isinstance(value, bool), "True or False"),
     "SYNC_TIMEOUT": _SECONDS,
     "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
+    "NONSTOP": _one_of(*get_args(Nonstop)),
     "NODE_NAME": (
         lambda value: value is None or isinstance(value, str),
         "a string, or None for the name of the host",
@@ -116,7 +118,7 @@ def check_settings(
         *values,
         *_entry(buildable=not values),
         *_shared_database(),
-        *([] if values else [*_idle_timeout(), *_locks(), *_sync_timeout()]),
+        *([] if values else [*_idle_timeout(), *_locks(), *_sync_timeout(), *_nonstop()]),
         *_renewer(),
         *_serializer(),
     ]
@@ -377,6 +379,16 @@ def _sync_timeout() -> Iterator[CheckMessage]:
             f"({conf.store_timeout} s): a write waits for {longest_s:g} s at most.",
             hint=f"Make it {longest_s:g} s or less, or STORE_TIMEOUT {1 / SHARE:g} times as long.",
             id="clustered_sessions.W015",
+        )
+
+
+def _nonstop() -> Iterator[CheckMessage]:
+    if conf.nonstop.startswith("local_reads") and not conf.near_cache_bytes:
+        yield Error(
+            f"{PREFIX}NONSTOP is {conf.nonstop!r}, and {PREFIX}NEAR_CACHE_BYTES is 0: there is "
+            "nothing to read from while the store is away.",
+            hint="Give the near cache some memory, or choose 'exception' or 'noop'.",
+            id="clustered_sessions.E003",
         )
 
 

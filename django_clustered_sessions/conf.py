@@ -17,6 +17,7 @@ Locking = Literal["off", "write", "all"]
 OnLockLost = Literal["error", "merge"]
 OnReadOnlyChange = Literal["error", "log"]
 OnSyncShortfall = Literal["error", "warn"]
+Nonstop = Literal["exception", "noop", "local_reads", "local_reads_and_exception_on_write"]
 
 _host_name = cache(socket.gethostname)
 
@@ -123,6 +124,11 @@ class Settings:
     def on_sync_shortfall(self) -> OnSyncShortfall:
         """What happens when too few have acknowledged a write."""
         return cast(OnSyncShortfall, _read("ON_SYNC_SHORTFALL", "error"))
+
+    @cached_property
+    def nonstop(self) -> Nonstop:
+        """What a request does while the store is away."""
+        return cast(Nonstop, _read("NONSTOP", "exception"))
 
     @cached_property
     def node_name(self) -> str:

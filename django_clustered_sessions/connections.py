@@ -27,6 +27,7 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from . import cluster, watching
+from .breaker import breakers
 from .cluster import Address, Nodes, SlotMap
 from .commands import Asks, Wait
 from .conf import conf
@@ -292,12 +293,27 @@ def _build(
     else:
         # redis-py's default is 100, and the task after that fails at once.
         keywords.setdefault("max_connections", _UNLIMITED)
-    if factory == CLUSTER and at is None:
+    if at is not None:
+        return pool_class(**keywords)
+    if factory == CLUSTER:
         # One node that hangs leaves time to ask another one.
         half = {"socket_connect_timeout": timeout_s / 2, "socket_timeout": timeout_s / 2}
         keywords |= half
-        return Nodes(_slot_map(start), lambda node: pool_class(**keywords | node._asdict()))
-    return pool_class(**keywords)
+        return Nodes(
+            _slot_map(start), lambda node: _guarded(pool_class(**keywords | node._asdict()))
+        )
+    return _guarded(pool_class(**keywords))
+
+
+def _guarded(pool: Any) -> Any:
+    """Give a pool the breaker of the node that its connections lead to."""
+    to = pool.connection_kwargs
+    if watcher := to.get("watcher"):
+        name = watcher.service
+    else:
+        name = to.get("path") or f"{to.get('host', 'localhost')}:{to.get('port', 6379)}"
+    pool.breaker = breakers.of(str(name))
+    return pool
 
 
 class _Pools:
@@ -435,3 +451,4 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
         _waiting.forget()
         _slot_map.cache_clear()
         watching.forget()
+        breakers.forget()

@@ -53,6 +53,9 @@ NAMES: Final = (
     "sync_waits",
     "sync_shortfalls",
     "sync_wait_ms",
+    "nonstop_trips",
+    "local_reads",
+    "breaker_opened",
 )
 
 #: Those of which the largest counts, not the sum.

@@ -1,4 +1,4 @@
-"""What a view says about its use of the session: whether it locks, writes, or counts as a use.
+"""What a view says about its session: whether it locks, writes, counts as a use, can do without.
 
 A decorator marks the view, so that whoever touches the session first, a middleware before the
 view was resolved included, finds the mark; and it is applied once more when the view is called,
@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import wraps
 from inspect import iscoroutinefunction
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, cast, get_args
 
 from django.http import HttpRequest
+
+from .conf import Nonstop
 
 View = TypeVar("View", bound=Callable[..., Any])
 
@@ -31,10 +33,11 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What a view's decorators say; ``access`` None: nothing, so the setting decides."""
+    """What a view's decorators say; ``access``, ``nonstop`` None: nothing, the setting decides."""
 
     access: Access | None = None
     touches: bool = True
+    nonstop: Nonstop | None = None
 
 
 NO_MARKS: Final = Marks()
@@ -65,6 +68,16 @@ def session_unlocked(view: View) -> View:
 def session_no_touch(view: View) -> View:
     """Keep a view from counting as a use of the session: it renews neither it nor its cookie."""
     return _marked(view, touches=False)
+
+
+def session_nonstop(behaviour: Nonstop) -> Callable[[View], View]:
+    """Say what a view does while the store is away, whatever CLUSTERED_SESSIONS_NONSTOP says.
+
+    Raises ValueError for what is no value of that setting.
+    """
+    if behaviour not in get_args(Nonstop):
+        raise ValueError(f"{behaviour!r} is none of {', '.join(map(repr, get_args(Nonstop)))}")
+    return lambda view: _marked(view, nonstop=behaviour)
 
 
 def marks_of(view: Any) -> Marks:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import asyncio
 import builtins
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeVar, cast
 
 import hiredis
 import redis
 from redis import asyncio as aioredis
 from redis.exceptions import (
+    AuthenticationError,
     ConnectionError,
+    MaxConnectionsError,
     NoScriptError,
     ReadOnlyError,
     RedisError,
@@ -53,9 +55,14 @@ _ADVICE: Final = {
     "BUSY": "it is busy with a script: see its slow log",
 }
 
+#: Of these, the ones by which a store says that it cannot answer anybody.
+_NOT_READY: Final = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY"})
 
 #: A command's words, as the protocol has them; hiredis' stubs know of one word only.
 _packed: Final[Callable[[tuple[Argument | bytes, ...]], bytes]] = cast(Any, hiredis.pack_command)
+
+#: What redis-py says where a blocking pool has no connection to spare.
+_ALL_LENT: Final = "No connection available."
 
 #: What a blocking read may take longer than it was asked to, in seconds.
 _GRACE_S: Final = 0.25
@@ -207,6 +214,38 @@ def _blocking_read(wait: Wait) -> bytes:
     return _packed(("BLPOP", wait.mailbox, seconds))
 
 
+def _guarded(send: Callable[[Trip, Any, float], list[Any]]) -> Callable[..., list[Any]]:
+    """Let the breaker of a pool's node decide whether it is asked.
+
+    What stands for several nodes has none: they are asked through here one by one.
+    """
+
+    def guarded(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+        breaker = getattr(pool, "breaker", None)
+        if breaker is None:
+            return send(trip, pool, seconds)
+        with breaker.trip():
+            return send(trip, pool, seconds)
+
+    return guarded
+
+
+def _aguarded(
+    send: Callable[[Trip, Any, float], Awaitable[list[Any]]],
+) -> Callable[..., Awaitable[list[Any]]]:
+    """See _guarded()."""
+
+    async def guarded(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+        breaker = getattr(pool, "breaker", None)
+        if breaker is None:
+            return await send(trip, pool, seconds)
+        with breaker.trip():
+            return await send(trip, pool, seconds)
+
+    return guarded
+
+
+@_guarded
 def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     if isinstance(pool, Nodes):
         budget = Budget(seconds)
@@ -231,6 +270,7 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
             pool.release(connection)
 
 
+@_aguarded
 async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     if isinstance(pool, Nodes):
         budget = Budget(seconds)
@@ -408,7 +448,17 @@ def _unavailable(error: Exception) -> SessionStoreUnavailable:
     error = _plain(error)
     text = str(error) or "no reply in time"
     word = getattr(error, "status_code", None) or text.partition(" ")[0]
+    answers = isinstance(error, ResponseError | AuthenticationError)
     if advice := _ADVICE.get(word):
-        return SessionStoreUnavailable(f"the session store refuses: {advice} ({word}: {text})")
-    happened = "answers with an error" if isinstance(error, ResponseError) else "does not answer"
-    return SessionStoreUnavailable(f"the session store {happened}: {text}")
+        unavailable = SessionStoreUnavailable(
+            f"the session store refuses: {advice} ({word}: {text})"
+        )
+        unavailable.is_away = word in _NOT_READY
+    else:
+        happened = "answers with an error" if answers else "does not answer"
+        unavailable = SessionStoreUnavailable(f"the session store {happened}: {text}")
+        unavailable.is_away = not answers
+    if isinstance(error, MaxConnectionsError) or text == _ALL_LENT:
+        # It is this process that has no connection to spare.
+        unavailable.is_away = None
+    return unavailable

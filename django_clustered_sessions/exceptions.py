@@ -24,7 +24,14 @@ class ClusteredSessionError(Exception):
 
 
 class SessionStoreUnavailable(ClusteredSessionError):
-    """The session store cannot be used now; the session and its cookie are untouched."""
+    """The session store cannot be used now; the session and its cookie are untouched.
+
+    ``is_away``: it was gone, silent or not ready; False: it has answered that it will not; None:
+    it was not asked. ``is_told``: the log tells of its absence already.
+    """
+
+    is_away: bool | None = None
+    is_told: bool = False
 
 
 class SessionConflict(ClusteredSessionError):

@@ -181,6 +181,12 @@ class Fields(MutableMapping[Any, Any]):
         """Whether somebody was logged in when this was loaded."""
         return USER_FIELD in self._stored
 
+    @property
+    def changes_user(self) -> bool:
+        """Whether somebody logs in or out by what has changed, or everything is wiped."""
+        delta = self.delta()
+        return delta.cleared or any(change.field == USER_FIELD for change in delta.changes)
+
     def delta(self) -> Delta:
         """Return what differs from what the store is known to hold.
 

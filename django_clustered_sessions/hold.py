@@ -120,8 +120,9 @@ class Hold:
             held_ms = yield from flows.release(grant.place, grant.token)
         except SessionStoreUnavailable as error:
             # Nothing is lost by it but time: its lease will end.
-            logger.warning(
-                "session %s: the lock could not be released: %s", grant.place.id[:12], error
+            level = logging.DEBUG if error.is_told else logging.WARNING
+            logger.log(
+                level, "session %s: the lock could not be released: %s", grant.place.id[:12], error
             )
         else:
             if held_ms is None:

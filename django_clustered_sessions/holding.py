@@ -171,7 +171,8 @@ class _Renewer:
                 for grant in due
             )
         except SessionStoreUnavailable as error:
-            logger.warning("the leases of %d locks could not be renewed: %s", len(due), error)
+            level = logging.DEBUG if error.is_told else logging.WARNING
+            logger.log(level, "the leases of %d locks could not be renewed: %s", len(due), error)
             return
         for grant, place, reply in zip(due, places, replies, strict=True):
             left_ms = commands.parse_renew(reply)

@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from .commands import Expiry
+from .near import Life
 from .record import Mode
 
 
@@ -30,6 +31,17 @@ class Lifetime:
         self.seen_ms, self.seen_at_s = now_ms, time.monotonic()
         self._deadline_ms = deadline_ms
         self.mode = mode or self.mode
+
+    @property
+    def life(self) -> Life | None:
+        """What the store said, to be kept beyond the request; None while it has said nothing."""
+        if self._deadline_ms is None:
+            return None
+        return Life(self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode)
+
+    def recall(self, life: Life) -> None:
+        """Take what the store said to an earlier request."""
+        self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode = life
 
     @property
     def left_s(self) -> float | None:

@@ -120,7 +120,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
     ) -> Flow[HttpResponse]:
         accessed = session.accessed
         is_saved = False
-        if session.failure is None and response.status_code < 500 and not session.is_empty():
+        is_usable = session.failure is None or session.goes_on
+        if is_usable and response.status_code < 500 and not session.is_empty():
             try:
                 is_saved = yield from _keeping(session)
             except UpdateError as error:
@@ -133,10 +134,10 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 SessionLockTimeout,
                 SessionStoreUnavailable,
             ) as error:
-                session.failure = error
+                session.fail(error)
         yield from session.closing()
         if session.failure is not None:
-            if not (session.outage and session.tolerates_outage):
+            if not session.goes_on:
                 response = instead_of(response, answer_to(session.failure) or response)
             # Nothing is known of the session, so its cookie stays as it is.
             vary = accessed

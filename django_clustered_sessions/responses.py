@@ -48,14 +48,19 @@ def answer_to(error: Exception) -> HttpResponse | None:
     if found is None:
         return None
     _, status, text = found
+    is_told = isinstance(error, SessionStoreUnavailable) and error.is_told
     level = logging.ERROR if status == 503 else logging.WARNING
-    logger.log(level, "answered %d: %s", status, error)
+    # Once told, the log has it that the store is away, and will have it that it is back.
+    logger.log(logging.DEBUG if is_told else level, "answered %d: %s", status, error)
     try:
         response = HttpResponse(loader.get_template(f"{status}.html").render(), status=status)
     except TemplateDoesNotExist:
         response = HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
     if status != 409:
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
+    if is_told:
+        # Nor a line of Django's for each request, which goes to ADMINS by mail.
+        cast(Any, response)._has_been_logged = True
     return response
 
 

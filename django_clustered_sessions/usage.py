@@ -9,7 +9,7 @@ from django.core import signing
 from django.http import HttpRequest
 from django.urls import Resolver404, ResolverMatch, resolve
 
-from .conf import conf
+from .conf import Nonstop, conf
 from .decorators import NO_MARKS, Access, Marks, marks_of
 
 #: The header by which a request that a view makes to its own site runs under the view's lock.
@@ -26,6 +26,10 @@ class Usage:
     access: Access = Access.UNLOCKED
     #: Whether this counts as a use, which renews the session.
     touches: bool = True
+    #: What happens while the store is away.
+    nonstop: Nonstop = "exception"
+    #: Whether a lock that is asked for without the view's saying so may be done without.
+    lock_is_optional: bool = False
     #: The pattern of the request's route; never its path, which may hold secrets.
     route: str = ""
 
@@ -84,6 +88,16 @@ class RequestUsage(Usage):
         return self._marks.touches
 
     @property
+    def nonstop(self) -> Nonstop:  # type: ignore[override]
+        """What happens while the store is away: as the view says, or CLUSTERED_SESSIONS_NONSTOP."""
+        return self._marks.nonstop or conf.nonstop
+
+    @property
+    def lock_is_optional(self) -> bool:  # type: ignore[override]
+        """Whether only the setting asks for the lock, and the view says what it does without."""
+        return self._marks.nonstop is not None and self._marks.access is None
+
+    @property
     def route(self) -> str:  # type: ignore[override]
         """The pattern of the request's route."""
         match = self._match
@@ -93,7 +107,7 @@ class RequestUsage(Usage):
         """Add what a view's decorators say, once the view is called. See Usage.obey()."""
         before = self._marks
         access, touches = marks.access or before.access, marks.touches and before.touches
-        self._known_marks = Marks(access, touches)
+        self._known_marks = Marks(access, touches, marks.nonstop or before.nonstop)
         return before.access is None
 
     def outer_token(self, session_id: str) -> str:

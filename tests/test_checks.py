@@ -76,6 +76,11 @@ RAISED = [
     *(("E003", {PREFIX + "STORE_TIMEOUT": value}) for value in (0, -1, "2", None, float("nan"))),
     *(("E003", {PREFIX + "MAX_BYTES": value}) for value in (0, 1.5, "1 MiB", None, True, 2**32)),
     *(("E003", {PREFIX + "IDLE_TIMEOUT": value}) for value in (0, 1, "600", float("inf"))),
+    *(("E003", {PREFIX + "NONSTOP": value}) for value in ("localReads", None, True, ["noop"])),
+    *(
+        ("E003", {PREFIX + "NONSTOP": value, PREFIX + "NEAR_CACHE_BYTES": 0})
+        for value in ("local_reads", "local_reads_and_exception_on_write")
+    ),
     ("E003", {PREFIX + "NODE_NAME": 7}),
     *(("E003", {PREFIX + "LOCKING": value}) for value in ("on", True, None, ["all"])),
     *(

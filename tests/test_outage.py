@@ -443,7 +443,7 @@ def test_store_that_is_frozen(
     for _ in range(3):
         assert_503(browser.visit(view))
     server.resume()
-    assert browser.visit(read).content == b"1"
+    wait_for(lambda: browser.visit(read).content == b"1", "the store is asked again")
 
 
 def test_silence_costs_no_more_than_the_budget(

@@ -62,6 +62,12 @@ _LOCKS: Final = {
     "locks_lost": "lost",
     "writes_refused": "commits\nrefused",
 }
+_OUTAGES: Final = {
+    "store_errors": "errors",
+    "nonstop_trips": "refused\nat once",
+    "local_reads": "read\nlocally",
+    "breaker_opened": "found\naway",
+}
 _UNKNOWN: Final = "?"
 
 
@@ -273,6 +279,7 @@ def _page(figures: Statistics) -> RenderableType:
         *_near_share(figures),
         *_sync_share(figures),
         *_locks(figures),
+        *_outages(figures),
         "",
         _store(figures),
         "",
@@ -385,6 +392,13 @@ def _locks(figures: Statistics) -> list[RenderableType]:
         add("former nodes", figures.former.counts)
     add("all", figures.counts, "bold")
     return ["", _nodes(figures, "Locks", _LOCKS), "", times]
+
+
+def _outages(figures: Statistics) -> list[RenderableType]:
+    """Return what the nodes had of a store that was away: nothing where it never was."""
+    if not figures.counts["breaker_opened"]:
+        return []
+    return ["", _nodes(figures, "Outages of the store", _OUTAGES)]
 
 
 def _locks_page(held: HeldLocks) -> RenderableType:
