@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import pickle
 import secrets
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse
+from shop.health import leaving
 from shop.settings import *  # noqa: F403
 from shop.settings import MIDDLEWARE as _MIDDLEWARE
 
@@ -27,6 +30,9 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
 # The machine that runs the tests may stand still for a while.
 CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+
+#: What a long request takes from SIGTERM on, in seconds: longer than DRAIN_S of gunicorn.conf.py.
+LONG_S = 6.0
 
 if RELEASE == "1":
 
@@ -61,7 +67,8 @@ class Pickled:
 def keys(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
     """Use the release's own keys in each request of a user, and look for the other one's.
 
-    ``X-Value`` is the release's own value, which is made once for each user.
+    ``X-Value`` is the release's own value, which is made once for each user. A request that names a
+    file in ``X-Long`` makes it, and takes until after its process has stopped to accept others.
     """
 
     def middleware(request: HttpRequest) -> HttpResponse:
@@ -74,6 +81,10 @@ def keys(get_response: Callable[[HttpRequest], HttpResponse]) -> Any:
                 session.pop("greeted", None)
             session.get(OTHER_KEY)
             value = session.setdefault(OWN_KEY, OWN_VALUE(secrets.token_hex(4)))
+        if path := request.headers.get("X-Long"):
+            Path(path).touch()
+            leaving.wait(60)
+            time.sleep(LONG_S)
         response = get_response(request)
         response["X-Release"] = RELEASE
         response["X-Value"] = repr(value)

@@ -14,6 +14,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from itertools import cycle
 from pathlib import Path
@@ -403,11 +404,15 @@ def site(tmp_path_factory: pytest.TempPathFactory, stores: Shipped) -> Iterator[
 
 def test_a_rolling_deploy_logs_nobody_out(site: Site) -> None:
     """Stop each node with SIGTERM and start it with the next release, while users go shopping."""
-
-    with Load(site) as load:
+    with Load(site) as load, ThreadPoolExecutor() as pool:
         load.go_on()
         for node in range(3):
+            under_way = site.folder / f"under-way-{node}"
+            options = {"headers": {"X-Long": str(under_way)}, "timeout": PATIENCE_S}
+            long = pool.submit(httpx.get, f"{site.node_url(node)}/Cart/", **options)
+            wait_for(under_way.exists, "a long request is under way", timeout_s=PATIENCE_S)
             assert site.nodes[node].stop() == 0
+            assert long.result().status_code == 200
             load.go_on()
             site.spawn(node, "2")
             site.wait_until_ready(node)
