@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -22,6 +23,7 @@ from typing import Any
 
 import httpx
 import pytest
+import redis
 
 from tests.conftest import require, store_binary
 from tests.example.conftest import EXAMPLE
@@ -30,6 +32,8 @@ from tests.topologies import NAME, Replicated, follows, is_primary
 
 DEPLOY = EXAMPLE / "deploy"
 ROOT = EXAMPLE.parent
+
+GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "shop.wsgi"]
 
 DATABASE = 1
 PRODUCTS = ("amphora", "jug", "teapot", "bowl", "tagine", "mug", "vase", "planter")
@@ -76,6 +80,12 @@ class Process:
         self.popen.terminate()
         return self.popen.wait(PATIENCE_S)
 
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """End whatever is left of it."""
         with suppress(ProcessLookupError):
@@ -113,13 +123,13 @@ class Site:
     def __enter__(self) -> Site:
         with self._started:
             manage = [sys.executable, str(EXAMPLE / "manage.py"), "migrate"]
-            migrate = self._process("migrate", manage, **self.environment(0, "1"))
+            migrate = self.start("migrate", manage, **self.environment(0, "1"))
             assert migrate.popen.wait(PATIENCE_S) == 0, migrate.log_path.read_text()
             for node in range(3):
                 self.spawn(node, "1")
             for node in range(3):
                 self.wait_until_ready(node)
-            self.haproxy = self._process(
+            self.haproxy = self.start(
                 "haproxy",
                 [str(haproxy_binary()), "-db", "-f", str(DEPLOY / "haproxy.cfg")],
                 **self.addresses(),
@@ -169,11 +179,8 @@ class Site:
 
     def spawn(self, node: int, release: str) -> None:
         """Start a node with a release, without waiting for it."""
-        config = str(DEPLOY / "gunicorn.conf.py")
-        self.nodes[node] = self._process(
-            f"node{node + 1}",
-            [sys.executable, "-m", "gunicorn", "--config", config, "shop.wsgi"],
-            **self.environment(node, release),
+        self.nodes[node] = self.start(
+            f"node{node + 1}", GUNICORN, **self.environment(node, release)
         )
 
     def wait_until_ready(self, node: int) -> None:
@@ -182,10 +189,7 @@ class Site:
 
         def answers() -> bool:
             assert process.popen.poll() is None, process.log_path.read_text()
-            with suppress(httpx.TransportError):
-                url = f"{self.node_url(node)}/health/"
-                return httpx.get(url, timeout=PATIENCE_S).status_code == 200
-            return False
+            return is_healthy(self.node_url(node))
 
         wait_for(answers, f"node{node + 1} answers", timeout_s=PATIENCE_S)
 
@@ -216,10 +220,10 @@ class Site:
         logs = sorted(self.folder.glob("*.log"))
         return "".join(f"-- {log.name}\n{log.read_text(errors='replace')}" for log in logs)
 
-    def _process(self, name: str, command: Sequence[str], **environment: str) -> Process:
+    def start(self, name: str, command: Sequence[str], **environment: str) -> Process:
+        """Start a process that ends with the site."""
         process = Process(self.folder / f"{name}.log", command, **environment)
-        self._started.callback(process.close)
-        return process
+        return self._started.enter_context(process)
 
 
 class Tab:
@@ -379,6 +383,13 @@ class Load:
         wait_for(is_done, f"{requests} answers", timeout_s=PATIENCE_S)
 
 
+def is_healthy(url: str) -> bool:
+    """Return whether a node wants requests."""
+    with suppress(httpx.TransportError):
+        return httpx.get(f"{url}/health/", timeout=PATIENCE_S).status_code == 200
+    return False
+
+
 def haproxy_binary() -> Path:
     """Return HAProxy, which Debian keeps where only root's PATH leads to."""
     return require(shutil.which("haproxy", path=f"{os.environ['PATH']}:/usr/sbin"), "haproxy")
@@ -452,3 +463,113 @@ def test_a_failover_on_purpose_loses_nothing(site: Site) -> None:
     assert sum(tab.lost for tab in load.tabs) == 0
     # Those on their way meanwhile may be told to come again, and with what the form held.
     assert {status for status, _ in load.answers} <= {200, 302, 503}
+
+
+def test_a_node_without_its_store_stays_in(site: Site, tmp_path: Path) -> None:
+    """Its health page says 200, to HAProxy alone; its pages say 503."""
+    port = free_port()
+    environment = site.environment(0, "1") | {
+        "SHOP_BIND": f"127.0.0.1:{port}",
+        "SHOP_SENTINELS": "",
+        "SHOP_STORE": "redis://127.0.0.1:1/1",
+    }
+    node = site.start("alone", GUNICORN, **environment)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_for(lambda: is_healthy(url), "the node answers", timeout_s=PATIENCE_S)
+        cookies = {"sessionid": "a" * 32}
+        answer = httpx.get(f"{url}/health/", cookies=cookies)
+        assert (answer.status_code, answer.text) == (200, "")
+        assert not {"set-cookie", "vary"} & set(answer.headers)
+        assert httpx.get(f"{url}/Cart/", cookies=cookies).status_code == 503
+    finally:
+        node.close()
+    assert httpx.get(f"{site.url}/health/").status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("what", "named"),
+    [
+        ("node", "SHOP_BIND is not set"),
+        ("store", "STORE_ADDRESS: the IP address"),
+        ("haproxy", "'bind' expects"),
+    ],
+)
+def test_what_is_not_set_is_named(tmp_path: Path, what: str, named: str) -> None:
+    """Nothing starts with a default in the place of an address or a secret."""
+    commands = {
+        "node": lambda: GUNICORN,
+        "store": lambda: ["deploy/start-store", "deploy/valkey.conf"],
+        "haproxy": lambda: [str(haproxy_binary()), "-c", "-f", "deploy/haproxy.cfg"],
+    }
+    with Process(tmp_path / "log", commands[what]()) as process:
+        assert process.popen.wait(PATIENCE_S) != 0
+    assert named in process.log_path.read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
+def test_the_units_are_valid(tmp_path: Path) -> None:
+    """All but the paths of the programs, which are elsewhere."""
+    for unit in (DEPLOY / "systemd").glob("*.service"):
+        text, count = re.subn(r"(?m)^ExecStart=\S+", "ExecStart=/bin/true", unit.read_text())
+        assert count == 1
+        path = tmp_path / unit.name.replace("@", "@node1")
+        path.write_text(text)
+        verify = ["systemd-analyze", "verify", "--man=no", str(path)]
+        done = subprocess.run(verify, capture_output=True, text=True, timeout=PATIENCE_S)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_stores_and_sentinels_start_as_shipped(tmp_path: Path) -> None:
+    """A primary that is killed comes back as a replica, by what Sentinel has told it."""
+    addresses = ["127.0.0.1", "127.0.0.2", "127.0.0.3"]
+    ports = {"STORE_PORT": str(free_port()), "SENTINEL_PORT": str(free_port())}
+
+    def start(what: str, address: str) -> Process:
+        folder = tmp_path / f"{what}-{address}"
+        folder.mkdir(exist_ok=True)
+        environment = {
+            "STORE_ADDRESS": address,
+            "STORE_BINARY": str(store_binary("valkey")),
+            "STORE_FOLDER": str(folder),
+            "STORE_PASSWORD": "secret",
+            "STORE_PRIMARY": addresses[0],
+        }
+        command = [str(DEPLOY / "start-store"), str(DEPLOY / f"{what}.conf")]
+        return stack.enter_context(
+            Process(tmp_path / f"{what}-{address}.log", command, **environment, **ports)
+        )
+
+    def client(address: str, what: str = "STORE") -> redis.Redis:
+        secret = {"password": "secret"} if what == "STORE" else {}
+        return stack.enter_context(
+            redis.Redis(address, int(ports[f"{what}_PORT"]), decode_responses=True, **secret)
+        )
+
+    def role(address: str) -> str:
+        return str(client(address).info("replication")["role"])
+
+    def informed(address: str) -> bool:
+        sentinel = client(address, "SENTINEL")
+        known = len(sentinel.sentinel_slaves(NAME)), len(sentinel.sentinel_sentinels(NAME))
+        return known == (2, 2)
+
+    def failed_over() -> bool:
+        return [role(address) for address in addresses].count("master") == 1 and (
+            role(addresses[0]) == "slave"
+        )
+
+    with ExitStack() as stack:
+        stores = [start("valkey", address) for address in addresses]
+        for address in addresses:
+            start("sentinel", address)
+        for address in addresses:
+            wait_for(lambda at=address: informed(at), "a Sentinel knows all", timeout_s=PATIENCE_S)
+        client(addresses[0]).set("k", "v")
+        client(addresses[0]).wait(2, 0)
+        client(addresses[0], "SENTINEL").execute_command("SENTINEL FAILOVER", NAME, "COORDINATED")
+        wait_for(failed_over, "a failover", timeout_s=PATIENCE_S)
+        stores[0].close()
+        start("valkey", addresses[0])
+        wait_for(failed_over, "the old primary is back as a replica", timeout_s=PATIENCE_S)
+        assert client(addresses[0]).get("k") == "v"
