@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -383,6 +384,12 @@ class Load:
         wait_for(is_done, f"{requests} answers", timeout_s=PATIENCE_S)
 
 
+def may_vote(sentinel: redis.Redis) -> bool:
+    """Return whether a Sentinel is connected to two others and two replicas, and not only knows."""
+    known = sentinel.sentinel_sentinels(NAME), sentinel.sentinel_slaves(NAME)
+    return [[one["is_disconnected"] for one in each] for each in known] == [[False] * 2] * 2
+
+
 def is_healthy(url: str) -> bool:
     """Return whether a node wants requests."""
     with suppress(httpx.TransportError):
@@ -402,6 +409,9 @@ def stores() -> Iterator[Shipped]:
     binary = store_binary("valkey")
     # No failover but the ones that are asked for, however slow the machine is.
     with Shipped(*flags, replicas=2, sentinels=3, binary=binary, down_after_ms=30_000) as running:
+        for sentinel in running.sentinels:
+            with sentinel.client(decode_responses=True) as client:
+                wait_for(lambda one=client: may_vote(one), "a Sentinel", timeout_s=PATIENCE_S)
         yield running
 
 
@@ -469,6 +479,7 @@ def test_a_node_without_its_store_stays_in(site: Site, tmp_path: Path) -> None:
     """Its health page says 200, to HAProxy alone; its pages say 503."""
     port = free_port()
     environment = site.environment(0, "1") | {
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
         "SHOP_BIND": f"127.0.0.1:{port}",
         "SHOP_SENTINELS": "",
         "SHOP_STORE": "redis://127.0.0.1:1/1",
@@ -540,6 +551,7 @@ def test_stores_and_sentinels_start_as_shipped(tmp_path: Path) -> None:
             Process(tmp_path / f"{what}-{address}.log", command, **environment, **ports)
         )
 
+    @cache
     def client(address: str, what: str = "STORE") -> redis.Redis:
         secret = {"password": "secret"} if what == "STORE" else {}
         return stack.enter_context(
@@ -549,26 +561,31 @@ def test_stores_and_sentinels_start_as_shipped(tmp_path: Path) -> None:
     def role(address: str) -> str:
         return str(client(address).info("replication")["role"])
 
-    def informed(address: str) -> bool:
-        sentinel = client(address, "SENTINEL")
-        known = len(sentinel.sentinel_slaves(NAME)), len(sentinel.sentinel_sentinels(NAME))
-        return known == (2, 2)
+    def linked() -> int:
+        return int(client(addresses[0]).info("replication")["connected_slaves"])
+
+    def rewritten() -> bool:
+        config = tmp_path / f"valkey-{addresses[0]}" / "valkey.conf"
+        return "replicaof" in config.read_text()
 
     def failed_over() -> bool:
-        return [role(address) for address in addresses].count("master") == 1 and (
-            role(addresses[0]) == "slave"
-        )
+        roles = [role(address) for address in addresses]
+        return roles[0] == "slave" and roles.count("master") == 1
 
     with ExitStack() as stack:
         stores = [start("valkey", address) for address in addresses]
+        # A Sentinel asks only every ten seconds who follows.
+        wait_for(lambda: linked() == 2, "both replicas follow", timeout_s=PATIENCE_S)
         for address in addresses:
             start("sentinel", address)
         for address in addresses:
-            wait_for(lambda at=address: informed(at), "a Sentinel knows all", timeout_s=PATIENCE_S)
+            sentinel = client(address, "SENTINEL")
+            wait_for(lambda one=sentinel: may_vote(one), "a Sentinel", timeout_s=PATIENCE_S)
         client(addresses[0]).set("k", "v")
         client(addresses[0]).wait(2, 0)
         client(addresses[0], "SENTINEL").execute_command("SENTINEL FAILOVER", NAME, "COORDINATED")
         wait_for(failed_over, "a failover", timeout_s=PATIENCE_S)
+        wait_for(rewritten, "the old primary knows for good", timeout_s=PATIENCE_S)
         stores[0].close()
         start("valkey", addresses[0])
         wait_for(failed_over, "the old primary is back as a replica", timeout_s=PATIENCE_S)
