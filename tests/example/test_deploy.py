@@ -364,7 +364,7 @@ class Load:
         """Return what is wrong, of all tabs."""
         return [problem for tab in self.tabs for problem in tab.problems]
 
-    def go_on(self, rounds: int = 5) -> None:
+    def go_on(self, rounds: int = 3) -> None:
         """Return once each tab has made some more rounds; fail when something is wrong."""
         goals = [tab.rounds + rounds for tab in self.tabs]
 
