@@ -32,7 +32,7 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
 
 #: What a long request takes from SIGTERM on, in seconds: longer than DRAIN_S of gunicorn.conf.py.
-LONG_S = 6.0
+LONG_S = 5.5
 
 if RELEASE == "1":
 

@@ -317,7 +317,7 @@ class Tab:
 class Load:
     """Let ``users`` log in and use the site, each in two tabs at once. Use as a context manager."""
 
-    def __init__(self, site: Site, users: int = 3) -> None:
+    def __init__(self, site: Site, users: int = 2) -> None:
         self.site = site
         self.users = users
         self.tabs: list[Tab] = []
