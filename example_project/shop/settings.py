@@ -12,6 +12,16 @@ BASE_DIR = Path(__file__).resolve().parent.parent
 SESSION_ENGINE = "django_clustered_sessions.backend"
 SESSION_CACHE_ALIAS = "sessions"
 
+# With Sentinel: SHOP_SENTINELS=10.0.0.11:26379,10.0.0.12:26379,10.0.0.13:26379, and in SHOP_STORE
+# the name that they know the primary by takes the place of its address: redis://:PASSWORD@main/1
+SENTINELS = [
+    (host, int(port))
+    for host, _, port in (
+        address.rpartition(":") for address in os.environ.get("SHOP_SENTINELS", "").split(",")
+    )
+    if host
+]
+
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
     "sessions": {
@@ -19,6 +29,11 @@ CACHES = {
         "LOCATION": os.environ.get("SHOP_STORE", "redis://127.0.0.1:6379/1"),
     },
 }
+if SENTINELS:
+    CACHES["sessions"]["OPTIONS"] = {
+        "CONNECTION_FACTORY": "django_redis.pool.SentinelConnectionFactory",
+        "SENTINELS": SENTINELS,
+    }
 
 INSTALLED_APPS = [
     "django.contrib.auth",
@@ -59,7 +74,7 @@ CLUSTERED_SESSIONS_NODE_NAME = NODE["name"]
 
 # Every node needs the same key. This one is public: choose your own for anything but this demo.
 SECRET_KEY = os.environ.get("SHOP_SECRET_KEY", "public-and-therefore-for-the-demo-only-0f5c81d2e7")
-ALLOWED_HOSTS = ["localhost", "127.0.0.1"]
+ALLOWED_HOSTS = ["localhost", "127.0.0.1", *os.environ.get("SHOP_HOSTS", "").split()]
 ROOT_URLCONF = "shop.urls"
 WSGI_APPLICATION = "shop.wsgi.application"
 ASGI_APPLICATION = "shop.asgi.application"
