@@ -22,6 +22,8 @@ from tests.conftest import use_store
 from tests.locking import Threads, outcome, wait_for_queue
 from tests.servers import StoreServer
 
+pytestmark = pytest.mark.once
+
 PAGE = (Path(__file__).parent.parent / "docs" / "deploy-store.md").read_text(encoding="utf-8")
 
 #: The rule of who uses sessions, and what else who looks at statistics needs.

@@ -24,6 +24,8 @@ from tests.browser import Browser, View, place
 from tests.conftest import DATABASE, SERVERS, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, wait_for
 
+pytestmark = pytest.mark.once
+
 COOKIE = "sessionid"
 
 

@@ -26,6 +26,8 @@ from tests.servers import StoreServer, wait_for
 from tests.test_docs import block
 from tests.topologies import NAME, Replicated
 
+pytestmark = pytest.mark.once
+
 #: Generous: what is waited for is the condition.
 BOUND_S = 30.0
 

@@ -29,6 +29,8 @@ from tests.locking import Threads, outcome
 from tests.servers import CountingProxy, StoreServer, wait_for
 from tests.topologies import Replicated
 
+pytestmark = pytest.mark.once
+
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 
 warm = round_trips.warm

@@ -26,6 +26,8 @@ from tests.servers import StoreServer, free_port, raw_client, wait_for
 from tests.test_docs import block
 from tests.topologies import Replicated
 
+pytestmark = pytest.mark.once
+
 #: What a key may be for.
 USAGES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
