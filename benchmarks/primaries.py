@@ -32,7 +32,7 @@ class Primaries:
         """Have the package use these connections for a while."""
         from django_clustered_sessions import connections
 
-        with mock.patch.object(connections, "pool", lambda: self.chosen):
+        with mock.patch.object(connections, "pool", lambda step: self.chosen):
             yield
 
     def close(self) -> None:
