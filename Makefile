@@ -18,8 +18,9 @@ test: .venv/test.stamp  ## Run the tests (ARGS="-k name" picks some)
 test-all: .venv/dev.stamp  ## Run the tests on every Python and Django there is support for
 	.venv/bin/python -m tox run $(ARGS)
 
-chaos: .venv/test.stamp  ## Stop, kill and cut while locks are held (SECONDS=600 SEED=7)
-	.venv/bin/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) $(if $(SEED),--seed $(SEED))
+chaos: .venv/test.stamp  ## Stop, kill and cut while locks are held (SECONDS=600 SEED=7 TOPOLOGY=sentinel)
+	.venv/bin/python -m tests.chaos $(if $(SECONDS),--seconds $(SECONDS)) \
+	  $(if $(SEED),--seed $(SEED)) $(if $(TOPOLOGY),--topology $(TOPOLOGY))
 
 bench: .venv/benchmark.stamp  ## Compare with other engines (ARGS="--quick --output report.md")
 	.venv/bin/python -m benchmarks $(ARGS)

@@ -13,7 +13,8 @@ import redis
 
 from tests.chaos.driver import Driver, Outcome
 from tests.chaos.plan import MUTANTS, Plan
-from tests.chaos.stores import Failing, Single
+from tests.chaos.stores import Failing, Moving, Single
+from tests.clusters import ClusterServers
 from tests.conftest import store_binary
 from tests.servers import StoreServer
 from tests.topologies import Replicated
@@ -44,11 +45,20 @@ def test_nothing_is_lost_doubled_or_overtaken(
 
 
 def test_nothing_acknowledged_is_lost_by_failovers() -> None:
-    plan = Plan(secrets.randbelow(10**9), SECONDS, may_lose=True)
-    with Replicated(replicas=2, sentinels=3) as topology:
+    plan = Plan(secrets.randbelow(10**9), SECONDS, topology="sentinel")
+    with Replicated(replicas=1, sentinels=3) as topology:
         outcome = Driver(plan, Failing(plan, topology)).run()
     assert not outcome.violations, str(outcome)
     for what in ("ok", "failovers", "stops"):
+        assert outcome.counts[what] > 0, f"no {what}: {outcome}"
+
+
+def test_nothing_is_lost_doubled_or_overtaken_while_slots_move() -> None:
+    plan = Plan(secrets.randbelow(10**9), SECONDS, topology="cluster")
+    with ClusterServers() as servers:
+        outcome = Driver(plan, Moving(plan, servers)).run()
+    assert not outcome.violations, str(outcome)
+    for what in ("ok", "waited", "moves", "stops"):
         assert outcome.counts[what] > 0, f"no {what}: {outcome}"
 
 

@@ -7,15 +7,17 @@ import os
 import random
 import sys
 from contextlib import ExitStack
+from typing import get_args
 
 import django
 
+from tests.clusters import ClusterServers
 from tests.servers import StoreServer
 from tests.topologies import Replicated
 
 from .driver import Driver
-from .plan import MUTANTS, Plan
-from .stores import Failing, Single, Stores
+from .plan import MUTANTS, Plan, Topology
+from .stores import Failing, Moving, Single, Stores
 
 
 def main() -> int:
@@ -24,16 +26,20 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the work lasts (60)")
     parser.add_argument("--seed", type=int, help="repeat the run with that seed (a new one)")
     parser.add_argument("--mutant", choices=MUTANTS, help="take that out of the scripts")
-    parser.add_argument("--failovers", action="store_true", help="under Sentinels, which fail over")
+    parser.add_argument(
+        "--topology", choices=get_args(Topology), default="single", help="what the stores are"
+    )
     options = parser.parse_args()
     seed = random.randrange(10**9) if options.seed is None else options.seed
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    plan = Plan(seed, options.seconds, options.mutant, options.failovers)
+    plan = Plan(seed, options.seconds, options.mutant, options.topology)
     with ExitStack() as started:
         stores: Stores
-        if options.failovers:
-            stores = Failing(plan, started.enter_context(Replicated(replicas=2, sentinels=3)))
+        if plan.topology == "cluster":
+            stores = Moving(plan, started.enter_context(ClusterServers()))
+        elif plan.topology == "sentinel":
+            stores = Failing(plan, started.enter_context(Replicated(replicas=1, sentinels=3)))
         else:
             stores = Single(plan, started.enter_context(StoreServer()).port)
         outcome = Driver(plan, stores).run()

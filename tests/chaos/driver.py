@@ -27,7 +27,8 @@ from django.test import override_settings
 
 from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.exceptions import SessionLockTimeout
+from django_clustered_sessions.exceptions import SessionLockTimeout, SessionStoreUnavailable
+from tests.servers import wait_for
 from tests.test_clocks import libfaketime
 
 from . import checker, plan
@@ -64,7 +65,7 @@ class Outcome:
         lines = [f"chaos: seed {self.plan.seed}: {counts}"]
         if self.violations:
             more = f" --mutant {self.plan.mutant}" if self.plan.mutant else ""
-            more += " --failovers" if self.plan.may_lose else ""
+            more += f" --topology {self.plan.topology}" if self.plan.topology != "single" else ""
             lines += [
                 f"{len(self.violations)} violations; history in {self.folder}; again: "
                 f"python -m tests.chaos --seconds {self.plan.seconds:g} --seed {self.plan.seed}"
@@ -160,6 +161,7 @@ class Driver:
                 session._session_cache = {"log": [], "n": 0, "hits": 0, "blind": 0}
                 session.save(must_create=True)
             asyncio.run(self.drive())
+            wait_for(self.is_back, "the store is back", timeout_s=END_S)
             for key in self.plan.sessions:
                 self.close(key)
         for path in sorted(self.folder.glob("*.jsonl")):
@@ -173,6 +175,14 @@ class Driver:
         if not violations:
             outcome.forget()
         return outcome
+
+    def is_back(self) -> bool:
+        """Return whether the store answers, which may be another by now."""
+        try:
+            SessionStore(self.plan.sessions[0]).load()
+        except SessionStoreUnavailable:
+            return False
+        return True
 
     def close(self, key: str) -> None:
         """Look at what a session has in the end: its lock is to be had, whoever died with it."""

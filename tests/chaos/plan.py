@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 #: Seconds.
 LOCK_LEASE: Final = 1.0
@@ -20,6 +20,10 @@ SETTINGS: Final[dict[str, Any]] = {
     "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS": 4,
     "CLUSTERED_SESSIONS_STORE_TIMEOUT": STORE_TIMEOUT,
 }
+
+#: What the sessions are in: one store behind a proxy that cuts; a primary that fails and a replica
+#: that takes over; a cluster whose slots move.
+Topology = Literal["single", "sentinel", "cluster"]
 
 #: A write is acknowledged once a replica has it.
 SYNCHRONOUS: Final[Mapping[str, Any]] = {
@@ -96,8 +100,12 @@ class Plan:
     seed: int
     seconds: float
     mutant: str | None = None
-    #: Whether stores fail too: then what nobody acknowledged may be lost.
-    may_lose: bool = False
+    topology: Topology = "single"
+
+    @property
+    def may_lose(self) -> bool:
+        """Whether what nobody acknowledged may be lost: primaries fail."""
+        return self.topology == "sentinel"
 
     @property
     def settings(self) -> Mapping[str, Any]:

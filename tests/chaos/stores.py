@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
 from collections.abc import Mapping
 from random import Random
 from typing import Any, Protocol
 
-from django_clustered_sessions import connections
+from redis.crc import key_slot
+
+from django_clustered_sessions import cluster, connections
+from django_clustered_sessions.record import Place
+from tests.clusters import ClusterServers
 from tests.conftest import DATABASE
 from tests.topologies import NAME, Replicated
 
-from .plan import Plan
+from .plan import ERA_S, Plan
 from .proxy import CuttingProxy
 
 #: About so many seconds pass between two faults of a primary.
@@ -92,8 +97,12 @@ class Failing:
         while True:
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * PEACE_S)
             faults = faults or self._dice.sample(("kill", "stop"), 2)
-            await asyncio.to_thread(self._fail_over, faults.pop())
+            fault = faults.pop()
+            await asyncio.to_thread(self._fail_over, fault)
             self.counts["failovers"] += 1
+            if fault == "kill":
+                # Not in that thread: a store ends with the one that it was started from.
+                self._topology.add_replica()
 
     def _fail_over(self, fault: str) -> None:
         was_primary = self._topology.primary
@@ -106,11 +115,46 @@ class Failing:
         finally:
             if fault == "stop":
                 was_primary.resume()
-        if fault == "kill":
-            self._topology.add_replica()
 
     async def close(self) -> None:
         """Do nothing: the topology is its owner's."""
+
+
+class Moving:
+    """A cluster; every now and then the slot of a session moves to another primary."""
+
+    def __init__(self, plan: Plan, servers: ClusterServers) -> None:
+        self.counts: Counter[str] = Counter()
+        self._dice = Random(f"{plan.seed} stores")
+        self._plan, self._servers = plan, servers
+
+    async def start(self) -> Mapping[str, Any]:
+        return self.entry()
+
+    def entry(self) -> Mapping[str, Any]:
+        nodes = [f"redis://127.0.0.1:{server.port}" for server in self._servers.primaries]
+        return {"LOCATION": nodes, "OPTIONS": {"CONNECTION_FACTORY": cluster.FACTORY}}
+
+    def cut(self) -> None:
+        """Do nothing: nobody is on the way."""
+
+    async def torment(self) -> None:
+        began_s = time.monotonic()
+        while True:
+            era = int((time.monotonic() - began_s) // ERA_S)
+            # The first session has most of the work.
+            record = Place.of("session", self._plan.key(era, self._dice.choice((0, 0, 1)))).record
+            await asyncio.to_thread(self._move, record)
+            self.counts["moves"] += 1
+            await asyncio.sleep(self._dice.uniform(0.2, 1.0))
+
+    def _move(self, record: str) -> None:
+        owner = self._servers.owner(record)
+        others = [one for one in self._servers.primaries if one is not owner]
+        self._servers.move(key_slot(record.encode()), owner, self._dice.choice(others))
+
+    async def close(self) -> None:
+        """Do nothing: the servers are their owner's."""
 
 
 def _location(port: int) -> Mapping[str, Any]:

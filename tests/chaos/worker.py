@@ -36,6 +36,7 @@ from django_clustered_sessions.exceptions import (
     SessionLockLost,
     SessionLockRefused,
     SessionLockTimeout,
+    SessionNotReplicated,
     SessionStoreUnavailable,
 )
 from django_clustered_sessions.record import Place
@@ -229,7 +230,10 @@ def raise_for(response: Any, request: Any, operation: Operation) -> None:
         raise Dropped
     if response.status_code == 200:
         return
-    raise request.session.failure or RuntimeError(f"answered {response.status_code}")
+    session = request.session
+    raise (
+        session.failure or session.unreplicated or RuntimeError(f"answered {response.status_code}")
+    )
 
 
 def answer_to(error: BaseException | None, operation: Operation) -> str:
@@ -244,6 +248,8 @@ def answer_to(error: BaseException | None, operation: Operation) -> str:
             return "timeout"
         case SessionStoreUnavailable():
             return "unknown" if operation.sent_s else "away"
+        case SessionNotReplicated():
+            return "unknown"
         case Dropped():
             return "dropped"
     return "error"
