@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
+import os
 import shutil
 import signal
 import socket
@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Final
 
 #: What sessions need of any store: never evict one, and keep a typical one in the compact encoding.
 SESSION_FLAGS = ("--maxmemory-policy", "noeviction", "--hash-max-listpack-value", "256")
@@ -100,14 +101,13 @@ class EmbeddedStore:
         """Start the process without waiting for it to answer."""
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                self.command(),
+                [*_dying_with(os.getpid()), *self.command()],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 # A Ctrl-C in the terminal is for the test run, which then stops its stores.
                 process_group=0,
-                preexec_fn=_die_with_parent,
             )
 
     def command(self) -> Sequence[str]:
@@ -164,11 +164,21 @@ class EmbeddedStore:
         self.stop()
 
 
-if sys.platform == "linux":
-    _prctl = ctypes.CDLL(None).prctl
+#: Asks the kernel for a SIGTERM when the thread that started this ends, and becomes the command.
+_LAUNCH: Final = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, 15)
+if os.getppid() == int(parent):
+    os.execv(command[0], command)
+"""
 
-    def _die_with_parent() -> None:
-        _prctl(1, signal.SIGTERM)
 
-else:
-    _die_with_parent = None
+def _dying_with(parent: int) -> Sequence[str]:
+    """Return what to put before a command so that it ends with whoever started it, on Linux.
+
+    Not subprocess's ``preexec_fn``: a fork that runs Python while other threads do may hang.
+    """
+    if sys.platform != "linux":
+        return []
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(parent)]
