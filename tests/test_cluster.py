@@ -11,8 +11,9 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from io import StringIO
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -32,7 +33,11 @@ from django_clustered_sessions.checks import check_settings, check_store
 from django_clustered_sessions.cluster import Address, Nodes, SlotMap
 from django_clustered_sessions.commands import Call, Pause
 from django_clustered_sessions.counters import counters
-from django_clustered_sessions.exceptions import SessionLockLost, SessionStoreUnavailable
+from django_clustered_sessions.exceptions import (
+    SessionLockLost,
+    SessionNotReplicated,
+    SessionStoreUnavailable,
+)
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.near import near_cache
 from django_clustered_sessions.record import EndReason
@@ -692,6 +697,26 @@ def test_a_primary_that_is_killed_is_replaced_under_load(
         assert [SessionStore(key)["n"] for key in new] == [3] * len(new)
 
 
+def test_a_write_waits_for_its_own_nodes_replicas(settings: Any, no_figures: None) -> None:
+    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+        servers.use(settings)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+        settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.1
+        for world in (World(is_async=False), World(is_async=True)):
+            homes = set()
+            while homes != {True, False}:
+                session = SessionStore()
+                with suppress(SessionNotReplicated):
+                    world.do(session, "save")
+                owner = servers.owner(place(session.session_key or "").record)
+                has_replica = owner is servers.primaries[0]
+                homes.add(has_replica)
+                world.do(session, "increment", "n")
+                with nullcontext() if has_replica else pytest.raises(SessionNotReplicated):
+                    world.do(session, "save")
+
+
 def test_a_primary_that_hangs_holds_nobody_up(settings: Any, no_figures: None) -> None:
     """New connections to it hang as well; the other nodes' sessions do not notice."""
     with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
@@ -836,6 +861,12 @@ def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
     assert found["sessions"] == {"total": 39, "logged_in": 15, "anonymous": 24}
     assert found["measured"] == {"sessions": 39, "unreadable": 0, "exact": True}
     assert found["store"]["primaries"] == 3
+    primaries = {one["address"]: one for one in found["topology"]["primaries"]}
+    assert primaries.keys() == {f"127.0.0.1:{server.port}" for server in cluster.primaries}
+    ranges = sorted(tuple(each) for one in primaries.values() for each in one["slots"])
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == 16383
+    assert all(last + 1 == first for (_, last), (first, _) in pairwise(ranges))
     memory = [ask(server, "INFO", "memory") for server in cluster.primaries]
     assert found["store"]["used_memory_bytes"] > 2 * min(
         int(re.search(rb"used_memory:(\d+)", info)[1]) for info in memory
