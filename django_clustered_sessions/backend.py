@@ -611,7 +611,6 @@ class SessionStore(SessionBase):
             near_cache.drop(place.record)
             self._vanish(found)
             return None
-        self._version = found.meta.version
         self._see(place, read.now_ms, found.meta.deadline_ms, found.meta.mode)
         if read.is_known:
             counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
@@ -830,6 +829,7 @@ class SessionStore(SessionBase):
             and (found.reason is not EndReason.ROTATED or fields.has_stored_user)
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
+        self._has_moved = True
         if isinstance(found, Alive):
             self._session_key, self._found = new_key, None
             self._hold.move(new_place)
@@ -841,7 +841,6 @@ class SessionStore(SessionBase):
         else:
             self._hold.let_go()
             yield from self.creating()
-        self._has_moved = True
 
     def locking(self) -> Flow[None]:
         """Take the lock and load afresh; what was not saved yet goes on top."""

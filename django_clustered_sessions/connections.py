@@ -55,11 +55,15 @@ class _Pool(redis.ConnectionPool):
         super().reset()
 
     def get_connection(self, *args: Any, **options: Any) -> Any:
-        """Return a connection that is idle, or a new one."""
-        if self.pid == os.getpid():
-            with suppress(IndexError):
-                return self._idle.pop()
-        return super().get_connection()
+        """Return a connection that is idle, or a new one, which has yet to connect."""
+        self._checkpid()
+        with suppress(IndexError):
+            return self._idle.pop()
+        with self._lock:
+            # Whoever uses it knows how much time there is to connect; super() does not.
+            connection = self.make_connection()
+            self._in_use_connections.add(connection)
+        return connection
 
     def release(self, connection: Any) -> None:
         """Take a connection back."""
@@ -438,6 +442,7 @@ def address() -> str:
     of: Any = pool()
     try:
         connection: Any = of.get_connection()
+        connection.connect()
     except redis.RedisError as error:
         raise SessionStoreUnavailable(f"the session store does not answer: {error}") from error
     of.release(connection)

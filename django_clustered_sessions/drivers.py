@@ -256,6 +256,8 @@ def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     connection: Any = None
     try:
         connection = pool.get_connection()
+        if not connection.is_connected:
+            _reconnect(connection, deadline)
         try:
             return _ask(connection, trip, deadline - seconds / 2)
         except (ConnectionError, TimeoutError, ReadOnlyError) as error:

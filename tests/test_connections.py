@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +22,7 @@ from asgiref.sync import async_to_sync
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
-from django_clustered_sessions import connections
+from django_clustered_sessions import connections, drivers
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from tests.conftest import DATABASE, require, store_binary, use_store
@@ -538,6 +539,23 @@ def test_connecting_is_tried_once(settings: Any, is_async: bool) -> None:
         listener.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert accepted == 1
+
+
+def test_a_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async: bool) -> None:
+    """To connect and to greet, and not all of STORE_TIMEOUT once more."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
+    session = SessionStore("x" * 32)
+    session.budget = drivers.Budget(0.3)
+    # The kernel takes the call, and nobody answers.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        use_store(settings, f"redis://127.0.0.1:{listener.getsockname()[1]}/1")
+        began_s = time.monotonic()
+        with pytest.raises(SessionStoreUnavailable):
+            if is_async:
+                asyncio.run(session.aload())
+            else:
+                session.load()
+        assert time.monotonic() - began_s < 30.0
 
 
 def test_a_short_budget_does_not_stay_with_the_connection(

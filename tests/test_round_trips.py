@@ -298,6 +298,7 @@ def test_idle_timeout_rides_on_a_locked_load(warm: CountingProxy, settings: Any)
 def warm_up_waiting() -> None:
     """Connect those who wait, too: it is a connection of its own."""
     connection = connections.waiting_pool().get_connection()
+    connection.connect()
     connections.waiting_pool().release(connection)
 
 
