@@ -58,10 +58,7 @@ class ClusterServers:
                 wait_for(lambda one=server: self._knows_all(one), "a node knows all", timeout_s=30)
             for number, replica in enumerate(self.replicas):
                 ask(replica, "CLUSTER REPLICATE", node_id(self.primaries[number]))
-            for replica in self.replicas:
-                wait_for(lambda one=replica: _follows(one), "a replica follows", timeout_s=30)
-            for server in self.servers:
-                wait_for(lambda one=server: self._is_ok(one), "the cluster is up", timeout_s=30)
+            self.settle()
             self._started = self._started.pop_all()
         return self
 
@@ -93,6 +90,29 @@ class ClusterServers:
     def client(self, key: str) -> redis.Redis:
         """Return a raw client of the server that has a key."""
         return self.owner(key).client()
+
+    def take_over(self, lost: StoreServer) -> None:
+        """Wait until a replica has the place of a primary that is down, and take it for that."""
+        it = lost.port
+        found = wait_for(lambda: self._successor(it), "a replica has taken over", timeout_s=30)
+        self.primaries = [found if one is lost else one for one in self.primaries]
+        self.replicas = [lost if one is found else one for one in self.replicas]
+
+    def settle(self) -> None:
+        """Wait until every replica follows its primary, and all is well."""
+        for replica in self.replicas:
+            wait_for(lambda one=replica: _follows(one), "a replica follows", timeout_s=30)
+        for server in self.servers:
+            wait_for(lambda one=server: self._is_ok(one), "the cluster is up", timeout_s=30)
+
+    def _successor(self, port: int) -> StoreServer | None:
+        """Return a replica that has slots while nobody says that ``port`` has any."""
+        up = [server for server in self.servers if server.process is not None]
+        maps = [ask(server, "CLUSTER SLOTS") for server in up]
+        owners = [{node[1] for _, _, node, *_ in one} for one in maps]
+        if any(port in ports or len(ports) < len(self.primaries) for ports in owners):
+            return None
+        return next((one for one in self.replicas if one.port in owners[0]), None)
 
     def flush(self) -> None:
         """Empty all primaries."""

@@ -13,7 +13,7 @@ import redis
 
 from tests.chaos.driver import Driver, Outcome
 from tests.chaos.plan import MUTANTS, Plan
-from tests.chaos.stores import Failing, Moving, Single
+from tests.chaos.stores import Failing, FailingNodes, Moving, Single
 from tests.clusters import ClusterServers
 from tests.conftest import store_binary
 from tests.servers import StoreServer
@@ -22,6 +22,9 @@ from tests.topologies import Replicated
 pytestmark = pytest.mark.once
 
 SECONDS = 22.0
+
+#: Where the stores change as well.
+CHANGING_SECONDS = 16.0
 
 #: Of a mutant, much less shows it; on a machine that is very busy, not always the first time.
 MUTANT_SECONDS, SEEDS = 5.0, (1, 2, 3)
@@ -45,7 +48,7 @@ def test_nothing_is_lost_doubled_or_overtaken(
 
 
 def test_nothing_acknowledged_is_lost_by_failovers() -> None:
-    plan = Plan(secrets.randbelow(10**9), SECONDS, topology="sentinel")
+    plan = Plan(secrets.randbelow(10**9), CHANGING_SECONDS, topology="sentinel")
     with Replicated(replicas=1, sentinels=3) as topology:
         outcome = Driver(plan, Failing(plan, topology)).run()
     assert not outcome.violations, str(outcome)
@@ -54,11 +57,20 @@ def test_nothing_acknowledged_is_lost_by_failovers() -> None:
 
 
 def test_nothing_is_lost_doubled_or_overtaken_while_slots_move() -> None:
-    plan = Plan(secrets.randbelow(10**9), SECONDS, topology="cluster")
+    plan = Plan(secrets.randbelow(10**9), CHANGING_SECONDS, topology="cluster")
     with ClusterServers() as servers:
         outcome = Driver(plan, Moving(plan, servers)).run()
     assert not outcome.violations, str(outcome)
     for what in ("ok", "waited", "moves", "stops"):
+        assert outcome.counts[what] > 0, f"no {what}: {outcome}"
+
+
+def test_nothing_acknowledged_is_lost_by_a_cluster_whose_primaries_die() -> None:
+    plan = Plan(secrets.randbelow(10**9), CHANGING_SECONDS, topology="failing-cluster")
+    with ClusterServers(replicas=3) as servers:
+        outcome = Driver(plan, FailingNodes(plan, servers)).run()
+    assert not outcome.violations, str(outcome)
+    for what in ("ok", "failovers", "stops"):
         assert outcome.counts[what] > 0, f"no {what}: {outcome}"
 
 

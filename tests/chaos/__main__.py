@@ -17,7 +17,7 @@ from tests.topologies import Replicated
 
 from .driver import Driver
 from .plan import MUTANTS, Plan, Topology
-from .stores import Failing, Moving, Single, Stores
+from .stores import Failing, FailingNodes, Moving, Single, Stores
 
 
 def main() -> int:
@@ -36,7 +36,9 @@ def main() -> int:
     plan = Plan(seed, options.seconds, options.mutant, options.topology)
     with ExitStack() as started:
         stores: Stores
-        if plan.topology == "cluster":
+        if plan.topology == "failing-cluster":
+            stores = FailingNodes(plan, started.enter_context(ClusterServers(replicas=3)))
+        elif plan.topology == "cluster":
             stores = Moving(plan, started.enter_context(ClusterServers()))
         elif plan.topology == "sentinel":
             stores = Failing(plan, started.enter_context(Replicated(replicas=1, sentinels=3)))

@@ -22,8 +22,8 @@ SETTINGS: Final[dict[str, Any]] = {
 }
 
 #: What the sessions are in: one store behind a proxy that cuts; a primary that fails and a replica
-#: that takes over; a cluster whose slots move.
-Topology = Literal["single", "sentinel", "cluster"]
+#: that takes over; a cluster whose slots move; one whose primaries fail, with a replica each.
+Topology = Literal["single", "sentinel", "cluster", "failing-cluster"]
 
 #: A write is acknowledged once a replica has it.
 SYNCHRONOUS: Final[Mapping[str, Any]] = {
@@ -105,7 +105,7 @@ class Plan:
     @property
     def may_lose(self) -> bool:
         """Whether what nobody acknowledged may be lost: primaries fail."""
-        return self.topology == "sentinel"
+        return self.topology in ("sentinel", "failing-cluster")
 
     @property
     def settings(self) -> Mapping[str, Any]:

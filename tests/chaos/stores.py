@@ -120,8 +120,8 @@ class Failing:
         """Do nothing: the topology is its owner's."""
 
 
-class Moving:
-    """A cluster; every now and then the slot of a session moves to another primary."""
+class _OnCluster:
+    """A cluster that something happens to."""
 
     def __init__(self, plan: Plan, servers: ClusterServers) -> None:
         self.counts: Counter[str] = Counter()
@@ -138,6 +138,13 @@ class Moving:
     def cut(self) -> None:
         """Do nothing: nobody is on the way."""
 
+    async def close(self) -> None:
+        """Do nothing: the servers are their owner's."""
+
+
+class Moving(_OnCluster):
+    """A cluster; every now and then the slot of a session moves to another primary."""
+
     async def torment(self) -> None:
         began_s = time.monotonic()
         while True:
@@ -153,8 +160,25 @@ class Moving:
         others = [one for one in self._servers.primaries if one is not owner]
         self._servers.move(key_slot(record.encode()), owner, self._dice.choice(others))
 
-    async def close(self) -> None:
-        """Do nothing: the servers are their owner's."""
+
+class FailingNodes(_OnCluster):
+    """A cluster; every now and then a primary is killed, and comes back as a replica."""
+
+    async def torment(self) -> None:
+        while True:
+            await asyncio.sleep(self._dice.uniform(0.5, 1.5) * PEACE_S / 2)
+            lost = self._dice.choice(self._servers.primaries)
+            lost.kill()
+            taking_over = asyncio.create_task(asyncio.to_thread(self._servers.take_over, lost))
+            try:
+                await asyncio.shield(taking_over)
+            finally:
+                # It keeps nothing on disk: back too soon, it would be an empty primary.
+                await taking_over
+                # Not in that thread: a store ends with the one that it was started from.
+                lost.start()
+            self.counts["failovers"] += 1
+            await asyncio.to_thread(self._servers.settle)
 
 
 def _location(port: int) -> Mapping[str, Any]:
