@@ -372,12 +372,12 @@ def _locks() -> Iterator[CheckMessage]:
 
 
 def _sync_timeout() -> Iterator[CheckMessage]:
-    longest_s = SHARE * conf.store_timeout
-    if (conf.sync_replicas or conf.sync_fsync) and conf.sync_timeout > longest_s:
+    if (conf.sync_replicas or conf.sync_fsync) and conf.sync_timeout > conf.store_timeout / 2:
         yield Warning(
-            f"{PREFIX}SYNC_TIMEOUT ({conf.sync_timeout} s) does not fit into {PREFIX}STORE_TIMEOUT "
-            f"({conf.store_timeout} s): a write waits for {longest_s:g} s at most.",
-            hint=f"Make it {longest_s:g} s or less, or STORE_TIMEOUT {1 / SHARE:g} times as long.",
+            f"{PREFIX}SYNC_TIMEOUT ({conf.sync_timeout} s) is more than half of "
+            f"{PREFIX}STORE_TIMEOUT ({conf.store_timeout} s): a write waits for "
+            f"{SHARE * conf.store_timeout:g} s at most.",
+            hint="Make it less, or STORE_TIMEOUT more.",
             id="clustered_sessions.W015",
         )
 

@@ -17,7 +17,7 @@ Locking = Literal["off", "write", "all"]
 OnLockLost = Literal["error", "merge"]
 OnReadOnlyChange = Literal["error", "log"]
 OnSyncShortfall = Literal["error", "warn"]
-Nonstop = Literal["exception", "noop", "local_reads", "local_reads_and_exception_on_write"]
+Nonstop = Literal["exception", "noop", "local_reads", "local_reads_exception_on_write"]
 
 _host_name = cache(socket.gethostname)
 
@@ -118,7 +118,7 @@ class Settings:
     @cached_property
     def sync_timeout(self) -> float:
         """Seconds that a write waits for that."""
-        return float(_read("SYNC_TIMEOUT", 0.5))
+        return float(_read("SYNC_TIMEOUT", 1.0))
 
     @cached_property
     def on_sync_shortfall(self) -> OnSyncShortfall:

@@ -79,7 +79,7 @@ RAISED = [
     *(("E003", {PREFIX + "NONSTOP": value}) for value in ("localReads", None, True, ["noop"])),
     *(
         ("E003", {PREFIX + "NONSTOP": value, PREFIX + "NEAR_CACHE_BYTES": 0})
-        for value in ("local_reads", "local_reads_and_exception_on_write")
+        for value in ("local_reads", "local_reads_exception_on_write")
     ),
     ("E003", {PREFIX + "NODE_NAME": 7}),
     *(("E003", {PREFIX + "LOCKING": value}) for value in ("on", True, None, ["all"])),
@@ -132,7 +132,7 @@ RAISED = [
     *(("E003", {PREFIX + "SYNC_FSYNC": value}) for value in (1, "yes", None)),
     *(("E003", {PREFIX + "SYNC_TIMEOUT": value}) for value in (0, "1", None)),
     *(("E003", {PREFIX + "ON_SYNC_SHORTFALL": value}) for value in ("log", None)),
-    ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 0.9}),
+    ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 1.1}),
     ("W015", {PREFIX + "SYNC_FSYNC": True, PREFIX + "STORE_TIMEOUT": 1.0}),
 ]
 
