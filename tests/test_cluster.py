@@ -506,8 +506,13 @@ def test_a_slot_that_has_moved_is_found_once(
     assert len(exchanges) == 1
 
 
-def test_a_key_that_is_ahead_of_its_slot_is_read(cluster: ClusterServers, world: World) -> None:
-    """ASK: the slot is still the source's, the record is the target's."""
+def test_a_key_that_is_ahead_of_its_slot_is_read(
+    cluster: ClusterServers, world: World, no_figures: None
+) -> None:
+    """ASK: the slot is still the source's, the record is the target's.
+
+    Figures are written, so a read that takes them along waits as a write does.
+    """
     key = new_session(n=1)
     known = world.opened(key)
     home = cluster.owner(place(key).record)
