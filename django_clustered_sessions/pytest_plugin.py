@@ -9,7 +9,7 @@ import pytest
 
 # pytest imports this module in every project that has the package installed: all else waits.
 if TYPE_CHECKING:
-    from django_clustered_sessions.embedded import EmbeddedStore
+    from .embedded import EmbeddedStore
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +18,7 @@ def clustered_sessions_server() -> Iterator[EmbeddedStore]:
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
-    from django_clustered_sessions.embedded import EmbeddedStore
+    from .embedded import EmbeddedStore
 
     # Not tmp_path_factory: the path of a unix socket has at most 107 bytes.
     with TemporaryDirectory(prefix="sessions-") as folder, EmbeddedStore(Path(folder)) as server:

@@ -11,6 +11,7 @@ from django.template import TemplateDoesNotExist, loader
 from .exceptions import (
     ClusteredSessionError,
     SessionConflict,
+    SessionLimitReached,
     SessionLockLost,
     SessionLockRefused,
     SessionLockTimeout,
@@ -26,6 +27,7 @@ RETRY_AFTER_S: Final = 5
 _BUSY: Final = "Another request of yours is still under way. Please try again.\n"
 _CHANGED: Final = "Another request changed the same session data. Please try again.\n"
 _AWAY: Final = "Sessions cannot be reached for a moment. Please try again.\n"
+_TOO_MANY: Final = "You are logged in too many times. Please log out elsewhere first.\n"
 _UNSURE: Final = "This was done, but could not be secured. Please look before you repeat it.\n"
 
 #: Error -> status and, where the site has no template of that name, the text; the first match.
@@ -36,27 +38,32 @@ _ANSWERS: Final[tuple[tuple[type[ClusteredSessionError], int, str], ...]] = (
     (SessionConflict, 409, _CHANGED),
     (SessionStoreUnavailable, 503, _AWAY),
     (SessionNotReplicated, 503, _UNSURE),
+    (SessionLimitReached, 403, _TOO_MANY),
 )
 
 
 def answer_to(error: Exception) -> HttpResponse | None:
     """Return the response to an error of the session, None where there is none of its own.
 
-    The site's ``503.html``, ``429.html`` or ``409.html``, or a line of text where it has none.
+    The site's ``503.html``, ``429.html``, ``409.html`` or ``403.html``, or a line of text where
+    it has none.
     """
     found = next((answer for answer in _ANSWERS if isinstance(error, answer[0])), None)
-    if found is None:
+    if found is None or not isinstance(error, ClusteredSessionError):
         return None
     _, status, text = found
     is_told = isinstance(error, SessionStoreUnavailable) and error.is_told
     level = logging.ERROR if status == 503 else logging.WARNING
-    # Once told, the log has it that the store is away, and will have it that it is back.
-    logger.log(logging.DEBUG if is_told else level, "answered %d: %s", status, error)
+    # Once told, the log has it that the store is away, and will have it that it is back. And the
+    # answer to what a view lets through is made again at the request's end.
+    is_news = not is_told and not error.is_answered
+    logger.log(level if is_news else logging.DEBUG, "answered %d: %s", status, error)
+    error.is_answered = True
     try:
         response = HttpResponse(loader.get_template(f"{status}.html").render(), status=status)
     except TemplateDoesNotExist:
         response = HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
-    if status != 409:
+    if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     if is_told:
         # Nor a line of Django's for each request, which goes to ADMINS by mail.

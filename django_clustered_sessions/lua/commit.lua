@@ -1,25 +1,32 @@
 #!lua
 -- Write what a request changed into a session that exists: all of it, or nothing.
 --
+-- Includes: write
 -- Includes: lock
 --
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  locks of the record's bucket
+-- KEYS[4]  users of the record's bucket
+-- KEYS[5]  events of the record's bucket
 -- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
 -- ARGV[2]  how long a write may be replayed (ms)
 -- ARGV[3]  default age (ms)
 -- ARGV[4]  idle timeout (ms, 0 for none)
--- ARGV[5]  largest size of all values (bytes)
--- ARGV[6]  new mode (d, b, s, a, r), empty to leave mode and span as they are
--- ARGV[7]  new span (ms; for a: ms since the epoch)
--- ARGV[8]  1: write over what others changed; 0: report it
--- ARGV[9]  1: forget all that is stored, first; 0: do not
--- ARGV[10] token of the lock that this is written under, or empty: then it is refused while
+-- ARGV[5]  absolute timeout (ms, 0 for none)
+-- ARGV[6]  how many events a bucket keeps (0 for none)
+-- ARGV[7]  largest size of all values (bytes)
+-- ARGV[8]  new mode (d, b, s, a, r), empty to leave mode and span as they are
+-- ARGV[9]  new span (ms; for a: ms since the epoch)
+-- ARGV[10] 1: write over what others changed; 0: report it
+-- ARGV[11] 1: forget all that is stored, first; 0: do not
+-- ARGV[12] token of the lock that this is written under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
--- ARGV[11] 1: release that lock once this is written; 0: keep it
--- ARGV[12] how long one to whom the lock is handed on has to take it (ms)
--- ARGV[13..] operation, field, version that was loaded (empty: there was none), operand; ...
+-- ARGV[13] 1: release that lock once this is written; 0: keep it
+-- ARGV[14] how long one to whom the lock is handed on has to take it (ms)
+-- ARGV[15] tag of the user, if that changes (8 bytes); empty: it does not
+-- ARGV[16] from where the session is used; empty: that is not kept
+-- ARGV[17..] operation, field, version that was loaded (empty: there was none), operand; ...
 --            =  set the field to the operand (codec and payload)
 --            #  the same, and never over what others changed: the operand is a sum made elsewhere
 --            -  remove the field; the operand is empty
@@ -35,12 +42,14 @@
 --          {-4, now (ms), ""}      written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
 --          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
-local record, index, locks = KEYS[1], KEYS[2], KEYS[3]
-local token, replay_window, default_age, idle, max_bytes =
-  ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5])
-local mode, span, overwrite, clear = ARGV[6], tonumber(ARGV[7]), ARGV[8] == "1", ARGV[9] == "1"
-local fence, release, claim = ARGV[10], ARGV[11] == "1", tonumber(ARGV[12])
-local FIRST_CHANGE = 13
+local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local token, replay_window, default_age, idle, absolute, kept, max_bytes = ARGV[1],
+  tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]),
+  tonumber(ARGV[7])
+local mode, span, overwrite, clear = ARGV[8], tonumber(ARGV[9]), ARGV[10] == "1", ARGV[11] == "1"
+local fence, release, claim, user = ARGV[12], ARGV[13] == "1", tonumber(ARGV[14]), ARGV[15]
+local client = ARGV[16]
+local FIRST_CHANGE = 17
 local EXACT = 2 ^ 53
 -- token, when (ms), length of the answer that follows
 local REPLAY, REPLAY_BYTES = ">c8I6I2", 16
@@ -163,7 +172,6 @@ end
 for _, field in ipairs(removes) do
   redis.call("HDEL", record, field)
 end
-put(record, sets)
 
 local answer = table.concat(counters, " ")
 if not answer_to(meta.version, recent) then
@@ -172,22 +180,28 @@ end
 if answer ~= "" then
   recent = add_write(recent, token, now, answer)
 end
-redis.call("HSET", record, "m:replay", recent)
+sets[#sets + 1] = "m:replay"
+sets[#sets + 1] = recent
 
 if mode == "" then
   mode, span = meta.mode, meta.span
 end
 local before = meta.version
 meta.version, meta.bytes = token, bytes
-renew(meta, mode, span, now, default_age, idle)
+if user ~= "" then
+  change_user(record, index, users, meta, user, now)
+end
+renew(meta, mode, span, now, default_age, idle, absolute)
 if meta.deadline > now then
-  write_meta(record, index, meta)
+  write_meta(record, index, users, meta, sets)
+  note_client(record, meta, client)
   if lock and (release or fence == "") then
     local queue = read_queue(record, locks, lock)
     hand_on(record, locks, queue, now, claim)
   end
 else
   dismiss(record, locks, lock and read_queue(record, locks, lock) or {}, claim)
-  forget(record, index)
+  tell_expired(events, kept, record, meta)
+  forget(record, index, users, meta)
 end
 return {DONE, now, meta.deadline, overwritten, answer, before}

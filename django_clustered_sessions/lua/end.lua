@@ -2,19 +2,24 @@
 -- End a session and leave a tombstone, so that no request in flight brings it back.
 -- No lock holds it up; who waits for one is told at once.
 --
+-- Includes: write
 -- Includes: lock
 --
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  locks of the record's bucket
+-- KEYS[4]  users of the record's bucket
+-- KEYS[5]  events of the record's bucket
 -- ARGV[1]  reason
 -- ARGV[2]  how long the tombstone is kept (ms)
 -- ARGV[3]  how long those who wait for the lock have to look why they were woken (ms)
+-- ARGV[4]  how many events a bucket keeps (0 for none)
 --
--- Returns  {1, now (ms)}           ended
---          {0, now (ms), reason}   was gone; the reason is empty if nothing is known of it
-local record, index, locks = KEYS[1], KEYS[2], KEYS[3]
-local reason, keep, claim = ARGV[1], ARGV[2], tonumber(ARGV[3])
+-- Returns  {1, now (ms), created (ms), user}   ended; 0 where a damaged record does not tell; user:
+--               the field that says who was logged in, empty for nobody
+--          {0, now (ms), reason}         was gone; the reason is empty if nothing is known of it
+local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local reason, keep, claim, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 
 local now = store_clock()
 local ended = redis.call("HGET", record, "m:end")
@@ -28,5 +33,8 @@ local lock = read_lock(record)
 if lock then
   dismiss(record, locks, read_queue(record, locks, lock), claim)
 end
-bury(record, index, reason, keep)
-return {DONE, now}
+local meta = read_meta(record, now)
+local user = redis.call("HGET", record, USER_FIELD) or ""
+bury(record, index, users, meta, reason, keep)
+tell(events, kept, "ended", session_id(record), meta and meta.user or NOBODY, user, reason)
+return {DONE, now, meta and meta.created or 0, user}

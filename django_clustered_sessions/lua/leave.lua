@@ -2,17 +2,22 @@
 -- End a session that has been copied to a new key in another slot, if it still is what was copied.
 -- Who waits for its lock is told that the session is no more under this key.
 --
+-- Includes: write
 -- Includes: lock
 --
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  locks of the record's bucket
+-- KEYS[4]  users of the record's bucket
+-- KEYS[5]  events of the record's bucket
 -- ARGV[1]  token of the copy (8 bytes)
 -- ARGV[2]  version that was copied (8 bytes)
 -- ARGV[3]  how long the tombstone is kept (ms)
 -- ARGV[4]  token of the lock that this is done under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
 -- ARGV[5]  how long those who wait for the lock have to look why they were woken (ms)
+-- ARGV[6]  id of the copy
+-- ARGV[7]  how many events a bucket keeps (0 for none)
 --
 -- Returns  {1, now (ms)}             ended, or ended for this copy before
 --          {0, now (ms), reason}     gone; the reason is empty if nothing is known of it
@@ -20,14 +25,15 @@
 --          {-4, now (ms), ""}        written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
 --          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
-local record, index, locks = KEYS[1], KEYS[2], KEYS[3]
-local token, version, keep, fence, claim =
-  ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5])
+local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local token, version, keep, fence, claim, successor, kept =
+  ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])
 
 local now = store_clock()
 local meta, why_not = read_meta(record, now)
 if not meta then
   if redis.call("HGET", record, "m:copy") == token then
+    write_again(record, "m:copy")
     return {DONE, now}
   end
   return why_not
@@ -41,6 +47,8 @@ if meta.version ~= version then
   return {CONFLICT, now}
 end
 dismiss(record, locks, lock and read_queue(record, locks, lock) or {}, claim)
-bury(record, index, "rotated", keep)
+local user = redis.call("HGET", record, USER_FIELD)
+bury(record, index, users, meta, "rotated", keep)
+tell(events, kept, "ended", session_id(record), meta.user, user, "rotated", successor)
 redis.call("HSET", record, "m:copy", token)
 return {DONE, now}

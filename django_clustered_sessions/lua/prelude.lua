@@ -4,9 +4,20 @@
 --   m:         meta, packed by META below
 --   m:replay   recent writes: token (8 bytes), when (6, ms), length of the answer (2), the answer
 --   m:lock     who holds the session's lock (lock.lua)
+--   m:first    from where it was used first since its user logged in, opaque here
+--   m:last     and from where last
 --   m:end      why the session ended; such a record is a tombstone and has no other field
 --   d:<key>    a value: version of the write that put it there (8), codec (1), payload
 --   k:<key>    the same, for a session key that is no string: <key> as the serialiser wrote it
+--
+-- Beside the records of a bucket are kept, by the same scripts:
+--   index   a sorted set of its sessions by their deadline: id, and behind it the user's tag
+--   users   a hash: user's tag -> how many sessions in the index are that user's; under the empty
+--           name how many are anybody's
+--   events  a stream of what happened to its sessions and nobody has handled, where the site wants
+--           that: what (created, ended, expired), id, the user's tag, the field with the user, why
+--           (reason of the tombstone), and the id under which the session goes on
+-- A user's tag is 8 bytes that a client makes of the user's key; NOBODY where nobody is logged in.
 --
 -- Modes: "d" slides by the site's default age, "b" the same and the cookie ends with the browser,
 -- "s" slides by a span (ms) of its own, "a" ends at its span (ms since the epoch). Callers may
@@ -19,8 +30,11 @@
 local DONE, INSIDE, GONE, EXISTS, CONFLICT, TOO_LARGE, NEWER = 1, 2, 0, -1, -2, -3, -4
 local HELD, FULL, LOST = -5, -6, -7
 local FORMAT = 1
--- format, mode, version, created (ms), deadline (ms), span (ms), size of all values (bytes)
-local META, META_BYTES = ">Bc1c8I6I6I6I4", 32
+-- format, mode, version, created (ms), deadline (ms), span (ms), size of all values (bytes), last
+-- used (ms), tag of the user
+local META, META_BYTES = ">Bc1c8I6I6I6I4I6c8", 46
+local NOBODY = string.rep("\0", 8)
+local ID_BYTES = 43
 local USER_FIELD = "d:_auth_user_id"
 
 -- The version in a packed meta.
@@ -43,64 +57,11 @@ local function read_meta(record, now)
     return nil, {GONE, now, redis.call("HGET", record, "m:end") or ""}
   end
   local meta = {}
-  meta.format, meta.mode, meta.version, meta.created, meta.deadline, meta.span, meta.bytes =
-    struct.unpack(META, packed)
+  meta.format, meta.mode, meta.version, meta.created, meta.deadline, meta.span, meta.bytes,
+    meta.seen, meta.user = struct.unpack(META, packed)
   return meta
-end
-
--- Sets meta.mode, span and deadline for a use of the session at `now`. Ages and idle are ms,
--- idle 0 means no idle timeout.
-local function renew(meta, mode, span, now, default_age, idle)
-  if mode == "r" then
-    mode, span = "a", now + span
-  end
-  meta.mode, meta.span = mode, span
-  if mode == "a" then
-    meta.deadline = span
-  else
-    meta.deadline = now + (mode == "s" and span or default_age)
-  end
-  if idle > 0 then
-    meta.deadline = math.min(meta.deadline, now + idle)
-  end
 end
 
 local function session_id(record)
   return string.match(record, "[^:]*$")
-end
-
-local function forget(record, index)
-  redis.call("DEL", record)
-  redis.call("ZREM", index, session_id(record))
-end
-
--- Stores the meta and all that follows from it. The index is scored by deadline, negative for a
--- session without a user: both kinds are counted exactly, and what has expired is the one range
--- from -now to now.
-local function write_meta(record, index, meta)
-  redis.call("HSET", record, "m:", struct.pack(META, FORMAT, meta.mode, meta.version,
-    meta.created, meta.deadline, meta.span, meta.bytes))
-  redis.call("PEXPIREAT", record, string.format("%.0f", meta.deadline))
-  local sign = redis.call("HEXISTS", record, USER_FIELD) == 1 and "" or "-"
-  redis.call("ZADD", index, sign .. string.format("%.0f", meta.deadline), session_id(record))
-end
-
--- HSET in pieces: Lua's unpack fails near 8,000 values.
-local function put(record, list)
-  for first = 1, #list, 1000 do
-    redis.call("HSET", record, unpack(list, first, math.min(first + 999, #list)))
-  end
-end
-
--- Writes what a field has once more. WAIT asks whether replicas have what its own connection wrote,
--- so a reply without a write would be taken for acknowledged by replicas that have nothing.
-local function write_again(record, field)
-  redis.call("HSET", record, field, redis.call("HGET", record, field))
-end
-
--- Leaves a tombstone (kept for `keep` ms) where the session was.
-local function bury(record, index, reason, keep)
-  forget(record, index)
-  redis.call("HSET", record, "m:end", reason)
-  redis.call("PEXPIRE", record, keep)
 end

@@ -2,22 +2,28 @@
 -- Move a session to a new key with everything in it, and bury the old key.
 -- The lock follows; who waits for it is told that the session is no more under this key.
 --
+-- Includes: write
 -- Includes: lock
 --
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  locks of the record's bucket
--- KEYS[4]  record under the new key
--- KEYS[5]  index of the new record's bucket
--- KEYS[6]  locks of the new record's bucket
+-- KEYS[4]  users of the record's bucket
+-- KEYS[5]  record under the new key
+-- KEYS[6]  index of the new record's bucket
+-- KEYS[7]  locks of the new record's bucket
+-- KEYS[8]  users of the new record's bucket
+-- KEYS[9]  events of the record's bucket
 -- ARGV[1]  token of this write, the record's new version (8 bytes)
 -- ARGV[2]  how long the tombstone is kept (ms)
 -- ARGV[3]  default age (ms)
 -- ARGV[4]  idle timeout (ms, 0 for none)
--- ARGV[5]  token of the lock that this is done under, or empty: then it is refused while
+-- ARGV[5]  absolute timeout (ms, 0 for none)
+-- ARGV[6]  how many events a bucket keeps (0 for none)
+-- ARGV[7]  token of the lock that this is done under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
--- ARGV[6]  1: release that lock; 0: keep it
--- ARGV[7]  how long one to whom the lock is handed on has to take it (ms)
+-- ARGV[8]  1: release that lock; 0: keep it
+-- ARGV[9]  how long one to whom the lock is handed on has to take it (ms)
 --
 -- Returns  {1, now (ms), deadline (ms)}   moved, or moved by this token before
 --          {0, now (ms), reason}          gone; the reason is empty if nothing is known of it
@@ -25,11 +31,12 @@
 --          {-4, now (ms), ""}             written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
 --          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
-local old, old_index, old_locks = KEYS[1], KEYS[2], KEYS[3]
-local new, new_index, new_locks = KEYS[4], KEYS[5], KEYS[6]
-local token, keep, default_age, idle =
-  ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
-local fence, release, claim = ARGV[5], ARGV[6] == "1", tonumber(ARGV[7])
+local old, old_index, old_locks, old_users = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local new, new_index, new_locks, new_users = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
+local events = KEYS[9]
+local token, keep, default_age, idle, absolute, kept =
+  ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local fence, release, claim = ARGV[7], ARGV[8] == "1", tonumber(ARGV[9])
 
 local now = store_clock()
 if redis.call("EXISTS", new) == 1 then
@@ -62,8 +69,12 @@ if lock and (release or fence == "") then
 elseif holder then
   write_queue(new, new_locks, holder, {})
 end
-bury(old, old_index, "rotated", keep)
+bury(old, old_index, old_users, meta, "rotated", keep)
+if kept > 0 then
+  tell(events, kept, "ended", session_id(old), meta.user, redis.call("HGET", new, USER_FIELD),
+    "rotated", session_id(new))
+end
 meta.version = token
-renew(meta, meta.mode, meta.span, now, default_age, idle)
-write_meta(new, new_index, meta)
+renew(meta, meta.mode, meta.span, now, default_age, idle, absolute)
+write_meta(new, new_index, new_users, meta)
 return {DONE, now, meta.deadline}

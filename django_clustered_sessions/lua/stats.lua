@@ -1,19 +1,26 @@
 #!lua flags=allow-oom
--- Add what a process has counted to its node's figures.
+-- Add what a process has counted to its node's figures, and once in a while to their history.
 --
 -- KEYS[1]  figures of the bucket
+-- KEYS[2]  history of the bucket
 -- ARGV[1]  name of the node
 -- ARGV[2]  the node's clock less the store's (ms)
 -- ARGV[3]  how long a node may be silent before its figures join those of all former nodes (ms)
--- ARGV[4..] what to add to each counter, in the order of the release's list of counters; behind a
---          "^" what it is to be at least
+-- ARGV[4]  length of a slot of the history (ms)
+-- ARGV[5]  how many slots are kept
+-- ARGV[6]  what to add to the history, in lines "age (ms) counter counter ..."; empty for nothing
+-- ARGV[7..] what to add to each counter, in the order of the release's list of counters; behind a
+--          "^" what it is to be at least, behind a "v" what it is to be at most (0: any)
 --
--- A hash: node name -> "when it last reported (ms) its clock offset (ms) counter counter ...",
--- and under the empty name the sum over the nodes that are no more.
+-- Figures are a hash: node name -> "when it last reported (ms) its clock offset (ms) counter
+-- counter ...", and under the empty name the sum over the nodes that are no more. History is a
+-- hash: "slot node name" -> "counter counter ...".
 --
 -- Returns  {1, now (ms)}
-local figures = KEYS[1]
+local figures, history = KEYS[1], KEYS[2]
 local node, offset, silence = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local slot_length, slots, past = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
+local FIRST_COUNT = 7
 
 local function numbers(line)
   local list = {}
@@ -23,24 +30,45 @@ local function numbers(line)
   return list
 end
 
-local counts, is_maximum = {}, {}
-for i = 4, #ARGV do
-  local mark, number = string.match(ARGV[i], "^(%^?)(%-?%d+)$")
+local function words(list)
+  for i, number in ipairs(list) do
+    list[i] = string.format("%.0f", number)
+  end
+  return table.concat(list, " ")
+end
+
+local counts, marks = {}, {}
+for i = FIRST_COUNT, #ARGV do
+  local mark, number = string.match(ARGV[i], "^([%^v]?)(%-?%d+)$")
   counts[#counts + 1] = tonumber(number)
-  is_maximum[#counts] = mark ~= ""
+  marks[#counts] = mark
+end
+
+local function combined(mark, one, other)
+  if mark == "^" then
+    return math.max(one, other)
+  elseif mark == "v" and one > 0 and other > 0 then
+    return math.min(one, other)
+  end
+  return one + other
 end
 
 local function add(name, when, clock_offset, counts)
   local line = numbers(redis.call("HGET", figures, name))
   line[1], line[2] = when, clock_offset
   for i, count in ipairs(counts) do
-    local before = line[i + 2] or 0
-    line[i + 2] = is_maximum[i] and math.max(before, count) or before + count
+    line[i + 2] = combined(marks[i], line[i + 2] or 0, count)
   end
-  for i, number in ipairs(line) do
-    line[i] = string.format("%.0f", number)
+  redis.call("HSET", figures, name, words(line))
+end
+
+local function add_to_history(slot, counts)
+  local name = string.format("%.0f %s", slot, node)
+  local line = numbers(redis.call("HGET", history, name))
+  for i, count in ipairs(counts) do
+    line[i] = (line[i] or 0) + count
   end
-  redis.call("HSET", figures, name, table.concat(line, " "))
+  redis.call("HSET", history, name, words(line))
 end
 
 local now = store_clock()
@@ -56,4 +84,20 @@ if redis.call("HEXISTS", figures, node) == 0 then
   end
 end
 add(node, now, tonumber(offset), counts)
+
+if past ~= "" then
+  local oldest = math.floor(now / slot_length) - slots
+  for line in string.gmatch(past, "[^\n]+") do
+    local span = numbers(line)
+    local slot = math.floor((now - table.remove(span, 1)) / slot_length)
+    add_to_history(slot, span)
+  end
+  for _, name in ipairs(redis.call("HKEYS", history)) do
+    local slot = tonumber(string.match(name, "^%d+"))
+    if not slot or slot <= oldest then
+      redis.call("HDEL", history, name)
+    end
+  end
+  redis.call("PEXPIRE", history, string.format("%.0f", slots * slot_length))
+end
 return {DONE, now}

@@ -1,0 +1,289 @@
+"""Sessions in Django's admin: who is logged in where, ending that, and figures of the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from django.contrib import admin, messages
+from django.contrib.admin.utils import quote, unquote
+from django.contrib.auth import get_user_model, logout
+from django.core.exceptions import PermissionDenied, ValidationError
+from django.core.paginator import Paginator
+from django.db.models import Model, Q, QuerySet
+from django.http import HttpRequest, HttpResponse
+from django.shortcuts import redirect
+from django.template.response import TemplateResponse
+from django.urls import URLPattern, path, reverse
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+
+from . import history, plots, registry
+from .devices.rows import Row, rows
+from .exceptions import SessionStoreUnavailable
+from .models import Session
+from .registry import Entry
+
+if TYPE_CHECKING:
+    ModelAdmin = admin.ModelAdmin[Session]
+else:
+    # Not generic when it runs.
+    ModelAdmin = admin.ModelAdmin
+
+#: Users that a search shows on a page.
+USERS_PER_PAGE: Final = 20
+
+#: Spans that figures can be looked at for, in hours; the first unless another is asked for.
+SPANS: Final = (6, 1, 24)
+
+
+@dataclass(frozen=True)
+class Whose:
+    """A user whose sessions are looked at, by the primary key as the sessions hold it.
+
+    ``user`` is None for one who was deleted while logged in.
+    """
+
+    key: str
+    user: Any
+
+    @classmethod
+    def is_called(cls, key: str) -> Whose:
+        """Look for the user with that key."""
+        model = get_user_model()
+        return cls(key, model._default_manager.filter(_has_key(key)).first())
+
+    @classmethod
+    def of(cls, user: Model) -> Whose:
+        """Return that user."""
+        return cls(user._meta.pk.value_to_string(user), user)
+
+    @property
+    def name(self) -> str:
+        """Return what pages and the log call the user."""
+        if self.user is None:
+            return _("deleted user %(key)s") % {"key": self.key}
+        return str(self.user.get_username())
+
+    @property
+    def email(self) -> str:
+        """Return the user's address for mail, empty where there is none."""
+        return getattr(self.user, get_user_model().get_email_field_name(), None) or ""
+
+    @property
+    def quoted(self) -> str:
+        """Return the key as it is in addresses."""
+        return quote(self.key)
+
+
+@admin.register(Session)
+class SessionAdmin(ModelAdmin):
+    """Search users, see and end their sessions, and see what the cluster did lately.
+
+    All of it needs ``clustered_sessions.view_session``, ending ``delete_session`` as well.
+    """
+
+    list_per_page = 50
+
+    def has_add_permission(self, request: HttpRequest) -> bool:
+        """Refuse: a session begins with a visitor."""
+        return False
+
+    def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
+        """Refuse: nothing of a session can be changed."""
+        return False
+
+    def get_urls(self) -> list[URLPattern]:
+        """Return the pages; none of Django's own is among them, for these ask a table."""
+        wrap, name = self.admin_site.admin_view, "clustered_sessions_session"
+        return [
+            path("", wrap(self.changelist_view), name=f"{name}_changelist"),
+            path("users/<str:key>/", wrap(self.user_view), name=f"{name}_user"),
+            path("users/<str:key>/end/", wrap(self.end_all_view), name=f"{name}_end_all"),
+            path("users/<str:key>/end/<str:id>/", wrap(self.end_view), name=f"{name}_end"),
+        ]
+
+    def changelist_view(
+        self, request: HttpRequest, extra_context: dict[str, Any] | None = None
+    ) -> HttpResponse:
+        """Show what the cluster did in the last ``hours``; with ``q`` the users who match.
+
+        Where that is one user, redirect to the page of that user's sessions.
+        """
+        self._allow(request)
+        query = request.GET.get("q", "").replace("\0", "").strip()
+        context: dict[str, Any] = {"title": _("Sessions"), "query": query}
+        if query:
+            deleted = _deleted(query)
+            found = Paginator(_search(query), USERS_PER_PAGE)
+            page = found.get_page(request.GET.get("p"))
+            users = [*deleted, *map(Whose.of, page)]
+            if len(users) == found.count + len(deleted) == 1:
+                return redirect(self._url("user", users[0].quoted))
+            context |= {
+                "users": users,
+                "count": found.count + len(deleted),
+                "page": page,
+                "page_range": found.get_elided_page_range(page.number),
+            }
+        else:
+            context |= _figures(request.GET.get("hours", ""))
+        return self._page(request, "sessions", context | (extra_context or {}))
+
+    def user_view(self, request: HttpRequest, key: str) -> HttpResponse:
+        """Show a user's sessions."""
+        self._allow(request)
+        whose = Whose.is_called(unquote(key))
+        entries = registry.sessions_of(whose.key, current=request.session)
+        if whose.user is None and not entries:
+            return self._gone(request, _("There is no such user."))
+        pages: Paginator[Row] = Paginator(rows(entries), self.list_per_page)
+        page = pages.get_page(request.GET.get("p"))
+        context = {
+            "title": _("Sessions of %(user)s") % {"user": whose.name},
+            "whose": whose,
+            "rows": page,
+            "page": page,
+            "page_range": pages.get_elided_page_range(page.number),
+            "count": pages.count,
+            "has_addresses": any(row.address for row in page),
+            "has_others": any(not entry.is_current for entry in entries),
+            "keeps_one": any(entry.is_current for entry in entries),
+            "may_end": self.has_delete_permission(request),
+        }
+        return self._page(request, "user", context)
+
+    def end_view(self, request: HttpRequest, key: str, id: str) -> HttpResponse:
+        """Ask whether to end one of a user's sessions; POST ends it."""
+        self._allow(request, ending=True)
+        whose = Whose.is_called(unquote(key))
+        entry = _find(whose, id, request)
+        if entry is None:
+            return self._gone(request, _("That session had ended already."), whose)
+        if request.method != "POST":
+            context = {
+                "title": _("End a session of %(user)s") % {"user": whose.name},
+                "whose": whose,
+                "row": Row(entry),
+            }
+            return self._page(request, "end", context)
+        if not registry.end_session(id):
+            return self._gone(request, _("That session had ended already."), whose)
+        self._log(request, whose, f"Ended session {id[:12]}.")
+        if entry.is_current:
+            # Its cookie goes too, and nothing is written to what has ended.
+            logout(request)
+            return redirect(reverse("admin:index", current_app=self.admin_site.name))
+        messages.success(request, _("The session has ended."))
+        return redirect(self._url("user", whose.quoted))
+
+    def end_all_view(self, request: HttpRequest, key: str) -> HttpResponse:
+        """Ask whether to end all of a user's sessions; POST ends them, but for the one in use."""
+        self._allow(request, ending=True)
+        whose = Whose.is_called(unquote(key))
+        entries = registry.sessions_of(whose.key, current=request.session)
+        count = sum(not entry.is_current for entry in entries)
+        if request.method != "POST":
+            if not count:
+                return self._gone(request, _("There is no session to end."), whose)
+            context = {
+                "title": _("End the sessions of %(user)s") % {"user": whose.name},
+                "whose": whose,
+                "count": count,
+                "keeps_one": count < len(entries),
+            }
+            return self._page(request, "end", context)
+        ended = registry.end_sessions_of(whose.key, keep=request.session)
+        if not ended:
+            return self._gone(request, _("There is no session to end."), whose)
+        self._log(request, whose, f"Ended {ended} session{'s' * (ended > 1)}.")
+        text = ngettext("%(count)d session has ended.", "%(count)d sessions have ended.", ended)
+        messages.success(request, text % {"count": ended})
+        return redirect(self._url("user", whose.quoted))
+
+    def _allow(self, request: HttpRequest, *, ending: bool = False) -> None:
+        may = self.has_view_permission(request) and (
+            not ending or self.has_delete_permission(request)
+        )
+        if not may:
+            raise PermissionDenied
+
+    def _url(self, page: str, *args: str) -> str:
+        name = f"admin:clustered_sessions_session_{page}"
+        return reverse(name, args=args, current_app=self.admin_site.name)
+
+    def _page(self, request: HttpRequest, name: str, context: dict[str, Any]) -> HttpResponse:
+        request.current_app = self.admin_site.name
+        shown = {**self.admin_site.each_context(request), "opts": self.opts, **context}
+        return TemplateResponse(request, f"clustered_sessions/admin/{name}.html", shown)
+
+    def _gone(self, request: HttpRequest, why: str, whose: Whose | None = None) -> HttpResponse:
+        messages.warning(request, why)
+        is_known = whose is not None and whose.user is not None
+        return redirect(
+            self._url("user", whose.quoted) if whose and is_known else self._url("changelist")
+        )
+
+    def _log(self, request: HttpRequest, whose: Whose, what: str) -> None:
+        """Add a line to the user's history, and to the recent actions of who did it."""
+        from django.contrib.admin.models import CHANGE, LogEntry
+        from django.contrib.contenttypes.models import ContentType
+
+        LogEntry.objects.create(
+            user=cast(Any, request.user),
+            content_type=ContentType.objects.get_for_model(
+                get_user_model(), for_concrete_model=False
+            ),
+            object_id=whose.key,
+            object_repr=whose.name[:200],
+            action_flag=CHANGE,
+            change_message=what,
+        )
+
+
+def _figures(asked: str) -> dict[str, Any]:
+    """Return the charts of the last hours, each with its numbers, the newest first."""
+    hours = next((span for span in SPANS if str(span) == asked), SPANS[0])
+    context: dict[str, Any] = {"hours": hours, "spans": sorted(SPANS)}
+    try:
+        drawn = plots.overview(history.recent(hours), timezone.get_current_timezone())
+    except SessionStoreUnavailable as error:
+        return context | {"why_no_figures": str(error)}
+    figures = [
+        (plot, [(at, [one.values[n] for one in plot.series]) for n, at in enumerate(plot.times)])
+        for plot in drawn
+    ]
+    return context | {"figures": [(plot, numbers[::-1]) for plot, numbers in figures]}
+
+
+def _search(query: str) -> QuerySet[Any]:
+    """Return users by a part of the name or of the mail's address, or by the primary key."""
+    model = get_user_model()
+    named = {model.USERNAME_FIELD, model.get_email_field_name()}
+    found = _has_key(query)
+    for name in named & {field.name for field in model._meta.get_fields()}:
+        found |= Q((f"{name}__icontains", query))
+    return model._default_manager.filter(found).order_by(model.USERNAME_FIELD, "pk")
+
+
+def _deleted(query: str) -> list[Whose]:
+    """Return who has this key, is still logged in somewhere, and is no user any more."""
+    whose = Whose.is_called(query)
+    return [whose] if whose.user is None and registry.count_of(query) else []
+
+
+def _has_key(key: str) -> Q:
+    try:
+        return Q(pk=get_user_model()._meta.pk.to_python(key))
+    except ValidationError:
+        return Q(pk__in=())
+
+
+def _find(whose: Whose, id: str, request: HttpRequest) -> Entry | None:
+    """Return a session of that user, None where it has none with this id."""
+    try:
+        entry = registry.find(id, current=request.session)
+    except ValueError:
+        return None
+    return entry if entry is not None and entry.user_id == whose.key else None

@@ -1,0 +1,219 @@
+"""What the settings say: what they may be, and what does not go together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, Final
+
+from django.apps import AppConfig
+from django.conf import settings
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.checks import CheckMessage, Error, Warning
+from django.core.exceptions import ImproperlyConfigured
+from django.utils.module_loading import import_string
+
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.conf import PREFIX, conf
+from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.moving import old_engine
+from django_clustered_sessions.session.replication import SHARE
+
+from .entry import shared_database, store_entry
+from .values import unknown_names, values_allowed
+
+_OURS: Final = f"{ClusteredSessionMiddleware.__module__}.{ClusteredSessionMiddleware.__qualname__}"
+
+
+def check_settings(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Check what the settings say; nothing while SESSION_ENGINE is not this package's."""
+    if not is_our_engine():
+        return []
+    values = list(values_allowed())
+    return [
+        *_middleware(),
+        *unknown_names(),
+        *values,
+        *store_entry(buildable=not values),
+        *shared_database(),
+        *(
+            []
+            if values
+            else [
+                *_moving(),
+                *_idle_timeout(),
+                *_locks(),
+                *_sync_timeout(),
+                *_nonstop(),
+                *_proxies(),
+            ]
+        ),
+        *_renewer(),
+        *_serializer(),
+    ]
+
+
+def is_our_engine() -> bool:
+    """Return whether SESSION_ENGINE is this package's, or one that is made of it."""
+    try:
+        engine = import_module(settings.SESSION_ENGINE).SessionStore
+    except (ImportError, AttributeError):
+        return False
+    return issubclass(engine, SessionStore)
+
+
+def _middleware() -> Iterator[CheckMessage]:
+    classes = {path: _imported(path) for path in settings.MIDDLEWARE}
+    found = {
+        path: cls
+        for path, cls in classes.items()
+        if isinstance(cls, type) and issubclass(cls, SessionMiddleware)
+    }
+    if not found:
+        yield Warning(
+            "SESSION_ENGINE is django_clustered_sessions.backend, and MIDDLEWARE has no session "
+            "middleware: requests have no session.",
+            hint=f"Add '{_OURS}' to MIDDLEWARE, before AuthenticationMiddleware.",
+            id="clustered_sessions.W001",
+        )
+    for path, cls in found.items():
+        if not issubclass(cls, ClusteredSessionMiddleware):
+            yield Warning(
+                f"MIDDLEWARE has {path}. Under it a store that is away is an error 500 instead of "
+                "a 503 with Retry-After, sliding expiry costs a round trip of its own instead of "
+                "riding on the load, each request under ASGI takes a hop to a thread, and no "
+                "request is locked.",
+                hint=f"Put '{_OURS}' in its place.",
+                id="clustered_sessions.W002",
+            )
+
+
+def _imported(path: str) -> Any:
+    try:
+        return import_string(path)
+    except ImportError:
+        return None
+
+
+def _idle_timeout() -> Iterator[CheckMessage]:
+    idle, age = conf.idle_timeout, settings.SESSION_COOKIE_AGE
+    if idle and idle > age:
+        yield Warning(
+            f"{PREFIX}IDLE_TIMEOUT ({idle} s) is larger than SESSION_COOKIE_AGE ({age} s), which "
+            "ends every session before that.",
+            hint="Raise SESSION_COOKIE_AGE, or leave the idle timeout out.",
+            id="clustered_sessions.W005",
+        )
+
+
+def _moving() -> Iterator[CheckMessage]:
+    if not conf.migrate_from:
+        return
+    try:
+        old_engine.engine()
+    except old_engine.Pickled as error:
+        yield Error(
+            f"Sessions cannot be taken over: {error}.",
+            hint=f"Set {PREFIX}MIGRATE_PICKLE = True if nobody but this site can write there, and "
+            f"take it away with {PREFIX}MIGRATE_FROM; or name the cache by {PREFIX}MIGRATE_CACHE "
+            "if it is another one.",
+            id="clustered_sessions.E006",
+        )
+    except ImproperlyConfigured as error:
+        yield Error(
+            f"Sessions cannot be taken over: {error}.",
+            hint="Name the engine that the site used before, as SESSION_ENGINE had it, and leave "
+            "its settings and its app in place.",
+            id="clustered_sessions.E005",
+        )
+
+
+def _locks() -> Iterator[CheckMessage]:
+    if conf.lock_max_hold < conf.lock_lease:
+        yield Error(
+            f"{PREFIX}LOCK_MAX_HOLD ({conf.lock_max_hold} s) is shorter than {PREFIX}LOCK_LEASE "
+            f"({conf.lock_lease} s).",
+            hint="It has to be as long as the lease at least: a lease is renewed for so long.",
+            id="clustered_sessions.E003",
+        )
+    if conf.locking != "off" and conf.lock_lease >= conf.lock_wait:
+        yield Warning(
+            f"{PREFIX}LOCK_LEASE ({conf.lock_lease} s) is not shorter than {PREFIX}LOCK_WAIT "
+            f"({conf.lock_wait} s): where a process dies that holds a lock, those who wait for "
+            "it give up before its lease ends.",
+            hint="Make the lease shorter than the wait by a second or two.",
+            id="clustered_sessions.W011",
+        )
+    if conf.on_lock_lost == "merge" and conf.on_conflict != "merge":
+        yield Warning(
+            f"{PREFIX}ON_LOCK_LOST is 'merge' and has no effect, for {PREFIX}ON_CONFLICT is "
+            f"{conf.on_conflict!r}: who lost its lock is refused.",
+            hint=f"Set {PREFIX}ON_CONFLICT to 'merge', or leave ON_LOCK_LOST out.",
+            id="clustered_sessions.W013",
+        )
+
+
+def _sync_timeout() -> Iterator[CheckMessage]:
+    if (conf.sync_replicas or conf.sync_fsync) and conf.sync_timeout > conf.store_timeout / 2:
+        yield Warning(
+            f"{PREFIX}SYNC_TIMEOUT ({conf.sync_timeout} s) is more than half of "
+            f"{PREFIX}STORE_TIMEOUT ({conf.store_timeout} s): a write waits for "
+            f"{SHARE * conf.store_timeout:g} s at most.",
+            hint="Make it less, or STORE_TIMEOUT more.",
+            id="clustered_sessions.W015",
+        )
+
+
+def _nonstop() -> Iterator[CheckMessage]:
+    if conf.nonstop.startswith("local_reads") and not conf.near_cache_bytes:
+        yield Error(
+            f"{PREFIX}NONSTOP is {conf.nonstop!r}, and {PREFIX}NEAR_CACHE_BYTES is 0: there is "
+            "nothing to read from while the store is away.",
+            hint="Give the near cache some memory, or choose 'exception' or 'noop'.",
+            id="clustered_sessions.E003",
+        )
+
+
+def _proxies() -> Iterator[CheckMessage]:
+    if conf.trusted_proxies and find_spec("python_ipware") is None:
+        yield Error(
+            f"{PREFIX}TRUSTED_PROXIES needs python-ipware, which is not installed.",
+            hint="Install django-clustered-sessions[clients].",
+            id="clustered_sessions.E007",
+        )
+
+
+def _renewer() -> Iterator[CheckMessage]:
+    try:
+        uwsgi = import_module("uwsgi")
+    except ImportError:
+        return
+    # Its options would not tell: later releases have threads unless they are told otherwise.
+    if not getattr(uwsgi, "has_threads", True):
+        yield Warning(
+            "This uWSGI has no support for Python's threads: nothing sees to it that the leases "
+            f"of locks are renewed, and a request that holds one for longer than {PREFIX}"
+            "LOCK_LEASE may lose it.",
+            hint="Set enable-threads = true in uWSGI's configuration.",
+            id="clustered_sessions.W012",
+        )
+
+
+def _serializer() -> Iterator[CheckMessage]:
+    try:
+        serializer = import_string(settings.SESSION_SERIALIZER)()
+        for value in ("x", 1, ["x", 1], None):
+            stored = serializer.dumps(value)
+            if not isinstance(stored, bytes) or serializer.loads(stored) != value:
+                raise TypeError(f"{value!r} does not come back as it was")
+    except Exception as error:
+        yield Error(
+            f"SESSION_SERIALIZER {settings.SESSION_SERIALIZER} cannot take single values: "
+            f"{type(error).__name__}: {error}",
+            hint="Each key of a session is serialised by itself: dumps() has to take any value, "
+            "not only a dict, and return bytes that loads() reads.",
+            id="clustered_sessions.E004",
+        )

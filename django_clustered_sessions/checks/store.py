@@ -1,0 +1,174 @@
+"""What the store says of itself; asked with ``check --deploy`` only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+from django.apps import AppConfig
+from django.core.checks import CheckMessage, Info, Warning
+
+from django_clustered_sessions.conf import PREFIX, conf
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.figures import servers
+from django_clustered_sessions.figures.servers import StoreFacts
+from django_clustered_sessions.store import connections, drivers
+
+from .settings import check_settings, is_our_engine
+
+#: Oldest supported release of each store.
+OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
+
+#: First release with WAITAOF, of both stores.
+_WAITAOF: Final = (7, 2)
+
+
+def check_store(
+    app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
+) -> list[CheckMessage]:
+    """Ask the store, within STORE_TIMEOUT; nothing while the settings have errors."""
+    if not is_our_engine() or any(message.is_serious() for message in check_settings()):
+        return []
+    budget = drivers.Budget(conf.store_timeout)
+    try:
+        facts = drivers.run(servers.store_facts(time.time), connections.pool, budget)
+    except SessionStoreUnavailable as error:
+        return [
+            Warning(
+                f"The session store could not be asked: {error}",
+                hint="Run this check where the site runs, with the store up.",
+                id="clustered_sessions.W006",
+            )
+        ]
+    return [
+        *_eviction(facts),
+        *_persistence(facts),
+        *_clock(facts),
+        *_version(facts),
+        *_sync(facts),
+        *_topology(facts),
+        *_isolation(facts),
+    ]
+
+
+def _unchecked(what: str, why: str) -> CheckMessage:
+    return Info(
+        f"It could not be checked {what}: {why}.",
+        hint="See to it in the settings of whoever runs the store, or let the store's user run "
+        "INFO and CONFIG GET.",
+        id="clustered_sessions.I001",
+    )
+
+
+def _eviction(facts: StoreFacts) -> Iterator[CheckMessage]:
+    policy = facts.info.get("maxmemory_policy")
+    if policy is None:
+        yield _unchecked("whether the store evicts sessions", facts.why_no_info)
+    elif policy != "noeviction":
+        yield Warning(
+            f"The session store's maxmemory-policy is {policy}: when it is full it drops "
+            "sessions, and people are logged out.",
+            hint="Set maxmemory-policy noeviction; volatile-... drops sessions too, for each has "
+            "a time to live. Keep caches on a server of their own.",
+            id="clustered_sessions.W007",
+        )
+
+
+def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if facts.appendonly:
+        return
+    if facts.appendonly is None:
+        yield _unchecked("whether the store keeps sessions on disk", facts.why_no_info)
+    elif facts.save is None:
+        yield _unchecked("whether the store keeps sessions on disk", facts.why_no_config)
+    elif not facts.save:
+        yield Warning(
+            "The session store keeps nothing on disk: a restart ends every session.",
+            hint="Set appendonly yes (a second's writes are lost at most), or save for snapshots.",
+            id="clustered_sessions.W008",
+        )
+
+
+def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if abs(facts.clock_offset_ms) - facts.clock_error_ms > servers.CLOCK_TOLERANCE_MS:
+        yield Warning(
+            f"This node's clock is {abs(facts.clock_offset_ms) / 1000:.1f} s "
+            f"{'ahead of' if facts.clock_offset_ms > 0 else 'behind'} the session store's.",
+            hint="Sessions follow the store's clock; let NTP set both all the same: browsers are "
+            "told by this node's clock when the cookie ends.",
+            id="clustered_sessions.W009",
+        )
+
+
+def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if not facts.version:
+        yield _unchecked("which version the store has", facts.why_no_info)
+        return
+    oldest = OLDEST[facts.product]
+    if _is_older(facts, oldest):
+        name = facts.product.capitalize()
+        yield Warning(
+            f"The session store is {name} {facts.version}.",
+            hint=f"Use {name} {oldest[0]}.{oldest[1]} or newer.",
+            id="clustered_sessions.W010",
+        )
+
+
+def _sync(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if not conf.sync_replicas and not conf.sync_fsync:
+        return
+    if not facts.info:
+        yield _unchecked("whether the store can do synchronous writes", facts.why_no_info)
+        return
+    replicas = facts.fewest_replicas
+    if replicas < conf.sync_replicas:
+        where = "A primary of the session store" if facts.others else "The session store"
+        yield Warning(
+            f"{where} has {replicas} replicas, and {PREFIX}SYNC_REPLICAS is "
+            f"{conf.sync_replicas}: no write will be acknowledged.",
+            hint="See to the replicas, or ask for fewer.",
+            id="clustered_sessions.W014",
+        )
+    if conf.sync_fsync and (not facts.appendonly or _is_older(facts, _WAITAOF)):
+        yield Warning(
+            f"{PREFIX}SYNC_FSYNC is on, and the session store has no append-only file or is older "
+            "than 7.2: no write will be acknowledged.",
+            hint="Set appendonly yes on the primary and its replicas, or leave SYNC_FSYNC out.",
+            id="clustered_sessions.W014",
+        )
+
+
+def _is_older(facts: StoreFacts, oldest: tuple[int, ...]) -> bool:
+    parts = (facts.version or "").split(".")
+    return all(map(str.isdigit, parts)) and tuple(map(int, parts)) < oldest
+
+
+def _topology(facts: StoreFacts) -> Iterator[CheckMessage]:
+    enabled = facts.info.get("cluster_enabled")
+    if enabled is not None and (enabled == "1") != connections.is_cluster():
+        yield Warning(
+            "The session store is a node of a cluster, and the sessions' CACHES entry does not "
+            "say so: sessions on other nodes cannot be reached."
+            if enabled == "1"
+            else "The sessions' CACHES entry is for a cluster, and the session store is none.",
+            hint=f"CONNECTION_FACTORY in its OPTIONS is {connections.CLUSTER!r} for a cluster, "
+            "and for no other store.",
+            id="clustered_sessions.W019",
+        )
+
+
+def _isolation(facts: StoreFacts) -> Iterator[CheckMessage]:
+    if connections.watcher() is None:
+        return
+    if facts.min_replicas is None:
+        why = facts.why_no_config or "CONFIG GET does not tell"
+        yield _unchecked("whether a primary without replicas takes writes", why)
+    elif not facts.min_replicas:
+        yield Warning(
+            "The primary that the Sentinels name has min-replicas-to-write 0: one that is cut "
+            "off from its replicas goes on taking writes, and what it took is lost when another "
+            "is promoted.",
+            hint="Set min-replicas-to-write 1 and min-replicas-max-lag 10 on each server.",
+            id="clustered_sessions.W017",
+        )

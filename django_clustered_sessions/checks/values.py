@@ -1,0 +1,155 @@
+"""What each setting may be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from difflib import get_close_matches
+from functools import cached_property
+from ipaddress import ip_network
+from typing import Any, Final, get_args
+
+from django.conf import settings
+from django.core.checks import CheckMessage, Error, Warning
+
+from django_clustered_sessions.conf import (
+    PREFIX,
+    Locking,
+    Nonstop,
+    OnConflict,
+    OnLockLost,
+    OnReadOnlyChange,
+    OnSessionLimit,
+    OnSyncShortfall,
+    Settings,
+)
+
+#: Bytes of a session are counted in 32 bits.
+_MAX_BYTES: Final = 2**32 - 1
+
+#: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
+_SHORTEST_IDLE_S: Final = 2
+
+Rule = tuple[Callable[[Any], bool], str]
+
+
+def _are_networks(value: object) -> bool:
+    try:
+        return isinstance(value, list | tuple) and all(
+            isinstance(one, str) and ip_network(one, strict=False) for one in value
+        )
+    except ValueError:
+        return False
+
+
+def _one_of(*allowed: str | None) -> Rule:
+    return lambda value: value in allowed, "one of " + ", ".join(map(repr, allowed))
+
+
+_SECONDS: Final[Rule] = (
+    lambda value: _is_number(value) and value > 0,
+    "a number of seconds above 0",
+)
+
+_HOW_MANY: Final[Rule] = (
+    lambda value: _is_number(value) and isinstance(value, int) and value >= 0,
+    "a whole number, 0 or more",
+)
+
+_SWITCH: Final[Rule] = (lambda value: isinstance(value, bool), "True or False")
+
+#: What each setting has to be: a test, and the same in words.
+RULES: Final[Mapping[str, Rule]] = {
+    "KEY_PREFIX": (
+        lambda value: isinstance(value, str) and bool(value) and not set(value) & set("{}"),
+        "a string that is not empty and has no { or }",
+    ),
+    "ON_CONFLICT": _one_of(*get_args(OnConflict)),
+    "STORE_TIMEOUT": _SECONDS,
+    "MAX_BYTES": (
+        lambda value: _is_number(value) and isinstance(value, int) and 0 < value <= _MAX_BYTES,
+        f"a whole number of bytes from 1 to {_MAX_BYTES}",
+    ),
+    "IDLE_TIMEOUT": (
+        lambda value: value is None or (_is_number(value) and value >= _SHORTEST_IDLE_S),
+        f"None or a number of seconds, {_SHORTEST_IDLE_S} at least",
+    ),
+    "ABSOLUTE_TIMEOUT": (
+        lambda value: value is None or (_is_number(value) and value > 0),
+        "None or a number of seconds above 0",
+    ),
+    "MAX_SESSIONS_PER_USER": (
+        lambda value: value is None or (_HOW_MANY[0](value) and value > 0),
+        "None or a whole number, 1 or more",
+    ),
+    "ON_SESSION_LIMIT": _one_of(*get_args(OnSessionLimit)),
+    "TRACK_CLIENTS": (lambda value: isinstance(value, bool), "True or False"),
+    "TRUSTED_PROXIES": (
+        lambda value: _HOW_MANY[0](value) or _are_networks(value),
+        "how many proxies, or a list with the network of each as a string",
+    ),
+    "NEAR_CACHE_BYTES": _HOW_MANY,
+    "LOCKING": _one_of(*get_args(Locking)),
+    "LOCK_WAIT": _SECONDS,
+    "LOCK_LEASE": _SECONDS,
+    "LOCK_MAX_HOLD": _SECONDS,
+    "LOCK_MAX_WAITERS": _HOW_MANY,
+    "LOCK_PROCESS_WAITERS": _HOW_MANY,
+    "ON_LOCK_LOST": _one_of(*get_args(OnLockLost)),
+    "ON_READ_ONLY_CHANGE": _one_of(None, *get_args(OnReadOnlyChange)),
+    "SYNC_REPLICAS": _HOW_MANY,
+    "SYNC_FSYNC": _SWITCH,
+    "SYNC_TIMEOUT": _SECONDS,
+    "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
+    "NONSTOP": _one_of(*get_args(Nonstop)),
+    "MIGRATE_FROM": (
+        lambda value: value is None or isinstance(value, str),
+        "None or the dotted name of a session engine",
+    ),
+    "MIGRATE_CACHE": (
+        lambda value: value is None or isinstance(value, str),
+        "None or the name of an entry of CACHES",
+    ),
+    "MIGRATE_PICKLE": _SWITCH,
+    "EVENTS_KEPT": _HOW_MANY,
+    "NODE_NAME": (
+        lambda value: value is None or isinstance(value, str),
+        "a string, or None for the name of the host",
+    ),
+}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def unknown_names() -> Iterator[CheckMessage]:
+    """Warn of settings that look like this package's and are none."""
+    known = [PREFIX + name for name in _names()]
+    for name in dir(settings):
+        if name.startswith(PREFIX) and name not in known:
+            nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
+            yield Warning(
+                f"There is no setting {name}; it has no effect.",
+                hint=f"The nearest one is {nearest}.",
+                id="clustered_sessions.W003",
+            )
+
+
+def _names() -> list[str]:
+    return [
+        name.upper() for name, kind in vars(Settings).items() if isinstance(kind, cached_property)
+    ]
+
+
+def values_allowed() -> Iterator[CheckMessage]:
+    """Refuse values that settings cannot have."""
+    for name, (is_right, wanted) in RULES.items():
+        if hasattr(settings, PREFIX + name):
+            value = getattr(settings, PREFIX + name)
+            if not is_right(value):
+                yield Error(
+                    f"{PREFIX}{name} is {value!r}.",
+                    hint=f"It has to be {wanted}.",
+                    id="clustered_sessions.E003",
+                )

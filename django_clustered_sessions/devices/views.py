@@ -1,0 +1,102 @@
+"""Where a user is logged in, and how to log out there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth import logout
+from django.contrib.auth.mixins import LoginRequiredMixin
+from django.core.paginator import Paginator
+from django.http import Http404, HttpRequest
+from django.http.response import HttpResponseBase
+from django.shortcuts import redirect
+from django.utils.decorators import method_decorator
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
+from django.views.decorators.cache import never_cache
+from django.views.decorators.csrf import csrf_protect
+from django.views.generic import TemplateView, View
+
+from django_clustered_sessions import registry
+
+from .rows import Row, belongs_to, rows
+
+
+@method_decorator([csrf_protect, never_cache], name="dispatch")
+class OwnSessions(LoginRequiredMixin, View):
+    """What the three views share: for who is logged in only, never cached, forms with a token."""
+
+
+class DeviceList(OwnSessions, TemplateView):
+    """List the user's sessions: the one in use first, then those seen last.
+
+    The template gets ``rows``, a page of ``rows.Row``; ``page_range``; ``count``, the
+    number of all sessions; ``has_others``; ``has_addresses``, False where no row has one.
+    """
+
+    http_method_names = ["get", "head", "options"]
+    template_name = "clustered_sessions/devices.html"
+    paginate_by = 20
+
+    def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
+        """Return what the template shows."""
+        entries = registry.sessions_of(self.request.user, current=self.request.session)
+        pages: Paginator[Row] = Paginator(rows(entries), self.paginate_by)
+        page = pages.get_page(self.request.GET.get("page"))
+        return super().get_context_data(
+            rows=page,
+            page_range=pages.get_elided_page_range(page.number, on_each_side=2, on_ends=1),
+            count=pages.count,
+            has_others=any(not entry.is_current for entry in entries),
+            has_addresses=any(row.address for row in page),
+            **kwargs,
+        )
+
+
+class EndDevice(OwnSessions):
+    """End one of the user's sessions; for the one in use that is a logout."""
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest, id: str) -> HttpResponseBase:
+        """End it and go back to the list.
+
+        Another user's session, and what is no id, is answered 404.
+        """
+        try:
+            entry = registry.find(id, current=request.session)
+        except ValueError:
+            raise Http404("no id of a session") from None
+        if entry is not None and not belongs_to(entry, request.user):
+            raise Http404("no session of this user")
+        if entry is not None and entry.is_current:
+            logout(request)
+            return redirect(settings.LOGOUT_REDIRECT_URL or settings.LOGIN_URL)
+        if entry is not None and registry.end_session(id):
+            messages.success(request, _("That device is logged out."), fail_silently=True)
+        else:
+            messages.info(request, _("That device was logged out already."), fail_silently=True)
+        return redirect("clustered_sessions_devices:list")
+
+
+class EndOtherDevices(OwnSessions):
+    """End all of the user's sessions but the one in use."""
+
+    http_method_names = ["post", "options"]
+
+    def post(self, request: HttpRequest) -> HttpResponseBase:
+        """End them and go back to the list."""
+        ended = registry.end_sessions_of(request.user, keep=request.session)
+        if ended:
+            text = ngettext(
+                "%(count)d other device is logged out.",
+                "%(count)d other devices are logged out.",
+                ended,
+            )
+            messages.success(request, text % {"count": ended}, fail_silently=True)
+        else:
+            text = _("There was no other device that is logged in.")
+            messages.info(request, text, fail_silently=True)
+        return redirect("clustered_sessions_devices:list")

@@ -1,0 +1,154 @@
+"""Which sessions have ended that something in this process lives by, such as a websocket.
+
+The store publishes nothing: a message that is lost with its connection would leave a socket open
+for good. One task for each event loop asks about all of them together, as long as there are any.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from .backend import SessionStore
+from .conf import conf
+from .exceptions import SessionStoreUnavailable
+from .figures.reporting import reporting
+from .protocol import flows
+from .protocol.record import EndReason, Place
+from .store import connections, drivers
+from .store.drivers import PerTrip
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: Between two looks, in seconds: what ends is noticed within a second.
+INTERVAL_S: Final = 0.5
+#: So many sessions are asked about in one trip, so that it holds up its event loop for some ms.
+_BATCH: Final = 500
+
+
+class Watch:
+    """What has to be told, once, why ``session`` has ended: ``on_end``, in its event loop.
+
+    The session is the one that ``session`` stands for, once it is known to be there. Where it
+    moves by ``session`` itself to another key, as at a login there, it has not ended.
+    """
+
+    def __init__(self, session: SessionStore, on_end: Callable[[EndReason], None]) -> None:
+        self._session, self._on_end = session, on_end
+        self._key = session.session_key
+        self._place: Place | None = None
+        self._is_known = self._is_loaded
+        self._has_moved = False
+
+    @property
+    def _is_loaded(self) -> bool:
+        # The key is a cookie's word until it has been looked for; what is not there loses its key.
+        return hasattr(self._session, "_session_cache") and self._session.session_key is not None
+
+    def place(self) -> Place | None:
+        """Return where to look for the session, None where there is nothing to look for."""
+        if not self._is_known:
+            key, ended = self._session.session_key, self._session.ended
+            # A key that is given up without a reason: the session was ended by this very object.
+            if key is None and (ended is EndReason.ROTATED or (self._key and ended is None)):
+                self._end(ended or EndReason.FLUSHED)
+            self._turn_to(key)
+        if self._place is None and self._key is not None:
+            self._place = Place.of(conf.key_prefix, self._key)
+        return self._place
+
+    def learn(self, place: Place, reason: EndReason | None) -> None:
+        """Take what the store said of a place: why there is no session, None if there is."""
+        if self._place is None or place.record != self._place.record:
+            return
+        if reason is None:
+            self._is_known, self._has_moved = True, False
+        elif reason is EndReason.ROTATED:
+            key = self._session.session_key
+            if key not in (None, self._key):
+                self._turn_to(key)
+            elif self._has_moved:
+                self._end(reason)
+            # It may be the session itself that has moved and has not heard of it yet.
+            self._has_moved = True
+        elif self._is_known or self._is_loaded:
+            self._end(reason)
+
+    def _end(self, reason: EndReason) -> None:
+        leave(self)
+        self._on_end(reason)
+
+    def _turn_to(self, key: str | None) -> None:
+        if key != self._key:
+            self._key, self._place, self._has_moved = key, None, False
+
+
+class _Watcher:
+    """Looks after the watches of one event loop."""
+
+    def __init__(self) -> None:
+        self.watches: set[Watch] = set()
+        # Of a context of its own: it outlives the socket that it was made for.
+        loop, context = asyncio.get_running_loop(), contextvars.Context()
+        self.task = loop.create_task(self._run(), name="session-ends", context=context)
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            try:
+                await self._look()
+            except Exception:
+                # Without it no socket here would ever be closed.
+                logger.exception("cannot look for the ends of sessions, and goes on trying")
+
+    async def _look(self) -> None:
+        watched: dict[str, tuple[Place, list[Watch]]] = {}
+        for watch in list(self.watches):
+            if place := watch.place():
+                watched.setdefault(place.record, (place, []))[1].append(watch)
+        # A node of a cluster that is away holds up none of the others.
+        nodes: dict[object, list[tuple[Place, list[Watch]]]] = {}
+        for record, found in watched.items():
+            nodes.setdefault(connections.node(record), []).append(found)
+        await asyncio.gather(*map(self._ask, nodes.values()))
+
+    async def _ask(self, watched: Sequence[tuple[Place, Sequence[Watch]]]) -> None:
+        for first in range(0, len(watched), _BATCH):
+            batch = watched[first : first + _BATCH]
+            asking = reporting(flows.ends([place for place, _ in batch]))
+            try:
+                reasons = await drivers.arun(asking, connections.apool, PerTrip(conf.store_timeout))
+            except SessionStoreUnavailable:
+                # An outage ends no session. The log has it from those whom it hurts.
+                return
+            for (place, watches), reason in zip(batch, reasons, strict=True):
+                for watch in watches:
+                    if watch in self.watches:
+                        watch.learn(place, reason)
+
+
+_watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
+
+
+def begin(watch: Watch) -> None:
+    """Have the running event loop look after a watch, until it is told or left."""
+    loop = asyncio.get_running_loop()
+    watcher = _watchers.get(loop)
+    if watcher is None:
+        for other in [other for other in _watchers if other.is_closed()]:
+            _watchers.pop(other, None)
+        watcher = _watchers[loop] = _Watcher()
+    watcher.watches.add(watch)
+
+
+def leave(watch: Watch) -> None:
+    """Look after a watch no more; nothing is asked of the store for nobody."""
+    loop = asyncio.get_running_loop()
+    if watcher := _watchers.get(loop):
+        watcher.watches.discard(watch)
+        if not watcher.watches:
+            del _watchers[loop]
+            watcher.task.cancel()

@@ -1,0 +1,191 @@
+"""The figures as metrics for monitoring, whichever library writes them. Pure.
+
+Cluster-wide: they come from the store, and one process that is asked tells of all nodes. The only
+labels are nodes' names, servers' addresses and kinds; never a session's, never a user's.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from django_clustered_sessions.counters import MAXIMA, MINIMA, NAMES, WAITS
+
+from .statistics import Node, Statistics
+
+#: What all names begin with.
+PREFIX: Final = "clustered_sessions"
+
+Kind = Literal["counter", "gauge", "histogram"]
+
+#: Counters that are told in another shape: the lengths of waits as a histogram.
+_WAITS: Final = frozenset({"lock_waits", "lock_wait_ms", *(name for name, _ in WAITS)})
+
+_HELP: Final = {
+    "requests": "Requests that passed the middleware.",
+    "loads": "Sessions loaded.",
+    "commits": "Saves that wrote something.",
+    "fields_written": "Session keys that commits wrote or removed.",
+    "fields_held": "Session keys that the written sessions had.",
+    "conflicts_merged": "Session keys changed by two requests at once, and merged.",
+    "conflicts_overwritten": "Session keys changed by two requests at once, and overwritten.",
+    "created": "Sessions created.",
+    "ended": "Sessions ended by a logout or by somebody, not by time.",
+    "values_set_aside": "Values that could not be read.",
+    "store_errors": "Operations that failed because the store was away or refused.",
+    "locks_acquired": "Locks taken.",
+    "lock_handoffs": "Locks handed over by the one before.",
+    "lock_timeouts": "Requests that waited for a lock in vain.",
+    "lock_refusals": "Requests refused because too many waited for a lock.",
+    "locks_lost": "Locks that went to another request while their holder worked.",
+    "writes_refused": "Commits refused because their lock was lost.",
+    "lock_longest_wait_ms": "The longest wait for a lock ever.",
+    "lock_longest_hold_ms": "The longest time ever that a lock was held.",
+    "near_hits": "Loads of a session that the near cache had unchanged.",
+    "near_bytes_saved": "Stored bytes not sent for that reason.",
+    "sync_waits": "Writes that waited for replicas.",
+    "sync_shortfalls": "Writes that too few replicas acknowledged.",
+    "sync_wait_ms": "Time that acknowledged writes waited for replicas.",
+    "nonstop_trips": "Operations refused at once because the store was away.",
+    "local_reads": "Sessions read from the near cache alone while the store was away.",
+    "breaker_opened": "How many times a process found the store away.",
+    "expired": "Sessions that ended by time, as found when they left the index.",
+    "lifetimes": "Ended sessions whose lifetime is known.",
+    "lifetime_ms": "Lifetimes of ended sessions together.",
+    "lifetime_shortest_ms": "The shortest lifetime ever of a session that was ended.",
+    "lifetime_longest_ms": "The longest lifetime ever of a session that was ended.",
+    "node_hops": "Commits to a session that another node had written last.",
+    "takeovers_asked": "Sessions looked up in the old engine.",
+    "takeovers": "Sessions taken over from the old engine.",
+    "takeovers_failed": "Sessions of the old engine that could not be read or asked for.",
+    "takeover_values_lost": "Values that were left behind in the old engine.",
+    "store_longest_away_ms": "The longest time ever that the store was away.",
+    "store_last_away_ms": "When the store was last found away, by its clock, since the epoch.",
+}
+
+
+class Sample(NamedTuple):
+    """A number under its labels; of a histogram the cumulated classes, and the sum as number."""
+
+    labels: tuple[str, ...]
+    number: float
+    classes: Sequence[tuple[str, float]] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A metric: its name in full but for what a kind adds, its labels' names, its numbers.
+
+    ``unit`` is ``"seconds"`` or ``"bytes"``, which the name ends with, or empty.
+    """
+
+    name: str
+    kind: Kind
+    help: str
+    unit: str
+    labels: tuple[str, ...]
+    samples: Callable[[Statistics], Iterator[Sample]]
+
+
+def families() -> Iterator[Family]:
+    """Yield all metrics, in the order in which they are told."""
+    yield _gauge("sessions", "Sessions that there are.", _sessions, labels=("kind",))
+    yield _gauge(
+        "memory_bytes",
+        "Memory of indexes and records, that of the records worked out from a sample.",
+        _memory,
+        labels=("of",),
+    )
+    for name in NAMES:
+        if name not in _WAITS:
+            yield _of_counter(name)
+    yield Family(
+        f"{PREFIX}_lock_wait_seconds",
+        "histogram",
+        "How long requests waited for locks that they got.",
+        "seconds",
+        ("node",),
+        _wait_samples,
+    )
+    yield _gauge("node_reported_timestamp_seconds", "When a node last reported.", _reported)
+    yield _gauge("node_clock_offset_seconds", "A node's clock less the store's.", _offset)
+    yield _gauge("store_memory_bytes", "Memory that the store uses.", _used, labels=())
+    yield _gauge("store_replicas", "Replicas that the store has.", _replicas, labels=())
+
+
+def _gauge(
+    name: str,
+    help: str,
+    samples: Callable[[Statistics], Iterator[Sample]],
+    labels: tuple[str, ...] = ("node",),
+) -> Family:
+    unit = next((unit for unit in ("seconds", "bytes") if name.endswith(f"_{unit}")), "")
+    return Family(f"{PREFIX}_{name}", "gauge", help, unit, labels, samples)
+
+
+def _of_counter(name: str) -> Family:
+    is_extreme, is_time = name in MAXIMA | MINIMA, name.endswith("_ms")
+    shown = f"{name.removesuffix('_ms')}_seconds" if is_time else name
+    unit, scale = ("seconds", 1000) if is_time else ("", 1)
+
+    def samples(figures: Statistics) -> Iterator[Sample]:
+        for node in _nodes(figures):
+            # A time that nobody has measured is none of 0 s.
+            if node.counts[name] or not is_extreme:
+                yield Sample((node.name,), node.counts[name] / scale)
+
+    kind: Kind = "gauge" if is_extreme else "counter"
+    return Family(f"{PREFIX}_{shown}", kind, _HELP[name], unit, ("node",), samples)
+
+
+def _nodes(figures: Statistics) -> Iterator[Node]:
+    """Yield the nodes of now: the former ones' sum would look as if it had happened today."""
+    for _, node in sorted(figures.nodes.items()):
+        yield node
+
+
+def _wait_samples(figures: Statistics) -> Iterator[Sample]:
+    for node in _nodes(figures):
+        yield Sample((node.name,), node.counts["lock_wait_ms"] / 1000, _classes(node.counts))
+
+
+def _classes(counts: Counter[str]) -> list[tuple[str, float]]:
+    found, below = [], 0
+    for name, bound_ms in WAITS:
+        below += counts[name]
+        found.append((str(bound_ms / 1000), float(below)))
+    return [*found, ("+Inf", float(max(counts["lock_waits"], below)))]
+
+
+def _sessions(figures: Statistics) -> Iterator[Sample]:
+    yield Sample(("logged_in",), figures.logged_in)
+    yield Sample(("anonymous",), figures.anonymous)
+
+
+def _memory(figures: Statistics) -> Iterator[Sample]:
+    if figures.memory is not None:
+        yield Sample(("indexes",), figures.index_memory)
+    if figures.record_memory is not None:
+        yield Sample(("records",), figures.record_memory)
+
+
+def _reported(figures: Statistics) -> Iterator[Sample]:
+    for node in _nodes(figures):
+        yield Sample((node.name,), node.reported_ms / 1000)
+
+
+def _offset(figures: Statistics) -> Iterator[Sample]:
+    for node in _nodes(figures):
+        yield Sample((node.name,), node.clock_offset_ms / 1000)
+
+
+def _used(figures: Statistics) -> Iterator[Sample]:
+    if (number := figures.store.number("used_memory")) is not None:
+        yield Sample((), number)
+
+
+def _replicas(figures: Statistics) -> Iterator[Sample]:
+    if (number := figures.store.number("connected_slaves")) is not None:
+        yield Sample((), number)

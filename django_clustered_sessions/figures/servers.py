@@ -1,0 +1,234 @@
+"""What the store's servers say of themselves: facts, clocks, replicas, Sentinels. Pure."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.commands import CLOCK, milliseconds
+from django_clustered_sessions.protocol.steps import Everywhere, Flow, Trip, plain
+
+#: Clocks further apart than this are reported, in ms.
+CLOCK_TOLERANCE_MS: Final = 1000
+
+#: How INFO names a replica.
+_REPLICA: Final = re.compile(r"slave\d+")
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """The store does not do what it was asked; its reason in words."""
+
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A store host's clock in ms, this node's less that, and how wrong the latter may be."""
+
+    now_ms: int
+    offset_ms: int
+    error_ms: int
+
+    def ahead_of(self, other: Clock) -> tuple[int, int]:
+        """Return by how much it is ahead of another host's, and how wrong that may be, in ms."""
+        return other.offset_ms - self.offset_ms, self.error_ms + other.error_ms
+
+
+@dataclass(frozen=True, slots=True)
+class StoreFacts:
+    """What the store says of itself: its clock in ms, INFO, and some of CONFIG.
+
+    INFO is the first primary's of a cluster, and ``others`` are those of the other ones.
+    ``clock_offset_ms`` is this node's clock less the store's, right to ``clock_error_ms``. Where
+    the store refuses, ``info`` is empty, or ``save`` and ``min_replicas`` are None, and the
+    reasons are given.
+    """
+
+    now_ms: int
+    clock_offset_ms: int
+    clock_error_ms: int
+    info: Mapping[str, str]
+    save: str | None
+    why_no_info: str = "INFO does not tell"
+    why_no_config: str = ""
+    others: Sequence[Mapping[str, str]] = ()
+    min_replicas: int | None = None
+
+    @property
+    def clock(self) -> Clock:
+        """Its clock beside this node's."""
+        return Clock(self.now_ms, self.clock_offset_ms, self.clock_error_ms)
+
+    @property
+    def product(self) -> str:
+        """``"valkey"`` or ``"redis"``, which is also what anything else calls itself."""
+        return "valkey" if "valkey_version" in self.info else "redis"
+
+    @property
+    def version(self) -> str | None:
+        """The server's version."""
+        return self.info.get(f"{self.product}_version")
+
+    @property
+    def role(self) -> str | None:
+        """``"primary"`` or ``"replica"``."""
+        roles = {"master": "primary", "slave": "replica"}
+        return roles.get(self.info.get("role", ""))
+
+    @property
+    def appendonly(self) -> bool | None:
+        """Whether the store writes an append-only file."""
+        enabled = self.info.get("aof_enabled")
+        return None if enabled is None else enabled == "1"
+
+    def number(self, name: str) -> int | None:
+        """Return a whole number out of INFO, summed over all primaries."""
+        found = [info.get(name, "") for info in (self.info, *self.others)]
+        return sum(map(int, found)) if all(map(str.isdigit, found)) else None
+
+    @property
+    def fewest_replicas(self) -> int:
+        """How many replicas the primary has that has fewest, 0 where one does not tell."""
+        told = (info.get("connected_slaves", "") for info in (self.info, *self.others))
+        return min(int(text) if text.isdigit() else 0 for text in told)
+
+    @property
+    def primaries(self) -> int | None:
+        """How many servers share the sessions."""
+        return 1 + len(self.others) if self.info else None
+
+
+@dataclass(slots=True)
+class Replica:
+    """A replica as its primary sees it; ``lag_s``: seconds since it was last heard of.
+
+    ``clock`` is None where it could not be asked.
+    """
+
+    host: str
+    port: int
+    state: str
+    lag_bytes: int
+    lag_s: int
+    clock: Clock | None = None
+
+    @property
+    def address(self) -> str:
+        """Where it is."""
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(slots=True)
+class Primary:
+    """A server that holds sessions, and its replicas; None where it does not tell them.
+
+    ``slots`` are the ranges of slots that a Cluster's primary has, both ends included.
+    """
+
+    address: str
+    role: str | None
+    clock: Clock
+    replicas: Sequence[Replica] | None
+    slots: Sequence[tuple[int, int]] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinels:
+    """The Sentinels: how many the entry names, how many of these answer, and what they know.
+
+    ``known`` is how many there are by their own account, ``quorum`` how many have to find the
+    primary down; None where none answers.
+    """
+
+    service: str
+    named: int
+    answering: int
+    known: int | None
+    quorum: int | None
+
+
+def clock(node: Callable[[], float]) -> Flow[Clock]:
+    """Ask a server for its time; ``node`` gives this node's in seconds.
+
+    Raises SessionStoreUnavailable.
+    """
+    yield (CLOCK,)
+    # The second answer, so that the time to connect is not taken for a wrong clock.
+    sent_s = node()
+    (time,) = yield (CLOCK,)
+    received_s = node()
+    now_ms = milliseconds(time)
+    return Clock(
+        now_ms,
+        round((sent_s + received_s) * 500) - now_ms,
+        math.ceil(abs(received_s - sent_s) * 500),
+    )
+
+
+def store_facts(node: Callable[[], float]) -> Flow[StoreFacts]:
+    """Ask the store about itself; ``node`` gives this node's time in seconds.
+
+    Raises SessionStoreUnavailable where it does not even tell its time.
+    """
+    time = yield from clock(node)
+    facts: dict[str, Any] = {"info": {}, "save": None}
+    match (yield from unless_refused(Everywhere((plain("INFO"),)))):
+        case Refused(why):
+            facts["why_no_info"] = why
+        case [bytes() as first, *others]:
+            facts["info"], facts["others"] = _parse_info(first), list(map(_parse_info, others))
+    asked = plain("CONFIG", "GET", "save", "min-replicas-to-write")
+    match (yield from unless_refused((asked,))):
+        case Refused(why):
+            facts["why_no_config"] = why
+        case [reply]:
+            words = iter(reply)
+            told = {name.decode(): value.decode() for name, value in zip(words, words, strict=True)}
+            facts["save"] = told.get("save")
+            least = told.get("min-replicas-to-write", "")
+            facts["min_replicas"] = int(least) if least.isdigit() else None
+            facts["why_no_config"] = "" if told else "CONFIG GET does not tell"
+    return StoreFacts(time.now_ms, time.offset_ms, time.error_ms, **facts)
+
+
+def primary(address: str, facts: StoreFacts) -> Primary:
+    """Return a server with the replicas that it has by its own account."""
+    replicas = None
+    sent = facts.number("master_repl_offset")
+    if sent is not None:
+        lines = (value for name, value in facts.info.items() if _REPLICA.fullmatch(name))
+        replicas = [_replica(line, sent) for line in lines]
+    return Primary(address, facts.role, facts.clock, replicas)
+
+
+def sentinels(service: str, states: Sequence[Mapping[str, Any] | None]) -> Sentinels:
+    """Sum up what each Sentinel knows of a service; None where one did not tell."""
+    told = [state for state in states if state is not None]
+    known = max((state["num-other-sentinels"] + 1 for state in told), default=None)
+    quorum = told[0]["quorum"] if told else None
+    return Sentinels(service, len(states), len(told), known, quorum)
+
+
+def _replica(line: str, sent: int) -> Replica:
+    """Read INFO's line of a replica; ``sent`` is how far the primary itself is."""
+    told = dict(word.partition("=")[::2] for word in line.split(","))
+    behind, lag_s = sent - int(told["offset"]), int(told["lag"])
+    return Replica(told["ip"], int(told["port"]), told["state"], max(behind, 0), lag_s)
+
+
+def unless_refused(trip: Trip) -> Flow[Any]:
+    """Ask, and return the replies, or Refused where the store does not do that."""
+    try:
+        return (yield trip)
+    except SessionStoreUnavailable as error:
+        return Refused(str(error))
+
+
+def _parse_info(reply: bytes) -> dict[str, str]:
+    lines = (line.partition(":") for line in reply.decode("utf-8", "replace").splitlines())
+    return {name: value for name, colon, value in lines if colon}

@@ -1,0 +1,84 @@
+"""The figures of the whole cluster, asked of the store and of each of its servers."""
+
+from __future__ import annotations
+
+import time
+from random import Random
+from typing import TypeVar
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.store import connections, drivers
+
+from . import servers, statistics
+from .servers import Clock, Primary, StoreFacts
+from .statistics import Statistics
+
+T = TypeVar("T")
+
+
+def figures(
+    sample: int | None = 1000,
+    *,
+    top_users: int = 0,
+    progress: statistics.Progress = lambda done, of: None,
+) -> Statistics:
+    """Return the figures of now: what ``manage.py sessionstats`` shows.
+
+    ``sample`` sessions are measured, chosen evenly; all for None, which takes its time, and
+    ``progress`` is told how many are done. ``top_users`` is how many users with most sessions are
+    counted.
+
+    Raises SessionStoreUnavailable.
+    """
+    found = drivers.run(
+        statistics.collect(
+            conf.key_prefix,
+            time.time,
+            sample=sample,
+            random=Random(),
+            top_users=top_users,
+            progress=progress,
+        ),
+        connections.pool,
+        drivers.PerTrip(conf.store_timeout),
+    )
+    found.primaries = _primaries(found.store)
+    for one in found.primaries:
+        for replica in one.replicas or ():
+            replica.clock = _clock((replica.host, replica.port))
+    if (watcher := connections.watcher()) is not None:
+        found.sentinels = servers.sentinels(watcher.service, watcher.survey())
+    return found
+
+
+def _primaries(store: StoreFacts) -> list[Primary]:
+    """Return the one primary, or all of a cluster, each by its own account."""
+    nodes = connections.nodes()
+    if not nodes:
+        return [servers.primary(connections.address(), store)]
+    found = []
+    for node, slots in nodes.items():
+        facts = _ask(node, servers.store_facts(time.time))
+        one = servers.primary(f"{node.host}:{node.port}", facts)
+        one.slots = slots
+        found.append(one)
+    return found
+
+
+def _clock(replica: tuple[str, int]) -> Clock | None:
+    """Ask a replica for its time; None where it cannot be asked, from here at least."""
+    try:
+        return _ask(replica, servers.clock(time.time))
+    except SessionStoreUnavailable:
+        return None
+
+
+def _ask(server: tuple[str, int], flow: Flow[T]) -> T:
+    """Run a flow on one server of several."""
+    pool = connections.pool_at(server)
+    try:
+        return drivers.run(flow, lambda step: pool, drivers.Budget(conf.store_timeout))
+    finally:
+        pool.disconnect()

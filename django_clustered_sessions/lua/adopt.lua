@@ -1,0 +1,56 @@
+#!lua
+-- Take a session over from another engine, once.
+-- Refuse where one is, or was ended, and where it was taken over before, whatever became of it.
+--
+-- Includes: write
+--
+-- KEYS[1]  record
+-- KEYS[2]  index of the record's bucket
+-- KEYS[3]  users of the record's bucket
+-- KEYS[4]  what was taken over, of the record's bucket
+-- KEYS[5]  events of the record's bucket
+-- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
+-- ARGV[2]  mode (d, b, s, a, r)
+-- ARGV[3]  span (ms; for a: ms since the epoch)
+-- ARGV[4]  default age (ms)
+-- ARGV[5]  idle timeout (ms, 0 for none)
+-- ARGV[6]  absolute timeout (ms, 0 for none)
+-- ARGV[7]  how many events a bucket keeps (0 for none)
+-- ARGV[8]  size of all values (bytes)
+-- ARGV[9]  tag of the user (8 bytes)
+-- ARGV[10] how long it has left to live, as the other engine says (ms)
+-- ARGV[11] how long to remember that it was taken over (ms)
+-- ARGV[12..] field, value (codec and payload), field, value, ...
+--
+-- Returns  {1, now (ms), deadline (ms), swept}  taken over; swept: as in create.lua
+--          {-1, now (ms)}                       exists, or has existed
+local record, index, users, moved, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local token, mode, span = ARGV[1], ARGV[2], tonumber(ARGV[3])
+local default_age, idle, absolute = tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
+local kept, bytes, user = tonumber(ARGV[7]), tonumber(ARGV[8]), ARGV[9]
+local left, memory = tonumber(ARGV[10]), tonumber(ARGV[11])
+local FIRST_FIELD = 12
+
+local now = store_clock()
+local id = session_id(record)
+if redis.call("EXISTS", record) == 1 or redis.call("ZSCORE", moved, id) then
+  return {EXISTS, now}
+end
+local meta = {version = token, created = now, bytes = bytes, user = user}
+renew(meta, mode, span, now, default_age, idle, absolute)
+meta.deadline = math.min(meta.deadline, now + left)
+if meta.deadline > now then
+  local values = {}
+  for i = FIRST_FIELD, #ARGV, 2 do
+    values[#values + 1] = ARGV[i]
+    values[#values + 1] = token .. ARGV[i + 1]
+  end
+  write_meta(record, index, users, meta, values)
+end
+local forgotten = string.format("%.0f", now + memory)
+redis.call("ZADD", moved, forgotten, id)
+redis.call("ZREMRANGEBYSCORE", moved, 0, string.format("%.0f", now))
+-- For as long as the last of them; without NX a key that has no end would count as the last.
+redis.call("PEXPIREAT", moved, forgotten, "NX")
+redis.call("PEXPIREAT", moved, forgotten, "GT")
+return {DONE, now, meta.deadline, sweep(index, users, now, events, kept)}

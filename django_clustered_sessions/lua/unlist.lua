@@ -1,0 +1,26 @@
+#!lua flags=allow-oom
+-- Take a session out of its bucket's index if it is no more: what took it asked nobody.
+-- It may have expired since the index was read, so it is told of as expired.
+--
+-- Includes: write
+--
+-- KEYS[1]  record
+-- KEYS[2]  index of the record's bucket
+-- KEYS[3]  users of the record's bucket
+-- KEYS[4]  events of the record's bucket
+-- ARGV[1]  tag of the user whose it was (8 bytes)
+-- ARGV[2]  how many events a bucket keeps (0 for none)
+--
+-- Returns  {1, now (ms)}
+local record, index, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local user, kept = ARGV[1], tonumber(ARGV[2])
+
+local now = store_clock()
+local meta, why_not = read_meta(record, now)
+if not meta or meta.user ~= user then
+  local was_listed = unlist(index, users, session_id(record), user)
+  if was_listed and why_not and why_not[1] == GONE and why_not[3] == "" then
+    tell(events, kept, "expired", session_id(record), user)
+  end
+end
+return {DONE, now}

@@ -1,0 +1,94 @@
+"""All sessions at once: ``manage.py sessionimport``, and the way back."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from django.contrib.sessions.backends.base import UpdateError
+
+from django_clustered_sessions.protocol import commands, flows
+from django_clustered_sessions.protocol.fields import Fields
+from django_clustered_sessions.protocol.record import Damaged, EndReason, Place, Serializer
+from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.terms import Terms
+
+from .old_engine import Unreadable, ask, away, store_of
+from .taking_over import adopt, find, note
+
+
+def bring(
+    session_keys: Sequence[str], prefix: str, terms: Terms, serializer: Serializer, *, is_dry: bool
+) -> Flow[Counter[str]]:
+    """Take over some sessions on two trips; return how many came to what.
+
+    ``is_dry``: tell what would be. Raises SessionStoreUnavailable.
+    """
+    came: Counter[str] = Counter()
+    places = [Place.of(prefix, key) for key in session_keys]
+    replies = yield tuple(call for place in places for call in commands.adopted(place))
+    calls, ready = [], []
+    for at, (key, place) in enumerate(zip(session_keys, places, strict=True)):
+        was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
+        if was_moved or is_here:
+            came["here already" if is_here else "ended here"] += 1
+            continue
+        try:
+            packed = yield from find(key, place, serializer)
+        except Unreadable:
+            came["unreadable"] += 1
+            continue
+        if packed is None:
+            came["expired or empty"] += 1
+            continue
+        came.update(f"lost {what}" for what in packed.lost)
+        calls.append(adopt(place, packed, terms))
+        ready.append((place, packed))
+    if is_dry or not calls:
+        came["moved"] += len(calls)
+        return came
+    replies = yield tuple(calls)
+    for (place, packed), reply in zip(ready, replies, strict=True):
+        came["moved" if note(place, packed, reply) else "here already"] += 1
+    return came
+
+
+def bring_back(
+    session_keys: Sequence[str], prefix: str, serializer: Serializer, *, is_dry: bool
+) -> Flow[Counter[str]]:
+    """Give the old engine what sessions that were taken over are now; see ``bring``."""
+    came: Counter[str] = Counter()
+    places = [Place.of(prefix, key) for key in session_keys]
+    replies = yield tuple(call for place in places for call in commands.adopted(place))
+    for at, (key, place) in enumerate(zip(session_keys, places, strict=True)):
+        was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
+        if not was_moved:
+            came["never moved"] += 1
+            continue
+        try:
+            came[
+                (yield from _give_back(key, place, serializer, is_here=is_here, is_dry=is_dry))
+            ] += 1
+        except Damaged:
+            came["unreadable"] += 1
+    return came
+
+
+def _give_back(
+    key: str, place: Place, serializer: Serializer, *, is_here: bool, is_dry: bool
+) -> Flow[str]:
+    found = (yield from flows.load(place)).found if is_here else EndReason.UNKNOWN
+    store = store_of(key)
+    try:
+        if isinstance(found, EndReason):
+            if not is_dry:
+                yield from ask(store.delete, store.adelete)
+            return "ended here"
+        store._session_cache = Fields(serializer, found.values).copy()
+        if not is_dry:
+            yield from ask(store.save, store.asave)
+    except UpdateError:
+        return "gone there"
+    except Exception as error:
+        raise away(error, key) from error
+    return "moved"

@@ -1,0 +1,113 @@
+"""The cluster's figures for OpenTelemetry: observable instruments of ``opentelemetry-api``.
+
+Needs the extra ``opentelemetry``. The figures come from the store, so one process tells of all
+nodes: let one, and not each, of a site's processes call ``instrument()``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Final
+
+from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, get_meter_provider
+
+from . import __version__
+from .exceptions import SessionStoreUnavailable
+from .figures import metrics, survey
+from .figures.metrics import Family
+from .figures.statistics import Statistics
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: How many sessions a collection measures, for the memory of all.
+SAMPLE: Final = 100
+
+#: All instruments of one collection are told from figures that are no older, in seconds.
+_FRESH_S: Final = 1.0
+
+_UNITS: Final = {"seconds": "s", "bytes": "By", "": "1"}
+
+
+def instrument(provider: MeterProvider | None = None) -> None:
+    """Register an instrument for each metric with a provider, the global one if None.
+
+    While the store is away, ``store_up`` is 0 and the others tell nothing.
+    """
+    provider = provider or get_meter_provider()
+    meter = provider.get_meter("django_clustered_sessions", __version__)
+    latest = _Latest()
+    meter.create_observable_gauge(
+        f"{metrics.PREFIX}.store_up",
+        [lambda options: [Observation(int(latest.figures() is not None))]],
+        description="Whether the store answered.",
+    )
+    for family in metrics.families():
+        for name, kind, observe in _instruments(family):
+            create = (
+                meter.create_observable_counter
+                if kind == "counter"
+                else meter.create_observable_gauge
+            )
+            create(
+                name,
+                [partial(_observed, latest, observe)],
+                unit="1" if name.endswith(".count") else _UNITS[family.unit],
+                description=family.help,
+            )
+
+
+Observe = Callable[[Statistics], Iterable[Observation]]
+
+
+def _instruments(family: Family) -> Iterator[tuple[str, str, Observe]]:
+    """Yield name, kind and numbers; units are no part of the names here, and dots divide them."""
+    name = f"{metrics.PREFIX}.{family.name.removeprefix(metrics.PREFIX)[1:]}"
+    if family.unit:
+        name = name.removesuffix(f"_{family.unit}")
+    if family.kind != "histogram":
+        yield name, family.kind, partial(_numbers, family)
+        return
+    # There is no observable histogram.
+    yield f"{name}.count", "counter", partial(_counts, family)
+    yield f"{name}.sum", "counter", partial(_numbers, family)
+
+
+def _numbers(family: Family, figures: Statistics) -> Iterator[Observation]:
+    for sample in family.samples(figures):
+        yield Observation(sample.number, dict(zip(family.labels, sample.labels, strict=True)))
+
+
+def _counts(family: Family, figures: Statistics) -> Iterator[Observation]:
+    for sample in family.samples(figures):
+        _, count = sample.classes[-1]
+        yield Observation(count, dict(zip(family.labels, sample.labels, strict=True)))
+
+
+def _observed(latest: _Latest, observe: Observe, options: CallbackOptions) -> list[Observation]:
+    figures = latest.figures()
+    return [] if figures is None else list(observe(figures))
+
+
+class _Latest:
+    """The figures of now, asked for once for all instruments of a collection."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._asked_at = float("-inf")
+        self._figures: Statistics | None = None
+
+    def figures(self) -> Statistics | None:
+        """Return them, None while the store is away."""
+        with self._lock:
+            if time.monotonic() - self._asked_at > _FRESH_S:
+                try:
+                    self._figures = survey.figures(SAMPLE)
+                except SessionStoreUnavailable as error:
+                    logger.debug("no figures: %s", error)
+                    self._figures = None
+                self._asked_at = time.monotonic()
+            return self._figures

@@ -1,0 +1,597 @@
+"""The working copy of a session's values, between load and save.
+
+Decodes a value when it is asked for, and tells at the end what changed by comparing with what
+was loaded, so that an in-place change counts and a mere read does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final, NamedTuple
+
+from . import record
+from .merge import MISSING, merge, same
+from .record import Serializer
+
+#: Values of these types cannot change in place.
+_ATOMS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+
+USER_FIELD: Final = record.DATA + b"_auth_user_id"
+EXPIRY_FIELD: Final = record.DATA + b"_session_expiry"
+
+
+def user_id(stored: bytes, serializer: Serializer) -> str | None:
+    """Return the key of the user whom USER_FIELD names, None where it is empty or unreadable.
+
+    Another release may have written it: such a session has nobody logged in.
+    """
+    try:
+        return str(record.unpack(stored, serializer)) if stored else None
+    except Exception:
+        return None
+
+
+class Operation(StrEnum):
+    """What a commit does to a field."""
+
+    SET = "="
+    #: SET that is refused where others changed the field, whatever ON_CONFLICT says.
+    SET_COUNTER = "#"
+    REMOVE = "-"
+    ADD = "+"
+
+
+class Change(NamedTuple):
+    """One field's change: ``loaded`` is the version it is based on, empty where there was none.
+
+    ``operand`` is the value to set as codec and payload, the decimal number to add, or empty.
+    """
+
+    operation: Operation
+    field: bytes
+    loaded: bytes
+    operand: bytes
+
+
+class Delta(NamedTuple):
+    """What a request changed; with ``cleared``, after all that was stored is forgotten.
+
+    ``sums`` are the fields that are added to.
+    """
+
+    changes: tuple[Change, ...]
+    cleared: bool
+    sums: frozenset[bytes] = frozenset()
+
+    def __bool__(self) -> bool:
+        return self.cleared or bool(self.changes)
+
+    @property
+    def expiry_changed(self) -> bool:
+        """Whether ``_session_expiry`` is among the changes."""
+        return self._is_about(EXPIRY_FIELD)
+
+    @property
+    def changes_user(self) -> bool:
+        """Whether somebody logs in or out by this, or everything is wiped."""
+        return self._is_about(USER_FIELD)
+
+    def _is_about(self, field: bytes) -> bool:
+        return self.cleared or any(change.field == field for change in self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a copy of a session had changed at some time."""
+
+    delta: Delta
+    added: Mapping[Any, int]
+
+
+class Fields(MutableMapping[Any, Any]):
+    """A session's values by key: what the store holds, as far as it was decoded, and changes.
+
+    ``stored`` has each field's bytes as loaded (version, codec, payload). ``on_unreadable`` is
+    called with a key (or the raw field) whose value cannot be read. Such a value is set aside:
+    invisible, and kept in the store unless the key is set anew.
+
+    Not a dict on purpose: a dict that decodes late hands out what is not decoded yet through
+    ``dict(x)``, ``{**x}`` and ``==``.
+    """
+
+    def __init__(
+        self,
+        serializer: Serializer,
+        stored: Mapping[bytes, bytes] | None = None,
+        *,
+        cleared: bool = False,
+        on_unreadable: Callable[[Any, Exception], None] = lambda key, error: None,
+    ) -> None:
+        self._serializer = serializer
+        self._on_unreadable = on_unreadable
+        self._stored = dict(stored or {})
+        self._cleared = cleared
+        self._values: dict[Any, Any] = {}
+        #: The fields that nobody has asked for yet, in order.
+        self._waiting: dict[bytes, None] = dict.fromkeys(self._stored)
+        self._atoms: dict[Any, Any] = {}
+        self._added: dict[Any, int] = {}
+        self._set_aside: set[bytes] = set()
+        self._settled: dict[bytes, bytes] = {}
+        self._settled_missing: set[bytes] = set()
+        self._removed: set[bytes] = set()
+
+    # The mapping.
+
+    def __getitem__(self, key: Any) -> Any:
+        value = self.get(key, MISSING)
+        if value is MISSING:
+            raise KeyError(key)
+        return value
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return a key's value, or ``default``; without an exception, unlike Mapping's."""
+        value = self._values.get(key, MISSING)
+        if value is MISSING and self._find(key):
+            value = self._values[key]
+        return default if value is MISSING else value
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        if isinstance(key, str):
+            self._waiting.pop(self._field(key), None)
+        else:
+            self._find(key)
+        self._values[key] = value
+        if self._removed:
+            self._removed.discard(self._field(key))
+
+    def __delitem__(self, key: Any) -> None:
+        if key not in self:
+            raise KeyError(key)
+        del self._values[key]
+        self._removed.add(self._field(key))
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._values or self._find(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._all())
+
+    def __bool__(self) -> bool:
+        return bool(self._values) or bool(self._all())
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} of {len(self._stored)} stored>"
+
+    def copy(self) -> dict[Any, Any]:
+        """Return all values as a plain dict."""
+        return dict(self._all())
+
+    def increment(self, key: Any, by: int) -> int:
+        """Add to an integer and return what it is now, as far as this request knows.
+
+        Raises TypeError where the value is no integer.
+        """
+        number = self.get(key, 0)
+        for operand in (number, by):
+            if not isinstance(operand, int) or isinstance(operand, bool):
+                raise TypeError(f"session key {key!r} cannot be incremented: {operand!r}")
+        self[key] = number + by
+        self._added[key] = self._added.get(key, 0) + by
+        return self._values[key]  # type: ignore[no-any-return]
+
+    # What a save needs.
+
+    @property
+    def size(self) -> int:
+        """How many fields the store holds of this session, as far as is known."""
+        return len(self._stored)
+
+    @property
+    def stored(self) -> dict[bytes, bytes]:
+        """What the store is known to hold, raw by field."""
+        return dict(self._stored)
+
+    @property
+    def has_stored_user(self) -> bool:
+        """Whether somebody was logged in when this was loaded."""
+        return USER_FIELD in self._stored
+
+    @property
+    def user_id(self) -> str | None:
+        """The key of the user who is logged in."""
+        key = self.get("_auth_user_id")
+        return None if key is None else str(key)
+
+    @property
+    def user(self) -> bytes:
+        """The tag of the user who is logged in."""
+        return record.NOBODY if self.user_id is None else record.user_tag(self.user_id)
+
+    def delta(self) -> Delta:
+        """Return what differs from what the store is known to hold.
+
+        Raises TypeError, naming the key, for a value that the serialiser refuses.
+        """
+        changes: dict[bytes, Change] = {}
+        sums: set[bytes] = set()
+        for key, value in self._values.items():
+            if self._atoms.get(key, MISSING) is value:
+                continue
+            field = self._field(key)
+            if self._is_sum(key, field, value):
+                if self._added[key]:
+                    changes[field] = self._addition(key, field, value)
+                    sums.add(field)
+            elif (serialized := self._if_changed(key, field, value)) is not None:
+                packed = self._pack(key, field, value, serialized)
+                changes[field] = Change(Operation.SET, field, self._version(field), packed)
+        for field in self._missing():
+            changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
+        return Delta(tuple(changes.values()), self._cleared, frozenset(sums))
+
+    def everything(self) -> list[tuple[bytes, bytes]]:
+        """Return all fields with codec and payload, those that were never decoded included.
+
+        Raises TypeError, naming the key, for a value that the serialiser refuses.
+        """
+        packed = {
+            field: stored[record.VERSION_BYTES :]
+            for field, stored in self._stored.items()
+            if field in self._set_aside
+        }
+        for field in self._waiting:
+            packed[field] = self._stored[field][record.VERSION_BYTES :]
+        for key, value in self._values.items():
+            field = self._field(key)
+            packed[field] = self._pack(key, field, value, self._serialize(key, value))
+        return list(packed.items())
+
+    def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
+        """Take note that the store now holds ``delta`` under ``version``.
+
+        ``counters`` are the new values of what was added to, in the order of the delta.
+        """
+        sums = iter(counters)
+        if delta.cleared:
+            self._stored = {}
+            self._cleared = False
+        for change in delta.changes:
+            if change.operation is Operation.REMOVE:
+                self._stored.pop(change.field, None)
+                continue
+            operand = change.operand
+            if change.operation is Operation.ADD:
+                number = next(sums)
+                operand = record.pack_counter(number)
+                self._values[self._key(change.field)] = number
+            self._stored[change.field] = version + operand
+            self._set_aside.discard(change.field)
+        self._added = {}
+        self._atoms = {}
+        self._unsettle()
+
+    def created(self, fields: list[tuple[bytes, bytes]], version: bytes) -> None:
+        """Take note that a new record now holds ``fields`` under ``version``."""
+        self._stored = {field: version + packed for field, packed in fields}
+        self._removed = set()
+        self._cleared = False
+        self._added = {}
+        self._atoms = {}
+        self._unsettle()
+
+    def rebase(self, theirs: Mapping[bytes, bytes]) -> None:
+        """Merge what others wrote meanwhile into this copy.
+
+        ``theirs`` has the fields in conflict as they are stored now, empty where there is none.
+
+        Raises TypeError where an integer was to be added to and is none any more.
+        """
+        for field, stored in theirs.items():
+            key = self._key(field)
+            base = self._read(key, self._stored.get(field, b""))
+            mine = live = self._values.pop(key, MISSING)
+            current = self._read(key, stored)
+            if stored and current is MISSING:
+                self._set_aside.add(field)
+            if self._is_sum(key, field, mine):
+                by = self._added.pop(key)
+                if current is not MISSING:
+                    self._values[key] = current
+                self.increment(key, by)
+            else:
+                # As a reader would find it: under JSON, 1 as a key is "1", and a tuple a list.
+                if mine is not MISSING:
+                    mine = self._serializer.loads(self._serialize(key, mine))
+                merged = merge(str(key), base, mine, current)
+                if merged is not MISSING:
+                    self._values[key] = self._replant(live, merged)
+                    self._removed.discard(field)
+                else:
+                    self._removed.add(field)
+            if stored:
+                self._stored[field] = stored
+            else:
+                self._stored.pop(field, None)
+            self._atoms.pop(key, None)
+
+    def refresh(self, stored: Mapping[bytes, bytes]) -> None:
+        """Take what the store holds now, and keep on top of it what was changed here.
+
+        Raises TypeError, as ``delta`` and ``rebase`` do.
+        """
+        if self._cleared:
+            return
+        changed = {change.field for change in self.delta().changes}
+        moved = {
+            field: stored.get(field, b"")
+            for field in self._stored.keys() | stored.keys()
+            if stored.get(field) != self._stored.get(field)
+        }
+        self.rebase({field: moved.pop(field) for field in changed & moved.keys()})
+        for field, now in moved.items():
+            self._stored.pop(field, None)
+            self._removed.discard(field)
+            self._set_aside.discard(field)
+            self._settled.pop(field, None)
+            if now:
+                self._stored[field] = now
+            try:
+                key = self._key(field)
+            except Exception as error:
+                if now:
+                    self._put_aside(field, field, error)
+                continue
+            self._values.pop(key, None)
+            self._atoms.pop(key, None)
+            if now:
+                self._waiting[field] = None
+            else:
+                self._waiting.pop(field, None)
+
+    def snapshot(self) -> Snapshot:
+        """Return what is changed here and not in the store, for ``restore``.
+
+        Raises TypeError, as ``delta`` does.
+        """
+        return Snapshot(self.delta(), dict(self._added))
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Forget what was changed since the snapshot.
+
+        Nothing must have been saved since.
+        """
+        self._values, self._atoms, self._added, self._removed = {}, {}, {}, set()
+        self._cleared = snapshot.delta.cleared
+        self._waiting = dict.fromkeys(
+            field for field in self._stored if field not in self._set_aside and not self._cleared
+        )
+        for change in snapshot.delta.changes:
+            key = self._key(change.field)
+            if change.operation is Operation.REMOVE:
+                self._waiting.pop(change.field, None)
+                self._removed.add(change.field)
+            elif change.operation is Operation.ADD:
+                self.increment(key, int(change.operand))
+            else:
+                self[key] = record.unpack(
+                    bytes(record.VERSION_BYTES) + change.operand, self._serializer
+                )
+        self._added = dict(snapshot.added)
+        self._unsettle()
+
+    def as_stored(self, key: str) -> bool:
+        """Return whether a key's value, or its absence, is what the store is known to hold."""
+        field = record.field_of(key, self._serializer)
+        if self._cleared:
+            return False
+        if key in self:
+            return self._if_changed(key, field, self._values[key]) is None
+        return field not in self._stored or field in self._set_aside
+
+    # What ``modified`` needs.
+
+    def settle(self) -> None:
+        """Let ``changed_in_place`` look only at what changes from now on."""
+        self._unsettle()
+        with suppress(TypeError):
+            self._settled_missing = self._missing()
+        for key, value in self._values.items():
+            with suppress(TypeError):
+                self._settled[self._field(key)] = self._serialize(key, value)
+
+    def changed_in_place(self) -> bool:
+        """Return whether a value differs from what was loaded, or settled; never raise."""
+        try:
+            if (self._removed or self._settled_missing) and (
+                self._missing() != self._settled_missing
+            ):
+                return True
+            # No any(): a generator for each answer.
+            for key, value in self._values.items():  # noqa: SIM110
+                if self._differs(key, value):
+                    return True
+            return False
+        except Exception:
+            # The save will say which value it is that cannot be written.
+            return True
+
+    # Inside.
+
+    def _all(self) -> dict[Any, Any]:
+        for field in list(self._waiting):
+            self._decode(field)
+        return self._values
+
+    def _find(self, key: object) -> bool:
+        """Decode a key's value where nobody has asked for it yet; return whether there is one."""
+        if isinstance(key, str):
+            field = record.field_of(key, self._serializer)
+            if field not in self._waiting:
+                return False
+            self._decode(field)
+        else:
+            # Keys that are equal, such as 1 and 1.0, may be written differently.
+            for field in [field for field in self._waiting if field.startswith(record.ODD_DATA)]:
+                self._decode(field)
+        return key in self._values
+
+    def _decode(self, field: bytes) -> None:
+        del self._waiting[field]
+        key: Any = field
+        try:
+            key = record.key_of(field, self._serializer)
+            value = record.unpack(self._stored[field], self._serializer)
+        except Exception as error:
+            self._put_aside(key, field, error)
+            return
+        self._values[key] = value
+        if type(value) in _ATOMS:
+            self._atoms[key] = value
+
+    def _put_aside(self, key: Any, field: bytes, error: Exception) -> None:
+        self._set_aside.add(field)
+        self._on_unreadable(key, error)
+
+    def _read(self, key: Any, stored: bytes) -> Any:
+        try:
+            return record.unpack(stored, self._serializer) if stored else MISSING
+        except Exception as error:
+            self._on_unreadable(key, error)
+            return MISSING
+
+    def _version(self, field: bytes) -> bytes:
+        return record.version_of(self._stored.get(field, b""))
+
+    def _field(self, key: Any) -> bytes:
+        try:
+            return record.field_of(key, self._serializer)
+        except Exception as error:
+            raise TypeError(
+                f"session key {key!r}: {type(self._serializer).__name__} cannot write it: {error}"
+            ) from error
+
+    def _serialize(self, key: Any, value: Any) -> bytes:
+        try:
+            return self._serializer.dumps(value)
+        except Exception as error:
+            raise TypeError(
+                f"session key {key!r}: {type(self._serializer).__name__} cannot write "
+                f"{type(value).__name__}: {error}"
+            ) from error
+
+    def _is_sum(self, key: Any, field: bytes, value: Any) -> bool:
+        if key not in self._added or type(value) is not int:
+            return False
+        base = self._read(key, self._stored.get(field, b""))
+        if base is MISSING:
+            base = 0
+        return type(base) is int and value == base + self._added[key]
+
+    def _addition(self, key: Any, field: bytes, value: int) -> Change:
+        """Return what adds to a counter, or what makes one of an integer that is none yet."""
+        stored = self._stored.get(field)
+        is_counter = stored is None or (record.is_counter(stored) and field not in self._set_aside)
+        if is_counter and record.is_addable(value):
+            return Change(Operation.ADD, field, b"", b"%d" % self._added[key])
+        packed = self._pack(key, field, value, self._serialize(key, value))
+        return Change(Operation.SET_COUNTER, field, self._version(field), packed)
+
+    def _pack(self, key: Any, field: bytes, value: Any, serialized: bytes) -> bytes:
+        """Return a value as stored: an integer that is added to, or was before, as a counter."""
+        if type(value) is int and record.is_addable(value):
+            stored = self._stored.get(field)
+            if self._is_sum(key, field, value) or (stored and record.is_counter(stored)):
+                return record.pack_counter(value)
+        return record.pack(serialized)
+
+    def _if_changed(self, key: Any, field: bytes, value: Any) -> bytes | None:
+        """Return the value's serialised bytes, or None if it is what is stored."""
+        atom = self._atoms.get(key, MISSING)
+        if same(atom, value):
+            return None
+        serialized = self._serialize(key, value)
+        if type(atom) is type(value):
+            return serialized
+        stored = self._stored.get(field)
+        if stored is None or field in self._set_aside:
+            return serialized
+        try:
+            return None if self._is_stored(value, serialized, stored) else serialized
+        except Exception:
+            # What is stored could not be read, and nobody has tried.
+            return serialized
+
+    def _is_stored(self, value: Any, serialized: bytes, stored: bytes) -> bool:
+        if record.is_counter(stored):
+            return type(value) is int and value == record.unpack(stored, self._serializer)
+        before = record.serialized(stored)
+        if serialized == before:
+            return True
+        original = self._serializer.loads(before)
+        # A serialiser may write equal values in different ways.
+        return self._serializer.dumps(original) != before and same(original, value)
+
+    def _replant(self, live: Any, merged: Any) -> Any:
+        """Return ``merged`` inside ``live`` and its containers, which a view may still hold.
+
+        Not where another session key holds one of them too: what was merged is this key's alone.
+        """
+        elsewhere = _containers(list(self._values.values()))
+        return merged if _containers(live) & elsewhere else _planted(live, merged)
+
+    def _unsettle(self) -> None:
+        self._settled = {}
+        self._settled_missing = set()
+
+    def _missing(self) -> set[bytes]:
+        return (self._removed & self._stored.keys()) - self._set_aside
+
+    def _differs(self, key: Any, value: Any) -> bool:
+        if not self._settled and self._atoms.get(key, MISSING) is value:
+            return False
+        field = self._field(key)
+        if field in self._settled:
+            return self._serialize(key, value) != self._settled[field]
+        if self._is_sum(key, field, value):
+            return bool(self._added[key])
+        return self._if_changed(key, field, value) is not None
+
+    def _key(self, field: bytes) -> Any:
+        """Return the key under which the request knows a field."""
+        key = record.key_of(field, self._serializer)
+        if key in self._values:
+            return key
+        # Only a key that is no string can be written differently.
+        odd = (k for k in self._values if not isinstance(k, str))
+        return next((k for k in odd if record.field_of(k, self._serializer) == field), key)
+
+
+def _containers(value: Any) -> set[int]:
+    """Return the identities of all dicts and lists in a value."""
+    found: set[int] = set()
+    waiting = [value]
+    while waiting:
+        some = waiting.pop()
+        if type(some) in (dict, list) and id(some) not in found:
+            found.add(id(some))
+            waiting.extend(some.values() if type(some) is dict else some)
+    return found
+
+
+def _planted(live: Any, merged: Any) -> Any:
+    if type(live) is dict and type(merged) is dict:
+        before = dict(live)
+        live.clear()
+        live.update((key, _planted(before.get(key), value)) for key, value in merged.items())
+        return live
+    if type(live) is list and type(merged) is list:
+        live[:] = merged
+        return live
+    return merged

@@ -1,0 +1,463 @@
+"""The operations on a session: each a generator, written once for sync and async.
+
+A flow yields a trip, what to ask the store in one round trip, and is sent the replies;
+``drivers`` has the two loops that run one. Clock, token and random keys come in as arguments,
+so a flow can be tested without a store, reply by reply. The shape is that of ``httpx``'s
+authentication flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
+
+from django_clustered_sessions.exceptions import (
+    SessionConflict,
+    SessionLockLost,
+    SessionStoreUnavailable,
+    SessionTooLarge,
+)
+
+from . import commands, locks
+from .fields import Delta, Fields
+from .locks import Asking, Turn
+from .outcomes import (
+    Acknowledged,
+    Alive,
+    Conflict,
+    Ended,
+    Exists,
+    Gone,
+    Held,
+    Lost,
+    Taken,
+    TooLarge,
+)
+from .record import LOCK, Damaged, EndReason, Known, Loaded, Lock, Meta, Place
+from .steps import Call, Flow, Step, Trip
+from .terms import NO_LOCK, Expiry, Fence, Sync, Terms
+
+T = TypeVar("T")
+
+#: A writer that meets so many conflicts in a row queues for the lock.
+_PATIENCE: Final = 3
+
+
+class Read(NamedTuple):
+    """What a load found: the session, or why there is none, and the store's clock in ms.
+
+    ``turn`` is what came of asking for the lock, where that was asked.
+    """
+
+    found: Loaded | EndReason
+    now_ms: int
+    turn: Turn | None = None
+    #: Whether the session is as it was known.
+    is_known: bool = False
+
+
+class Committed(NamedTuple):
+    """A commit that landed: what is known of the session now, and what it took.
+
+    ``merged`` are the fields that others had changed too; ``turn`` is what came of asking for the
+    lock, where the commit had to; ``version`` is the record's now, if something was written.
+    """
+
+    alive: Alive
+    delta: Delta
+    merged: int
+    turn: Turn | None = None
+    version: bytes = b""
+
+
+def load(
+    place: Place,
+    terms: Terms | None = None,
+    asking: Asking | None = None,
+    known: Known | None = None,
+    *,
+    joins: bool = False,
+) -> Flow[Read]:
+    """Read a session; with ``terms``, renew its deadline on the same trip.
+
+    With ``asking``, take its lock first, on the same trip too where the lock is free; with
+    ``joins`` only if it is the outer request's, and go on without it otherwise. What is ``known``
+    of it is not sent again where it is the same.
+
+    Raises Damaged where the record cannot be understood, NewerFormat where it must not be,
+    SessionLockTimeout.
+    """
+    # Who has the lock is no part of what is known.
+    known = None if joins else known
+    trip = commands.fetch(place, known.version) if known else commands.read(place)
+    if terms:
+        trip = (commands.touch(place, terms), *trip)
+    turn = None
+    if asking and not joins:
+        turn, replies = yield from locks.take(place, asking, trip)
+    else:
+        replies = yield trip
+    fields, now_ms = commands.parse_read(replies[-2:])
+    found: Loaded | EndReason
+    if is_known := isinstance(fields, bytes):
+        found = Loaded(Meta.parse(fields), cast(Known, known).values)
+    else:
+        found = Loaded.parse(fields)
+    if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
+        # It expired between the two commands of this trip.
+        found = EndReason.UNKNOWN
+    if asking and joins and isinstance(found, Loaded):
+        turn = _joined(asking, cast(dict[bytes, bytes], fields).get(LOCK), now_ms)
+    return Read(found, now_ms, turn, is_known)
+
+
+def _joined(asking: Asking, packed: bytes | None, now_ms: int) -> Turn | None:
+    """Return the turn of who runs inside another's lock, None where that is not held."""
+    with suppress(Damaged):
+        if packed and (lock := Lock.parse(packed)).token == asking.inside:
+            return Turn(Taken(now_ms, lock.since_ms, inside=True))
+    return None
+
+
+def exists(place: Place) -> Flow[bool]:
+    """Return whether there is such a session."""
+    (reply,) = yield commands.exists(place)
+    return commands.parse_exists(reply)
+
+
+def ends(places: Sequence[Place]) -> Flow[Sequence[EndReason | None]]:
+    """Return of each session why it is no more, None where it is there."""
+    replies = yield tuple(call for place in places for call in commands.exists(place))
+    found: list[EndReason | None] = [None] * len(places)
+    gone = [at for at, reply in enumerate(replies) if not commands.parse_exists(reply)]
+    if gone:
+        replies = yield tuple(commands.why(places[at]) for at in gone)
+        for at, reply in zip(gone, replies, strict=True):
+            found[at] = commands.parse_why(reply)
+    return found
+
+
+def look(place: Place) -> Flow[tuple[Meta | None, int]]:
+    """Return a session's meta, None where there is none; and the store's clock in ms.
+
+    Raises Damaged, NewerFormat.
+    """
+    packed, now_ms = commands.parse_look((yield commands.look(place)))
+    return (Meta.parse(packed) if packed is not None else None), now_ms
+
+
+def touch(place: Place, terms: Terms) -> Flow[Alive | Gone]:
+    """Renew a session's deadline."""
+    (reply,) = yield (commands.touch(place, terms),)
+    return commands.parse_touch(reply)
+
+
+def create(
+    place: Place,
+    fields: Sequence[tuple[bytes, bytes]],
+    expiry: Expiry,
+    terms: Terms,
+    token: bytes,
+    user: bytes,
+) -> Flow[Alive | Exists]:
+    """Create a session with ``fields``, of a user, where there is none and none was ended.
+
+    Raises SessionTooLarge.
+    """
+    size = commands.stored_size(fields)
+    if size > terms.max_bytes:
+        raise SessionTooLarge(place.id, size, terms.max_bytes)
+    (reply,) = yield (commands.create(place, token, expiry, fields, terms, user),)
+    return commands.parse_create(reply)
+
+
+def commit(
+    place: Place,
+    fields: Fields,
+    expiry_of: Callable[[Fields], Expiry],
+    terms: Terms,
+    token_of: Callable[[Delta], bytes],
+    asks: Callable[[], Asking],
+    fence: Fence = NO_LOCK,
+    *,
+    merge_lost: bool = False,
+    again: bool = False,
+) -> Flow[Committed | Gone]:
+    """Write what changed in ``fields`` into a session that exists.
+
+    What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
+    With nothing to write, the deadline is renewed; ``again``: by a write in any case, which can
+    be waited for. ``token_of`` gives the token for a delta, ``asks`` how to ask for the lock, with
+    a new token each time: who lost one begins anew.
+
+    While another request holds the lock, this one queues for it as ``asks`` says, and so it does
+    after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
+
+    Raises SessionTooLarge; SessionConflict where that is the policy; SessionLockLost;
+    SessionLockTimeout.
+    """
+    conflicts = merged = 0
+    asking: Asking | None = None
+    turn: Turn | None = None
+    try:
+        while True:
+            delta = fields.delta()
+            if not delta:
+                alive = yield from _renew(place, terms, fence, again)
+                return alive if isinstance(alive, Gone) else Committed(alive, delta, merged, turn)
+            expiry = expiry_of(fields) if delta.expiry_changed else None
+            token = token_of(delta)
+            user = fields.user if delta.changes_user else b""
+            (reply,) = yield (commands.commit(place, token, expiry, delta, terms, fence, user),)
+            queues = False
+            match commands.parse_commit(reply):
+                case Gone() as gone:
+                    return gone
+                case TooLarge(size=size):
+                    raise SessionTooLarge(place.id, size, terms.max_bytes)
+                case Lost(holder=holder) if turn is None and not merge_lost:
+                    raise SessionLockLost(place.id, holder)
+                case Held() | Lost():
+                    queues = True
+                case Conflict(values=theirs):
+                    # To add to what is no counter in the store is no conflict: it is given the
+                    # sum.
+                    if not theirs.keys() <= delta.sums:
+                        conflicts += 1
+                        merged += len(theirs)
+                        if terms.on_conflict == "error":
+                            raise SessionConflict(place.id, [_readable(field) for field in theirs])
+                    fields.rebase(theirs)
+                    queues = fence.token is None and conflicts >= _PATIENCE
+                case Alive() as alive:
+                    fields.written(delta, token, list(alive.counters))
+                    return Committed(alive, delta, merged, turn, token)
+            if queues:
+                asking = asks()
+                turn, _ = yield from locks.take(place, asking)
+                if isinstance(turn.found, Gone):
+                    return turn.found
+                fence = Fence(asking.token, release=True)
+    except Exception:
+        if asking and turn:
+            with suppress(SessionStoreUnavailable):
+                yield (commands.release(place, asking.token),)
+        raise
+
+
+def _renew(place: Place, terms: Terms, fence: Fence, again: bool) -> Flow[Alive | Gone]:
+    trip: Trip = (commands.touch(place, terms, always=again),)
+    if fence.token and fence.release:
+        trip += (commands.release(place, fence.token),)
+    reply, *_ = yield trip
+    return commands.parse_touch(reply)
+
+
+def rotate(
+    old: Place,
+    new: Place,
+    terms: Terms,
+    token_of: Callable[[], bytes],
+    asks: Callable[[], Asking],
+    fence: Fence = NO_LOCK,
+    *,
+    apart: bool = False,
+    found: Loaded | None = None,
+) -> Flow[Alive | Gone | Exists]:
+    """Move a session to a new key, with everything that the store holds of it.
+
+    Raw values move, those included that this release cannot read. While another request holds the
+    lock, this one queues for it as ``asks`` says. Where the two keys may be ``apart``, on two
+    servers, the session is copied, then ended under the old key if it still is what was copied;
+    ``found`` is the session as it was loaded, None to ask.
+
+    Raises SessionLockLost, SessionLockTimeout.
+    """
+    asking: Asking | None = None
+    while True:
+        if apart:
+            moved = yield from _move(old, new, terms, token_of(), asking or asks(), fence, found)
+            found = None
+        else:
+            (reply,) = yield (commands.rotate(old, new, token_of(), terms, fence),)
+            moved = commands.parse_rotate(reply)
+        match moved:
+            case Conflict():
+                # Others wrote between the two steps.
+                continue
+            case Lost(holder=holder) if asking is None:
+                raise SessionLockLost(old.id, holder)
+            case Held() | Lost():
+                asking = asks()
+                turn, _ = yield from locks.take(old, asking)
+                if isinstance(turn.found, Gone):
+                    return turn.found
+                fence = Fence(asking.token, release=True)
+            case Exists() as exists:
+                if asking:
+                    yield (commands.release(old, asking.token),)
+                return exists
+            case done:
+                return done
+
+
+def _move(
+    old: Place,
+    new: Place,
+    terms: Terms,
+    token: bytes,
+    asking: Asking,
+    fence: Fence,
+    found: Loaded | None,
+) -> Flow[Alive | Gone | Exists | Conflict | Held | Lost]:
+    """Copy a session to a new key, then end it under the old one: never none, whatever breaks."""
+    if found is None:
+        try:
+            read = yield from load(old)
+        except Damaged:
+            return Gone(0, EndReason.UNKNOWN)
+        if isinstance(read.found, EndReason):
+            return Gone(read.now_ms, read.found)
+        found = read.found
+    trip: Trip = (commands.copy(new, token, found, terms),)
+    if fence.token and not fence.release:
+        # The lock goes along.
+        trip += (commands.acquire(new, fence.token, asking.terms, 0),)
+    reply, *_ = yield trip
+    copied = commands.parse_create(reply)
+    if isinstance(copied, Exists):
+        return copied
+    leave = commands.leave(old, token, found.meta.version, new, terms.events_kept, fence)
+    (reply,) = yield (leave,)
+    refusal = commands.parse_leave(reply)
+    if refusal is None:
+        return copied
+    yield commands.remove(new, found.meta.user)
+    return refusal
+
+
+def release(place: Place, token: str) -> Flow[int | None]:
+    """Give up a session's lock, or the place in its queue.
+
+    Return how long it was held, in ms; None where it was no more held.
+    """
+    (reply,) = yield (commands.release(place, token),)
+    return commands.parse_release(reply)
+
+
+def end(place: Place, reason: EndReason, events_kept: int) -> Flow[Ended | None]:
+    """End a session for good; return None where there was none. ``events_kept`` as in Terms."""
+    (reply,) = yield (commands.end(place, reason, events_kept),)
+    return commands.parse_end(reply)
+
+
+def _readable(field: bytes) -> str:
+    return field[2:].decode("utf-8", "replace")
+
+
+class Rider(Protocol):
+    """Who may send one more call along with a flow's first trip."""
+
+    def board(self, trip: Trip) -> Call | None:
+        """Return the call that is to ride along, or None."""
+
+    def lost(self) -> None:
+        """Take note that the call did not arrive, as far as anybody knows."""
+
+
+def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
+    """Run ``flow`` and let one more call ride on its first trip.
+
+    Its reply says only whether it has arrived: an error does not. The passenger goes first: where
+    a script is not known to the store, the driver repeats a trip from the first call that failed,
+    so what came before is not done twice.
+    """
+    return _between(flow, _Riding(rider))
+
+
+def acknowledged(flow: Flow[T], sync: Sync, heard: Callable[[Acknowledged], None]) -> Flow[T]:
+    """Run ``flow``, and let each write that users rely on wait for its replicas, on its own trip.
+
+    ``heard`` is told of those that landed. What asks goes last: where the driver repeats a part
+    of a trip, it is repeated as well, and what it said before does not count.
+    """
+    return _between(flow, _Acknowledging(sync, heard))
+
+
+class _Between:
+    """Stands between a flow and its driver; changes nothing."""
+
+    def asks(self, step: Step) -> Step:
+        return step
+
+    def answers(self, reply: Any) -> Any:
+        return reply
+
+    def lost(self) -> None:
+        pass
+
+
+class _Riding(_Between):
+    def __init__(self, rider: Rider) -> None:
+        self._rider = rider
+        self._is_first, self._is_aboard, self._has_arrived = True, False, False
+
+    def asks(self, step: Step) -> Step:
+        passenger = None
+        if self._is_first and isinstance(step, tuple):
+            passenger = self._rider.board(step)
+        self._is_first, self._is_aboard = False, passenger is not None
+        return (passenger, *cast(Trip, step)) if passenger else step
+
+    def answers(self, reply: Any) -> Any:
+        self._has_arrived = True
+        if not self._is_aboard:
+            return reply
+        passenger, *replies = reply
+        if isinstance(passenger, Exception):
+            self._rider.lost()
+        return replies
+
+    def lost(self) -> None:
+        if not self._has_arrived:
+            self._rider.lost()
+
+
+class _Acknowledging(_Between):
+    def __init__(self, sync: Sync, heard: Callable[[Acknowledged], None]) -> None:
+        self._sync, self._heard = sync, heard
+        self._at: int | None = None
+
+    def asks(self, step: Step) -> Step:
+        self._at = None
+        if isinstance(step, tuple) and (at := commands.relied_on(step)) is not None:
+            self._at, self._write = at, step[at]
+            return (*step, *commands.acknowledge(self._sync))
+        return step
+
+    def answers(self, reply: Any) -> Any:
+        if self._at is None:
+            return reply
+        *replies, waited, clock = reply
+        found = commands.parse_acknowledged(self._write, replies[self._at], waited, clock)
+        if found:
+            self._heard(found)
+        return replies
+
+
+def _between(flow: Flow[T], between: _Between) -> Flow[T]:
+    try:
+        step = next(flow)
+        while True:
+            try:
+                reply = yield between.asks(step)
+            except Exception as error:
+                between.lost()
+                step = flow.throw(error)
+            else:
+                step = flow.send(between.answers(reply))
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        flow.close()

@@ -1,0 +1,153 @@
+"""How a lock is taken: one trip where it is free, a place in the store's queue where it is not.
+
+A flow, as those of ``flows``. A lock that is free is taken on the trip of the load. Otherwise the
+store has put the request into its queue, and it sleeps in a blocking read of its own mailbox, a
+slice at a time; after each slice, and after any doubt, it asks whether the lock is its own. So a
+lost wake-up costs one question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+from django_clustered_sessions.exceptions import (
+    SessionLockRefused,
+    SessionLockTimeout,
+    SessionStoreUnavailable,
+)
+
+from . import commands
+from .outcomes import Gone, Held, Taken
+from .record import Place
+from .steps import Call, Flow, Trip, Wait
+from .terms import Locking
+
+#: How much later each place in the queue looks after a lease that is over, in ms: the first one
+#: finds it over and is given the lock, and the others need not come all at once.
+_STAGGER_MS: Final = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Why waiting for a lock makes no sense, and what to do about it."""
+
+    error: type[SessionLockTimeout]
+    why: str
+    advice: str
+
+
+class Asking(NamedTuple):
+    """Who asks for a lock, and how long it sleeps at a time (ms).
+
+    ``refusal`` returns None, or why waiting makes no sense and what to do about it. ``waiting`` is
+    entered for the time of the wait, and gives the same. ``inside`` is the token of the outer
+    request's lock, or empty.
+    """
+
+    token: str
+    terms: Locking
+    slice_ms: float
+    refusal: Callable[[], Refusal | None]
+    waiting: Callable[[], AbstractContextManager[Refusal | None]]
+    inside: str = ""
+
+
+class Turn(NamedTuple):
+    """What came of asking for a lock.
+
+    ``waited_ms`` is how long that took, None without a wait; ``handed_on``: the one who released
+    the lock gave it to this one.
+    """
+
+    found: Taken | Gone
+    waited_ms: int | None = None
+    handed_on: bool = False
+
+
+def take(place: Place, asking: Asking, then: Trip = ()) -> Flow[tuple[Turn, Sequence[Any]]]:
+    """Take a session's lock, and ask ``then`` with it; return both replies.
+
+    Where the session is gone there is no lock to take, and ``then`` was asked all the same.
+
+    Raises SessionLockTimeout; SessionLockRefused where waiting makes no sense.
+    """
+    refusal = asking.refusal()
+    wait_ms = 0 if refusal else asking.terms.wait_ms
+    reply, *rest = yield (_acquire(place, asking, wait_ms), *then)
+    found = commands.parse_acquire(reply)
+    if not isinstance(found, Held):
+        return Turn(found), rest
+    if found.place == 0:
+        raise _refused(place, asking, found, refusal)
+    try:
+        with asking.waiting() as refusal:
+            if refusal:
+                raise _refused(place, asking, found, refusal)
+            return (yield from _wait(place, asking, found, then))
+    except SessionLockTimeout:
+        # Its place in the queue is somebody else's now.
+        with suppress(SessionStoreUnavailable):
+            yield (commands.release(place, asking.token),)
+        raise
+
+
+def _wait(place: Place, asking: Asking, held: Held, then: Trip) -> Flow[tuple[Turn, Sequence[Any]]]:
+    began_ms, slept_ms = held.now_ms, 0.0
+    while True:
+        # By the store's clock, which a failover may set back: then by what was slept.
+        left_ms = asking.terms.wait_ms - max(held.now_ms - began_ms, slept_ms)
+        if left_ms <= 0:
+            raise _timeout(place, asking, held)
+        lease_ms = max(held.lease_left_ms, 0) + held.place * _STAGGER_MS
+        nap_ms = min(left_ms, lease_ms, asking.slice_ms)
+        woken = yield Wait(place.mailbox(asking.token), nap_ms / 1000)
+        if woken is False:
+            slept_ms += nap_ms
+            left_ms -= nap_ms
+        # One that was woken has the lock, most likely, and loads on the same trip.
+        trip = (_acquire(place, asking, round(left_ms)), *(then if woken else ()))
+        reply, *rest = yield trip
+        found = commands.parse_acquire(reply)
+        if not isinstance(found, Held):
+            if then and not woken:
+                rest = yield then
+            return Turn(found, found.now_ms - began_ms, bool(woken)), rest
+        if found.place == 0:
+            raise _timeout(place, asking, found) if left_ms <= 0 else _refused(place, asking, found)
+        held = found
+
+
+def _acquire(place: Place, asking: Asking, wait_ms: int) -> Call:
+    return commands.acquire(place, asking.token, asking.terms, wait_ms, asking.inside)
+
+
+def _refused(
+    place: Place, asking: Asking, held: Held, refusal: Refusal | None = None
+) -> SessionLockTimeout:
+    if refusal is None:
+        if not asking.terms.wait_ms:
+            return _timeout(place, asking, held)
+        refusal = Refusal(
+            SessionLockRefused,
+            f"{held.waiting} requests wait for it already",
+            "CLUSTERED_SESSIONS_LOCK_MAX_WAITERS says how many may.",
+        )
+    return refusal.error(place.id, held.holder, _age_s(held), refusal.why, refusal.advice)
+
+
+def _timeout(place: Place, asking: Asking, held: Held) -> SessionLockTimeout:
+    return SessionLockTimeout(
+        place.id,
+        held.holder,
+        _age_s(held),
+        f"waited {asking.terms.wait_ms / 1000:.1f} s in vain",
+        "Make that view faster, or let it commit() before its slow part. Where a view calls its "
+        "own site, give the call session.lock_headers().",
+    )
+
+
+def _age_s(held: Held) -> float:
+    return (held.now_ms - held.since_ms) / 1000

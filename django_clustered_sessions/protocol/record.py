@@ -1,0 +1,437 @@
+"""The stored form of a session: keys, the meta field, one value's bytes.
+
+``lua/prelude.lua`` describes the same record from the store's side.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cache, lru_cache
+from hashlib import sha256
+from struct import Struct
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, Protocol
+
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+
+#: Version of the record's format that this release reads and writes.
+FORMAT: Final = 1
+
+META: Final = b"m:"
+ENDED: Final = b"m:end"
+LOCK: Final = b"m:lock"
+#: From where a session was used, first and last.
+FIRST: Final = b"m:first"
+LAST: Final = b"m:last"
+#: Prefix of the field of a session key that is a string.
+DATA: Final = b"d:"
+#: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
+ODD_DATA: Final = b"k:"
+
+#: Bytes of a version, which is the random token of the write that made it.
+VERSION_BYTES: Final = 8
+#: So many of them tell which node wrote it.
+NODE_BYTES: Final = 2
+BUCKETS: Final = 1024
+
+#: Values from this size on are compressed, in bytes.
+COMPRESS_FROM: Final = 4096
+
+_META = Struct(">Bc8s6s6s6sI6s8s")
+#: token, end of the lease, since when
+_LOCK = Struct(">16s6s6s")
+#: token, until when it waits, since when, whether it counts against the caps, length of the name
+_LOCKER = Struct(">16s6s6sBB")
+_LONGEST_NAME = 255
+_OF_META = b"m:"
+_int = int.from_bytes
+
+#: So many places are remembered: whoever visits a page asks for it in several requests.
+_REMEMBERED: Final = 4096
+
+#: Bytes of a user's tag, and the tag of nobody.
+_TAG_BYTES: Final = 8
+NOBODY: Final = bytes(_TAG_BYTES)
+#: Characters of a session's public id.
+ID_LENGTH: Final = 43
+_ID = re.compile(r"[A-Za-z0-9_-]{43}")
+_HEX_STRING = re.compile(rb'"((?:[0-9a-f]{2}){16,})"')
+
+
+class Mode(StrEnum):
+    """How a session's deadline moves; ``lua/prelude.lua`` has the meaning of each."""
+
+    DEFAULT = "d"
+    BROWSER = "b"
+    SLIDING = "s"
+    ABSOLUTE = "a"
+    #: Only on its way to the store, which keeps it as ABSOLUTE.
+    FROM_NOW = "r"
+
+
+_MODES: Final = {mode.encode(): mode for mode in Mode}
+
+
+class EndReason(StrEnum):
+    """Why a session is no more, as its tombstone tells."""
+
+    #: Nothing is known: it never was, or it expired.
+    UNKNOWN = ""
+    #: ``flush()``, which is what a logout does.
+    FLUSHED = "flushed"
+    #: ``delete(session_key)``, by somebody else.
+    DELETED = "deleted"
+    #: It lives on under another key, as after a login.
+    ROTATED = "rotated"
+    #: Somebody ended it by its public id, or all of its user's.
+    ENDED = "ended"
+    #: Its user logged in elsewhere more often than is allowed.
+    LIMIT = "limit"
+
+    @classmethod
+    def of(cls, tombstone: bytes) -> EndReason:
+        """Return the reason that a tombstone gives; a later release's is read as DELETED."""
+        try:
+            return cls(tombstone.decode())
+        except ValueError:
+            return cls.DELETED
+
+
+class Damaged(Exception):
+    """Stored bytes are not what this release or an older one writes."""
+
+
+class NewerFormat(SessionStoreUnavailable):
+    """A newer release wrote this record; it is left as it is."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "this session was written by a newer release of django-clustered-sessions than this "
+            "process runs, and is left as it is. Finish the deploy on this node, or take it out "
+            "of service."
+        )
+
+
+def session_id(session_key: str) -> str:
+    """Return the public id of a session: the SHA-256 of its key, base64url, 43 characters."""
+    return _text(_digest(session_key))
+
+
+def _digest(session_key: str) -> bytes:
+    return sha256(session_key.encode("utf-8", "surrogatepass")).digest()
+
+
+def _text(digest: bytes) -> str:
+    return base64.urlsafe_b64encode(digest)[:-1].decode()
+
+
+def user_tag(user: object) -> bytes:
+    """Return what stands for a user in the store: 8 bytes of the SHA-256 of the user's key.
+
+    ``user`` is the value of ``_auth_user_id``, what Django makes of a primary key.
+    """
+    return sha256(str(user).encode("utf-8", "surrogatepass")).digest()[:_TAG_BYTES]
+
+
+@cache
+def node_tag(node: str) -> bytes:
+    """Return what the versions begin with that a node writes: 2 bytes, of its name."""
+    return sha256(node.encode("utf-8", "surrogatepass")).digest()[:NODE_BYTES]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a session is kept: the keys of its record, and of its bucket's index, locks and users.
+
+    All of a bucket's keys share one hash tag, so that one script can change them together, on
+    Cluster too.
+    """
+
+    id: str
+    record: str
+    index: str
+    locks: str
+    users: str
+
+    @staticmethod
+    @lru_cache(maxsize=_REMEMBERED)
+    def of(prefix: str, session_key: str) -> Place:
+        """Return the place of the session ``session_key`` under the setting KEY_PREFIX."""
+        digest = _digest(session_key)
+        return Place._in(bucket_tag(prefix, digest[0] << 2 | digest[1] >> 6), _text(digest))
+
+    @classmethod
+    def of_id(cls, prefix: str, public_id: str) -> Place:
+        """Return the place of the session with this public id.
+
+        Raises ValueError for what is no id.
+        """
+        if not _ID.fullmatch(public_id):
+            raise ValueError(f"{public_id!r} is no session's public id")
+        first, second = base64.urlsafe_b64decode(public_id[:4])[:2]
+        return cls._in(bucket_tag(prefix, first << 2 | second >> 6), public_id)
+
+    @classmethod
+    def _in(cls, bucket: str, public_id: str) -> Place:
+        # By position, one string each: every request makes one.
+        return cls(
+            public_id,
+            f"{bucket}:{public_id}",
+            f"{bucket}:index",
+            f"{bucket}:locks",
+            f"{bucket}:users",
+        )
+
+    @property
+    def events(self) -> str:
+        """The key of what happened to the bucket's sessions."""
+        return f"{self.index.removesuffix('index')}events"
+
+    def mailbox(self, token: str) -> str:
+        """Return the key of the list that whoever waits for the lock with ``token`` is woken by."""
+        return f"{self.record}:{token}"
+
+
+def bucket_tag(prefix: str, bucket: int) -> str:
+    """Return what the keys of bucket 0 to 1023 start with."""
+    return f"{prefix}:{{{bucket:03x}}}"
+
+
+def claims_key(prefix: str, user: bytes) -> str:
+    """Return the key of the logins of a user, by tag, that are not written yet."""
+    return f"{bucket_tag(prefix, user[0] << 2 | user[1] >> 6)}:logins-{user.hex()}"
+
+
+class Meta(NamedTuple):
+    """The meta field: version, times in ms since the epoch by the store's clock, size in bytes.
+
+    ``seen_ms`` is the last use that renewed or wrote it, ``user`` the tag of who is logged in.
+    """
+
+    mode: Mode
+    version: bytes
+    created_ms: int
+    deadline_ms: int
+    span_ms: int
+    size: int
+    seen_ms: int
+    user: bytes
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Meta:
+        """Read a meta field.
+
+        Raises NewerFormat, or Damaged.
+        """
+        if packed and packed[0] != FORMAT:
+            raise NewerFormat
+        try:
+            _, mode, version, created, deadline, span, size, seen, user = _META.unpack(packed)
+            times = _int(created), _int(deadline), _int(span)
+            return cls(_MODES[mode], version, *times, size, _int(seen), user)
+        except Exception as error:
+            raise Damaged("its meta field is damaged") from error
+
+
+class Known(NamedTuple):
+    """A session's values, raw by field, and the version of the record that they are."""
+
+    version: bytes
+    values: Mapping[bytes, bytes]
+
+
+class Loaded(NamedTuple):
+    """A session as the store holds it, nothing decoded: raw values by field.
+
+    ``clients`` are the fields that say from where it was used, raw too.
+    """
+
+    meta: Meta
+    values: Mapping[bytes, bytes]
+    clients: Mapping[bytes, bytes] = MappingProxyType({})
+
+    @classmethod
+    def parse(cls, fields: Mapping[bytes, bytes]) -> Loaded | EndReason:
+        """Read all fields of a record, or why there is none.
+
+        Raises NewerFormat, or Damaged.
+        """
+        packed = fields.get(META)
+        if packed is None:
+            if not fields:
+                return EndReason.UNKNOWN
+            if ENDED in fields:
+                return EndReason.of(fields[ENDED])
+            raise Damaged("its meta field is missing")
+        meta = Meta.parse(packed)
+        clients = {field: fields[field] for field in (FIRST, LAST) if field in fields}
+        return cls(meta, {f: v for f, v in fields.items() if f[:2] != _OF_META}, clients)
+
+
+@dataclass(frozen=True, slots=True)
+class Lock:
+    """A session's lock in its record: whose it is, until when, since when; times in ms."""
+
+    token: str
+    lease_end_ms: int
+    since_ms: int
+
+    @classmethod
+    def parse(cls, packed: bytes) -> Lock:
+        """Read the field.
+
+        Raises Damaged.
+        """
+        try:
+            token, lease_end, since = _LOCK.unpack(packed)
+            return cls(token.decode("ascii"), int.from_bytes(lease_end), int.from_bytes(since))
+        except Exception as error:
+            raise Damaged("its lock is damaged") from error
+
+
+@dataclass(frozen=True, slots=True)
+class Locker:
+    """Who holds a session's lock, or waits for it: as ``lua/lock.lua`` keeps it.
+
+    Times are ms by the store's clock; a holder's ``waits_until_ms`` has no meaning. ``name`` is
+    what ``locker_name`` made.
+    """
+
+    token: str
+    waits_until_ms: int
+    since_ms: int
+    name: str
+
+    @classmethod
+    def parse_all(cls, packed: bytes) -> list[Locker]:
+        """Read a session's entry in the hash of locks: the holder, then who waits, in order.
+
+        Raises Damaged.
+        """
+        found, at = [], 0
+        try:
+            while at < len(packed):
+                token, until, since, _, length = _LOCKER.unpack_from(packed, at)
+                at += _LOCKER.size + length
+                name = packed[at - length : at].decode("utf-8", "replace")
+                times = int.from_bytes(until), int.from_bytes(since)
+                found.append(cls(token.decode("ascii"), *times, name))
+        except Exception as error:
+            raise Damaged("its entry among the locks is damaged") from error
+        return found
+
+
+def locker_name(node: str, route: str) -> bytes:
+    """Return the name under which a request holds a lock or waits: its node and its route."""
+    return f"{node} {route}".strip().encode()[:_LONGEST_NAME]
+
+
+class Serializer(Protocol):
+    """What ``SESSION_SERIALIZER`` names, instantiated."""
+
+    def dumps(self, obj: Any) -> bytes:
+        """Return ``obj`` as bytes."""
+
+    def loads(self, data: bytes) -> Any:
+        """Return what ``dumps`` made bytes of."""
+
+
+def _plain(payload: bytes) -> bytes:
+    return payload
+
+
+def _hex_string(payload: bytes) -> bytes:
+    return b'"' + payload.hex().encode() + b'"'
+
+
+#: Codec byte -> how to get the serialiser's bytes back. ``s`` as they are; ``z`` compressed;
+#: ``h`` a JSON string of hexadecimal digits, as Django's session hash is, at half its size: it
+#: keeps a logged-in session's values within the 64 bytes of a compact hash. ``i`` is a counter,
+#: whose digits every serialiser's record holds alike.
+_UNPACK: Final[Mapping[bytes, Callable[[bytes], bytes]]] = {
+    b"s": _plain,
+    b"z": zlib.decompress,
+    b"h": _hex_string,
+}
+_COUNTER: Final = b"i"
+
+
+def pack(serialized: bytes) -> bytes:
+    """Return a serialised value as stored: the codec's byte and the payload."""
+    if len(serialized) >= COMPRESS_FROM:
+        compressed = zlib.compress(serialized, 1)
+        if len(compressed) < len(serialized):
+            return b"z" + compressed
+    elif match := _HEX_STRING.fullmatch(serialized):
+        return b"h" + bytes.fromhex(match[1].decode())
+    return b"s" + serialized
+
+
+def is_addable(number: int) -> bool:
+    """Return whether the store can add to a counter exactly: Lua's numbers have 53 bits."""
+    return abs(number) < 2**53
+
+
+def pack_counter(number: int) -> bytes:
+    """Return an integer as a counter is stored, which the store itself can add to."""
+    return _COUNTER + b"%d" % number
+
+
+def serialized(stored: bytes) -> bytes:
+    """Return what the serialiser wrote into a stored field's bytes: version, codec, payload.
+
+    Raises Damaged for a codec that this release lacks, or what the codec raises.
+    """
+    codec, payload = stored[VERSION_BYTES : VERSION_BYTES + 1], stored[VERSION_BYTES + 1 :]
+    try:
+        return _UNPACK[codec](payload)
+    except KeyError:
+        raise Damaged(f"its codec {codec!r} is unknown") from None
+
+
+def unpack(stored: bytes, serializer: Serializer) -> Any:
+    """Return the value in a stored field's bytes.
+
+    Raises what ``serialized`` and the serialiser raise.
+    """
+    if is_counter(stored):
+        return int(stored[VERSION_BYTES + 1 :])
+    return serializer.loads(serialized(stored))
+
+
+def is_counter(stored: bytes) -> bool:
+    """Return whether a stored field's bytes are a counter."""
+    return stored[VERSION_BYTES : VERSION_BYTES + 1] == _COUNTER
+
+
+def version_of(stored: bytes) -> bytes:
+    """Return the version in a stored field's bytes."""
+    return stored[:VERSION_BYTES]
+
+
+def field_of(key: Any, serializer: Serializer) -> bytes:
+    """Return the field of a session key.
+
+    Keys that are not strings become what the serialiser makes of the keys of a dict: under JSON
+    1 becomes "1", under pickle it stays 1.
+    """
+    if type(key) is str:
+        return DATA + key.encode("utf-8", "surrogatepass")
+    if not isinstance(key, str):
+        (key,) = serializer.loads(serializer.dumps({key: None}))
+        if not isinstance(key, str):
+            return ODD_DATA + serializer.dumps(key)
+    return DATA + key.encode("utf-8", "surrogatepass")
+
+
+def key_of(field: bytes, serializer: Serializer) -> Any:
+    """Return the session key of a field."""
+    name = field[2:]
+    if field.startswith(ODD_DATA):
+        return serializer.loads(name)
+    return name.decode("utf-8", "surrogatepass")

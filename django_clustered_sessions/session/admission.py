@@ -1,0 +1,105 @@
+"""One session object's part in its user's number of sessions, where that is limited."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol import flows, limits
+from django_clustered_sessions.protocol.limits import Limit
+from django_clustered_sessions.protocol.record import NOBODY, EndReason, Place
+from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.terms import Sync
+from django_clustered_sessions.signals import Notices
+
+from .near import near_cache
+from .replication import Replication
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A session's claim to be a user's, and when it was made, in seconds."""
+
+    place: Place
+    user: str
+    made_s: float
+
+
+class Admission:
+    """The claim of a login that this object has not written yet."""
+
+    _claim: Claim | None = None
+    _may_be_written: bool = False
+
+    def __init__(self, notices: Notices) -> None:
+        self._notices = notices
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether there is such a claim."""
+        return self._claim is not None
+
+    def claiming(self, place: Place, user: str, sync: Sync | None) -> Flow[None]:
+        """Claim that the session at ``place`` may become a user's, unless that was done just now.
+
+        Raises SessionLimitReached.
+        """
+        if (limit := _limit()) is None:
+            return
+        claim, now_s = self._claim, time.monotonic()
+        if claim and (claim.place, claim.user) == (place, user):
+            if now_s - claim.made_s < limits.FRESH_S:
+                return
+        else:
+            yield from self.giving_back()
+
+        def end(places: Sequence[Place]) -> Flow[None]:
+            return self._ending(places, user, sync)
+
+        yield from limits.claim(place, conf.key_prefix, user, limit, end, time.monotonic)
+        self._claim, self._may_be_written = Claim(place, user, now_s), False
+
+    def _ending(self, places: Sequence[Place], user: str, sync: Sync | None) -> Flow[None]:
+        for place in places:
+            replication = Replication()
+            ending = flows.end(place, EndReason.LIMIT, conf.events_kept)
+            ended = yield from replication.awaited(place, ending, sync)
+            near_cache.end(place.record)
+            if ended:
+                counters.ended([ended.lifetime_ms])
+                # A login that was not written yet has no user.
+                self._notices.ended(place, user if ended.user else None, EndReason.LIMIT)
+            replication.answer()
+
+    def writing(self) -> None:
+        """Take note that the login is about to be written."""
+        self._may_be_written = True
+
+    def moving(self, new: Place, user: bytes) -> Flow[None]:
+        """Have the session counted while it moves to a new place; ``user`` is the user's tag."""
+        if (limit := _limit()) and user != NOBODY:
+            yield from limits.keep(new, conf.key_prefix, user, limit)
+
+    def giving_back(self) -> Flow[None]:
+        """Give up the claim of a login that was not written.
+
+        One that may have been is kept: who counts may have looked before it was.
+        """
+        claim, self._claim = self._claim, None
+        if claim and not self._may_be_written:
+            with suppress(SessionStoreUnavailable):
+                yield from limits.give_back(claim.place, conf.key_prefix, claim.user)
+
+
+def _limit() -> Limit | None:
+    most = conf.max_sessions_per_user
+    if most is None:
+        return None
+    lapse_ms = limits.lapse_ms(conf.lock_wait, conf.store_timeout)
+    ends_oldest = conf.on_session_limit == "end_oldest"
+    return Limit(most, ends_oldest, lapse_ms, conf.events_kept)

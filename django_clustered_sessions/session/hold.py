@@ -1,0 +1,196 @@
+"""One session object's part in its session's lock: asked for, held, given up, or lost."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import (
+    SessionLockLost,
+    SessionLockRefused,
+    SessionLockTimeout,
+    SessionStoreUnavailable,
+)
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.locks import Asking, Refusal, Turn
+from django_clustered_sessions.protocol.outcomes import Gone
+from django_clustered_sessions.protocol.record import Place, locker_name
+from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.terms import NO_LOCK, Fence, Locking
+
+from . import holding
+from .holding import Grant
+from .usage import Usage
+
+logger = logging.getLogger("django_clustered_sessions.locks")
+
+
+class Hold:
+    """What one session object has of its session's lock."""
+
+    #: The lock, as far as this object knows.
+    grant: Grant | None = None
+    _asked: tuple[Place, str] | None = None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether the lock is held, or was asked for and nobody knows what came of it."""
+        return self.grant is not None or self._asked is not None
+
+    def asking(self, place: Place, usage: Usage, *, capped: bool) -> Asking:
+        """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
+        terms = Locking(
+            wait_ms=round(conf.lock_wait * 1000),
+            lease_ms=round(conf.lock_lease * 1000),
+            hold_ms=round(conf.lock_max_hold * 1000),
+            most=conf.lock_max_waiters if capped else -1,
+            name=locker_name(conf.node_name, usage.route),
+        )
+        token = secrets.token_hex(8)
+
+        def refusal() -> Refusal | None:
+            # From here on it may be in the store's queue.
+            self._asked = place, token
+            return _refusal(place, capped, self.grant)
+
+        return Asking(
+            token,
+            terms,
+            slice_ms=conf.store_timeout * 500,
+            refusal=refusal,
+            waiting=partial(_waiting, place, capped),
+            inside=usage.outer_token(place.id),
+        )
+
+    def take(self, place: Place, asking: Asking | None, turn: Turn | None) -> None:
+        """Take what came of asking; nothing where nobody asked, or the session is gone."""
+        self._asked = None
+        if asking is None or turn is None or isinstance(turn.found, Gone):
+            return
+        is_inside = turn.found.inside
+        self.grant = Grant(
+            place,
+            asking.inside if is_inside else asking.token,
+            asking.terms.name.decode("utf-8", "replace"),
+            asking.terms.lease_ms,
+            asking.terms.hold_ms,
+            is_inside,
+        )
+        holding.hold(self.grant)
+        self.count(turn)
+
+    def count(self, turn: Turn) -> None:
+        """Count a lock that was taken, for a single write too."""
+        self._asked = None
+        counters.add(locks_acquired=1, lock_handoffs=int(turn.handed_on))
+        if turn.waited_ms is not None:
+            counters.waited(turn.waited_ms)
+
+    def fence(self, *, release: bool = False) -> Fence:
+        """Return under which lock to write; with ``release`` it ends then."""
+        grant = self.grant
+        return Fence(grant.token, release and not grant.is_inside) if grant else NO_LOCK
+
+    def move(self, place: Place) -> None:
+        """Take note that the session has another key, and the lock with it."""
+        self._asked = None
+        if self.grant:
+            self.grant.place = place
+
+    def let_go(self) -> None:
+        """Take note that the lock is given up."""
+        self._asked = None
+        if self.grant:
+            holding.let_go(self.grant)
+            self.grant = None
+
+    def lose(self) -> None:
+        """Take note that the lock, if there was one, went to somebody else."""
+        if self.grant:
+            counters.add(locks_lost=1)
+            self.let_go()
+
+    def releasing(self) -> Flow[None]:
+        """Give up the lock, or the place in its queue, if there is one."""
+        asked, grant = self._asked, self.grant
+        self.let_go()
+        if grant is None or grant.is_inside:
+            if asked:
+                with suppress(SessionStoreUnavailable):
+                    yield from flows.release(*asked)
+            return
+        is_leased = grant.is_leased
+        try:
+            held_ms = yield from flows.release(grant.place, grant.token)
+        except SessionStoreUnavailable as error:
+            # Nothing is lost by it but time: its lease will end.
+            level = logging.DEBUG if error.is_told else logging.WARNING
+            logger.log(
+                level, "session %s: the lock could not be released: %s", grant.place.id[:12], error
+            )
+        else:
+            # Given up before, by a trip whose reply was lost, or ended with its session.
+            if held_ms is None and not is_leased:
+                counters.add(locks_lost=1)
+
+    def not_locked(self, error: SessionLockTimeout, usage: Usage) -> SessionLockTimeout:
+        """Count, log and return the error of one who asked in vain."""
+        self._asked = None
+        is_refusal = isinstance(error, SessionLockRefused)
+        counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
+        logger.warning("%s: %s", usage.route or "outside a request", error)
+        return error
+
+    def refused(self, error: SessionLockLost) -> SessionLockLost:
+        """Count, log and return the error of one whose write came after its lock was lost."""
+        grant = self.grant
+        if grant:
+            logger.error(
+                "session %s: a write by %s was refused: its lock (lease %.1f s, held for %.1f s) "
+                "went to %s",
+                grant.place.id[:12],
+                grant.name,
+                grant.lease_ms / 1000,
+                grant.held_s,
+                error.holder or "a request that is over",
+            )
+        counters.add(writes_refused=1)
+        self.lose()
+        return error
+
+
+def _refusal(place: Place, capped: bool, lost: Grant | None) -> Refusal | None:
+    """Return why waiting for a session's lock makes no sense in this process, if so.
+
+    ``lost`` is the grant of who asks: it has one only if that was lost.
+    """
+    if holding.holds(place, besides=lost):
+        return Refusal(
+            SessionLockTimeout,
+            "this thread or task holds the lock itself, through another session object",
+            "Use that object: request.session in a view.",
+        )
+    return _crowded() if capped and holding.waiting_room.is_full(place) else None
+
+
+@contextmanager
+def _waiting(place: Place, capped: bool) -> Iterator[Refusal | None]:
+    """Wait for a session's lock; gives why that makes no sense, if so."""
+    if not capped:
+        yield None
+        return
+    with holding.waiting_room.entered(place) as has_room:
+        yield None if has_room else _crowded()
+
+
+def _crowded() -> Refusal:
+    return Refusal(
+        SessionLockRefused,
+        f"{conf.lock_process_waiters} requests of this process wait for it already",
+        "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS says how many may.",
+    )

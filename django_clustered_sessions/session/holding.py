@@ -1,0 +1,253 @@
+"""What this process has of locks: which it holds, who waits in it, and how leases are renewed.
+
+One renewer per world: a thread for what was taken synchronously, a task of each event loop for
+the rest. It starts with the first lock and ends when none was held for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Final
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.steps import Flow, Pause
+from django_clustered_sessions.store import connections, drivers
+
+logger = logging.getLogger("django_clustered_sessions.locks")
+
+#: Leases are looked after so often at least, in seconds.
+_TICK_S: Final = 0.25
+#: A renewer ends after so many looks without a lock.
+_IDLE_TICKS: Final = 40
+
+
+@dataclass(eq=False, slots=True)
+class Grant:
+    """A lock that this process holds. Times in ms, except where the name says s.
+
+    ``place`` changes with the session's key. ``is_inside``: it is an outer request's, which alone
+    renews and releases it.
+    """
+
+    place: Place
+    token: str
+    name: str
+    lease_ms: int
+    hold_ms: int
+    is_inside: bool = False
+    is_held: bool = True
+    taken_at_s: float = field(default_factory=time.monotonic)
+    renewed_at_s: float = field(default_factory=time.monotonic)
+    leased_until_s: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.leased_until_s = self.taken_at_s + self.lease_ms / 1000
+
+    @property
+    def is_leased(self) -> bool:
+        """Whether nobody else can have been given the lock, as far as this process knows."""
+        return time.monotonic() < self.leased_until_s
+
+    @property
+    def held_s(self) -> float:
+        """For how long it has been held."""
+        return time.monotonic() - self.taken_at_s
+
+
+#: The locks that this thread or task holds, or the one that started it.
+_held: ContextVar[tuple[Grant, ...]] = ContextVar("clustered_sessions_held", default=())
+
+
+def hold(grant: Grant) -> None:
+    """Take note that this thread or task has a lock, and keep its lease up."""
+    _held.set((*(other for other in _held.get() if other.is_held), grant))
+    if not grant.is_inside:
+        _renewers.renewer().keep(grant)
+
+
+def let_go(grant: Grant) -> None:
+    """Take note that a lock is given up, or lost."""
+    grant.is_held = False
+    counters.maximum(lock_longest_hold_ms=round(grant.held_s * 1000))
+
+
+def holds(place: Place, besides: Grant | None = None) -> bool:
+    """Return whether this thread or task holds a session's lock: it would wait for itself.
+
+    ``besides`` is a grant that does not count: one that was lost.
+    """
+    return any(
+        grant.is_held and grant is not besides and grant.place.record == place.record
+        for grant in _held.get()
+    )
+
+
+class _WaitingRoom:
+    """How many requests of this process wait for each session."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._waiting: Counter[str] = Counter()
+
+    def is_full(self, place: Place) -> bool:
+        return self._waiting[place.record] >= conf.lock_process_waiters
+
+    @contextmanager
+    def entered(self, place: Place) -> Iterator[bool]:
+        """Wait here; gives whether there was room."""
+        with self._lock:
+            has_room = not self.is_full(place)
+            if has_room:
+                self._waiting[place.record] += 1
+        try:
+            yield has_room
+        finally:
+            if has_room:
+                with self._lock:
+                    self._waiting[place.record] -= 1
+                    if not self._waiting[place.record]:
+                        del self._waiting[place.record]
+
+
+class _Renewer:
+    """Renews the leases of the locks of one world."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._grants: set[Grant] = set()
+        self._is_running = False
+
+    def keep(self, grant: Grant) -> None:
+        with self._lock:
+            self._grants.add(grant)
+            starts, self._is_running = not self._is_running, True
+        if starts:
+            self.start()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, name="session-lock-renewer", daemon=True).start()
+
+    def _run(self) -> None:
+        drivers.run(self.renewing(), connections.pool, drivers.PerTrip(conf.store_timeout))
+
+    def renewing(self) -> Flow[None]:
+        """Renew what is due, until there is nothing to look after any more."""
+        idle = 0
+        try:
+            while idle < _IDLE_TICKS or not self._ends():
+                yield Pause(min(conf.lock_lease / 4, _TICK_S))
+                due = self._due()
+                idle = 0 if self._grants else idle + 1
+                if due:
+                    yield from self._renewing(due)
+        except BaseException:
+            self._is_running = False
+            raise
+
+    def _ends(self) -> bool:
+        """End, unless a lock has come since the last look."""
+        with self._lock:
+            self._is_running = bool(self._grants)
+            return not self._is_running
+
+    def _due(self) -> list[Grant]:
+        now_s = time.monotonic()
+        with self._lock:
+            self._grants = {grant for grant in self._grants if grant.is_held}
+            return [
+                grant
+                for grant in self._grants
+                if (now_s - grant.renewed_at_s) * 4000 >= grant.lease_ms
+            ]
+
+    def _renewing(self, due: list[Grant]) -> Flow[None]:
+        places = [grant.place for grant in due]
+        try:
+            replies = yield tuple(
+                commands.renew(grant.place, grant.token, grant.lease_ms, grant.hold_ms)
+                for grant in due
+            )
+        except SessionStoreUnavailable as error:
+            level = logging.DEBUG if error.is_told else logging.WARNING
+            logger.log(level, "the leases of %d locks could not be renewed: %s", len(due), error)
+            return
+        for grant, place, reply in zip(due, places, replies, strict=True):
+            left_ms = commands.parse_renew(reply)
+            grant.renewed_at_s = time.monotonic()
+            grant.leased_until_s = grant.renewed_at_s + (left_ms or 0) / 1000
+            if not grant.is_held or grant.place is not place:
+                # It was given up, or has moved to another key, while this was under way.
+                continue
+            if left_ms is None:
+                # Counted by the request, which has yet to find out.
+                problem = "has lost its lock: it was silent for longer than its lease"
+            elif left_ms <= 0:
+                problem = "has had its lock for longer than CLUSTERED_SESSIONS_LOCK_MAX_HOLD"
+            else:
+                continue
+            logger.warning(
+                "session %s: %s %s, held for %.1f s",
+                *(place.id[:12], grant.name, problem, grant.held_s),
+            )
+            with self._lock:
+                self._grants.discard(grant)
+
+
+class _AsyncRenewer(_Renewer):
+    """See _Renewer; in a task of an event loop."""
+
+    _task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.get_running_loop().create_task(self._arun())
+
+    async def _arun(self) -> None:
+        budget = drivers.PerTrip(conf.store_timeout)
+        await drivers.arun(self.renewing(), connections.apool, budget)
+
+
+class _Renewers:
+    """The renewers of this process: one for its threads, one for each event loop."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sync = _Renewer()
+        self._async: dict[asyncio.AbstractEventLoop, _AsyncRenewer] = {}
+
+    def renewer(self) -> _Renewer:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            return self._sync
+        if loop not in self._async:
+            with self._lock:
+                self._async = {o: r for o, r in self._async.items() if not o.is_closed()}
+                self._async[loop] = _AsyncRenewer()
+        return self._async[loop]
+
+
+waiting_room = _WaitingRoom()
+_renewers = _Renewers()
+
+
+def _start_anew() -> None:
+    """Forget what the parent of a forked process holds: it is the parent's to renew."""
+    global waiting_room, _renewers
+    waiting_room, _renewers = _WaitingRoom(), _Renewers()
+    _held.set(())
+
+
+os.register_at_fork(after_in_child=_start_anew)

@@ -1,0 +1,85 @@
+"""How long a session lives, as one request knows it: by the store's clock.
+
+What the store said about the time that is left is carried on by a clock that never jumps, so a
+node whose own clock is wrong agrees with the others.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from django_clustered_sessions.protocol.record import Mode
+from django_clustered_sessions.protocol.terms import Expiry
+
+from .near import Life, Renewal
+
+
+class Lifetime:
+    """A session's deadline and mode, once the store has told them."""
+
+    mode: Mode | None = None
+    #: The last renewal that is known.
+    renewal: Renewal | None = None
+    #: The store's clock as last seen, in ms, and this process's monotonic one then, in s.
+    seen_ms: int = 0
+    seen_at_s: float = -math.inf
+    _deadline_ms: int | None = None
+    _from_now: tuple[Any, float] | None = None
+
+    def see(self, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
+        """Take what the store said: its clock, the deadline (both ms) and, if it said, the mode."""
+        self.seen_ms, self.seen_at_s = now_ms, time.monotonic()
+        self._deadline_ms = deadline_ms
+        self.mode = mode or self.mode
+
+    @property
+    def life(self) -> Life | None:
+        """What the store said, to be kept beyond the request; None while it has said nothing."""
+        if self._deadline_ms is None:
+            return None
+        return Life(self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal)
+
+    def recall(self, life: Life) -> None:
+        """Take what the store said to an earlier request."""
+        self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal = life
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds until the session expires, or None while the store has said nothing."""
+        if self._deadline_ms is None:
+            return None
+        return self._until_s(self._deadline_ms)
+
+    def until_s(self, at_ms: float) -> float | None:
+        """Return the seconds until ``at_ms`` by the store's clock, None where that is never."""
+        return None if at_ms == math.inf else self._until_s(at_ms)
+
+    def _until_s(self, at_ms: float) -> float:
+        return (at_ms - self.seen_ms) / 1000 - (time.monotonic() - self.seen_at_s)
+
+    @property
+    def deadline(self) -> datetime | None:
+        """When the session expires, or None while the store has said nothing."""
+        if self._deadline_ms is None:
+            return None
+        return datetime.fromtimestamp(self._deadline_ms / 1000, UTC)
+
+    def note(self, setting: object, value: Any) -> None:
+        """Remember what a ``_session_expiry`` was set by: a timedelta counts from the store's now.
+
+        ``value`` is what Django keeps for it, a date that is as wrong as this node's clock.
+        """
+        if isinstance(setting, timedelta):
+            self._from_now = value, time.monotonic() + setting.total_seconds()
+
+    def expiry(self, value: Any) -> Expiry:
+        """Return what the store is to make of a value of ``_session_expiry``.
+
+        Raises ValueError or TypeError for one that is neither a number nor a date.
+        """
+        if value is not None and self._from_now is not None and self._from_now[0] == value:
+            return Expiry(Mode.FROM_NOW, round((self._from_now[1] - time.monotonic()) * 1000))
+        return Expiry.of(value)

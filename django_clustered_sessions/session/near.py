@@ -1,0 +1,161 @@
+"""The near cache: sessions that this process has read or written, as the store keeps them.
+
+Nothing here is believed: a load asks the store on its one trip whether the version is still the
+record's. Versions are random and compared for equality, so a store that came back empty, older,
+or with another primary just has another version. Only while the store is away, and only where the
+site wants it, a session is read from here alone, for as long as it lives by the store's clock.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from django_clustered_sessions.protocol.record import Known
+
+#: What Python takes for a session and for one of its fields, beside the bytes in it.
+_SESSION_BYTES: Final = 600
+_FIELD_BYTES: Final = 200
+
+#: Renewals within so many ms are one: ``lua/touch.lua`` has the same.
+RENEWED_EACH_MS: Final = 1000
+
+#: How long an ended session leaves a trace in the store, less what clocks may differ; how much
+#: life it must have had left; and how long after a warning there is no other; in seconds.
+_TRACE_S: Final = 500
+_DOUBT_S: Final = 10
+_QUIET_S: Final = 60
+#: How many ended sessions are remembered.
+_ENDED: Final = 2000
+
+
+class Renewal(NamedTuple):
+    """When a session's deadline was renewed last, by the store's clock, and on which terms.
+
+    The terms are opaque here.
+    """
+
+    at_ms: int
+    terms: Any
+
+
+class Life(NamedTuple):
+    """When a session expires, as the store last said: its clock then, and this process's.
+
+    ``mode`` is the record's, opaque here; ``renewal`` is the last one that this process knows of.
+    """
+
+    seen_at_s: float
+    seen_ms: int
+    deadline_ms: int
+    mode: Any = None
+    renewal: Renewal | None = None
+
+    def left_s(self, now_s: float) -> float:
+        """Return the seconds that it has left, by the store's clock."""
+        return (self.deadline_ms - self.seen_ms) / 1000 - (now_s - self.seen_at_s)
+
+    def is_renewed(self, now_s: float, terms: object) -> bool:
+        """Return whether the store would take another renewal for none: it does once a second."""
+        if self.renewal is None or self.renewal.terms != terms:
+            return False
+        now_ms = self.seen_ms + (now_s - self.seen_at_s) * 1000
+        return now_ms < self.renewal.at_ms + RENEWED_EACH_MS
+
+
+@dataclass(eq=False, slots=True)
+class _Kept:
+    known: Known
+    size: int
+    life: Life | None
+
+
+class NearCache:
+    """The sessions used last, by their records' keys, within a number of bytes."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._ended: OrderedDict[str, None] = OrderedDict()
+        self.bytes = 0
+        self._told_at_s = float("-inf")
+
+    def get(self, record: str) -> Known | None:
+        """Return what is known of a session, and take note that it was used."""
+        with self._lock:
+            kept = self._kept.get(record)
+            if kept is None:
+                return None
+            self._kept.move_to_end(record)
+            return kept.known
+
+    def life(self, record: str) -> Life | None:
+        """Return when a session that is known expires, as far as that is known."""
+        kept = self._kept.get(record)
+        return kept.life if kept else None
+
+    def put(self, record: str, known: Known, limit: int, life: Life | None = None) -> None:
+        """Keep a session; forget those used longest ago beyond ``limit`` bytes."""
+        size = memory(known)
+        with self._lock:
+            self._drop(record)
+            if size > limit or record in self._ended:
+                return
+            self._kept[record] = _Kept(known, size, life)
+            self.bytes += size
+            while self.bytes > limit:
+                self._drop(next(iter(self._kept)))
+
+    def renew(self, record: str, life: Life) -> None:
+        """Take note of when a session expires, if it is known."""
+        if kept := self._kept.get(record):
+            kept.life = life
+
+    def misses(self, record: str, now_s: float) -> bool:
+        """Return whether to tell that the store does not know a session that it has to know.
+
+        It must have told of it so lately that an end of it would have left a trace there. Once a
+        minute at most, for a store that lost one session has most likely lost many.
+        """
+        life = self.life(record)
+        if life is None or now_s - self._told_at_s < _QUIET_S or life.left_s(now_s) < _DOUBT_S:
+            return False
+        if now_s - life.seen_at_s > _TRACE_S:
+            return False
+        self._told_at_s = now_s
+        return True
+
+    def end(self, record: str) -> None:
+        """Forget a session that is no more, also for who has just loaded it and comes late."""
+        with self._lock:
+            self._drop(record)
+            self._ended[record] = None
+            if len(self._ended) > _ENDED:
+                self._ended.popitem(last=False)
+
+    def drop(self, record: str) -> None:
+        """Forget a session."""
+        with self._lock:
+            self._drop(record)
+
+    def _drop(self, record: str) -> None:
+        if kept := self._kept.pop(record, None):
+            self.bytes -= kept.size
+
+
+def memory(known: Known) -> int:
+    """Return how many bytes of memory a session takes here, about."""
+    parts = chain(known.values, known.values.values())
+    return sum(map(len, parts)) + len(known.values) * _FIELD_BYTES + _SESSION_BYTES
+
+
+near_cache = NearCache()
+os.register_at_fork(after_in_child=near_cache.clear)

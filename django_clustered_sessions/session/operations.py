@@ -1,0 +1,855 @@
+"""What a session does with the store: each operation a flow, written once for sync and async.
+
+``backend`` runs them. Flows never touch ``self._session``: that would load synchronously, on an
+event loop too.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+import time
+from base64 import b32encode
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final, TypeVar
+
+from django.contrib.auth import SESSION_KEY as USER
+from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
+
+from django_clustered_sessions.conf import Nonstop, conf
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.decorators import Access
+from django_clustered_sessions.exceptions import (
+    ClusteredSessionError,
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionNotReplicated,
+    SessionReadOnly,
+    SessionStoreUnavailable,
+)
+from django_clustered_sessions.moving import taking_over
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.fields import USER_FIELD, Delta, Fields, Snapshot, user_id
+from django_clustered_sessions.protocol.flows import Read
+from django_clustered_sessions.protocol.locks import Asking
+from django_clustered_sessions.protocol.outcomes import Alive, Exists, Gone
+from django_clustered_sessions.protocol.record import (
+    NOBODY,
+    NODE_BYTES,
+    VERSION_BYTES,
+    Damaged,
+    EndReason,
+    Known,
+    Loaded,
+    Meta,
+    Mode,
+    Place,
+    node_tag,
+    session_id,
+    user_tag,
+)
+from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.terms import Expiry, Sync, Terms
+from django_clustered_sessions.signals import Notices, session_created, session_ended
+from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.drivers import Budget
+
+from .admission import Admission
+from .hold import Hold
+from .lifetime import Lifetime
+from .near import Life, Renewal, near_cache
+from .replication import Replication, wanted
+from .usage import Usage
+from .values import serializer_of
+
+T = TypeVar("T")
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: The session key that Django's ``set_expiry()`` sets.
+EXPIRY: Final = "_session_expiry"
+
+
+_LOCK_ERRORS: Final = (SessionLockTimeout, SessionLockLost)
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What a session had changed and not saved when its lock was entered, after so many writes."""
+
+    is_outermost: bool
+    fields: Fields | None
+    snapshot: Snapshot | None
+    modified: bool
+    writes: int
+
+
+class Operations(SessionBase):
+    """What one session object knows of its session, and the flows by which it learns and writes."""
+
+    #: What made the session unusable during this request, the store's outage or its lock; the
+    #: middleware looks at it.
+    failure: ClusteredSessionError | None = None
+    #: Whether it was read from this process's near cache alone, for the store is away.
+    is_local: bool = False
+    #: How the request uses its session.
+    usage: Usage = Usage()
+    #: Why there was no session under the key that this object was made with, once it has looked.
+    ended: EndReason | None = None
+    #: Whether a load also renews the session's deadline, on the same trip.
+    renew_on_load: bool = False
+    #: Whether this request's use of the session has renewed its deadline.
+    renewed: bool = False
+    #: Whether ``commit()`` or ``lock()`` has written it, so that its cookie is due.
+    committed: bool = False
+    #: Whether its request is over, so that nobody would give up a lock that it took unasked.
+    is_over: bool = False
+    #: The store's time for this request; without one, each operation has its own.
+    budget: Budget | None = None
+
+    _fields: Fields | None = None
+    _modified: bool = False
+    _tolerates_outage: bool = False
+    #: Whether something failed that the request must not go on without, such as a logout.
+    _failure_stands: bool = False
+    #: Whether this request moved the session to another key, of which the browser has to learn.
+    _has_moved: bool = False
+    _unanswered: tuple[Delta, bytes] | None = None
+    _writes: int = 0
+    #: How many times ``lock()`` is entered.
+    _entered: int = 0
+    #: Version of the record that ``_fields`` is all of; empty where nobody knows.
+    _version: bytes = b""
+    #: The session as the store had it when it was last loaded.
+    _found: Loaded | None = None
+
+    def __init__(self, session_key: str | None = None) -> None:
+        super().__init__(session_key)
+        self._lifetime = Lifetime()
+        self._hold = Hold()
+        self._replication = Replication()
+        self._notices = Notices()
+        self._admission = Admission(self._notices)
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is something to save: it was said so, or a value has changed."""
+        return self._modified or (self._fields is not None and self._fields.changed_in_place())
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self._modified = bool(value)
+        if not value and self._fields is not None:
+            self._fields.settle()
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this object holds the session's lock, as far as it knows."""
+        return self._hold.grant is not None
+
+    @property
+    def nonstop(self) -> Nonstop:
+        """What this session does while the store is away, a value of CLUSTERED_SESSIONS_NONSTOP."""
+        return "noop" if self._tolerates_outage else self.usage.nonstop
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the store has failed this request, which goes on without it."""
+        return self.outage is not None and not self._failure_stands and self.nonstop != "exception"
+
+    def fail(self, error: ClusteredSessionError) -> None:
+        """Take note of what made the session unusable, in spite of what ``nonstop`` allows."""
+        self.failure = error
+        self._failure_stands = self._failure_stands or self.nonstop != "exception"
+
+    @property
+    def outage(self) -> SessionStoreUnavailable | None:
+        """What made the store unusable during this request."""
+        return self.failure if isinstance(self.failure, SessionStoreUnavailable) else None
+
+    @property
+    def unreplicated(self) -> SessionNotReplicated | None:
+        """The error of the last write, where it landed and too few replicas acknowledged it."""
+        return self._replication.shortfall
+
+    def _limit_ms(self, meta: Meta) -> float:
+        """Return until when the session may be used, ms by the store's clock; infinite for ever."""
+        limit_ms = meta.span_ms if meta.mode is Mode.ABSOLUTE else math.inf
+        if conf.absolute_timeout is not None:
+            limit_ms = min(limit_ms, meta.created_ms + conf.absolute_timeout * 1000)
+        return limit_ms
+
+    def _deadline_ms(self, meta: Meta) -> int:
+        """Return when the session ends, also where the limit was set after its deadline was."""
+        if conf.absolute_timeout is None:
+            return meta.deadline_ms
+        return round(min(meta.deadline_ms, self._limit_ms(meta)))
+
+    def _expiry(self, fields: Fields) -> Expiry:
+        return self._lifetime.expiry(fields.get(EXPIRY))
+
+    # The flows.
+
+    def loading(self) -> Flow[Fields]:
+        """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
+        key = self.session_key
+        if key is None:
+            return self._new_fields()
+        if isinstance(self.failure, _LOCK_ERRORS):
+            # It was told so before, to somebody who did not listen.
+            raise self.failure
+        place = self._place(key)
+        renews = self.usage.touches and (self.renew_on_load or conf.idle_timeout)
+        terms = self._terms() if renews else None
+        life = self._renewed_just_now(place, terms) if terms else None
+        if life:
+            terms = None
+        locks, joins = self._locks_on_load(place)
+        asking = self._hold.asking(place, self.usage, capped=True) if locks or joins else None
+        try:
+            read = yield from self._reading(place, terms, asking, joins=joins)
+        except SessionLockTimeout as error:
+            self.failure = error
+            raise self._hold.not_locked(error, self.usage) from None
+        except Damaged as damage:
+            logger.warning("session %s is damaged and not used: %s", place.id[:12], damage)
+            self._vanish(EndReason.UNKNOWN)
+            return self._new_fields()
+        except SessionStoreUnavailable as error:
+            if locks and not self._is_lock_optional:
+                raise
+            return self._read_without_store(place, error)
+        loaded = self._loaded(place, asking, read)
+        if loaded and terms:
+            self._lifetime.renewal = Renewal(loaded.meta.seen_ms, terms.ages)
+            self._keep_life(place)
+        if self.is_over:
+            # Its client left while a thread waited here.
+            yield from self.releasing()
+        self.renewed = loaded is not None and (
+            terms is not None or (life is not None and loaded.meta.deadline_ms >= life.deadline_ms)
+        )
+        if renews and not self.renewed:
+            # Somebody has shortened its life meanwhile: the answer makes up for it.
+            self.renew_on_load = True
+        return self._new_fields(loaded)
+
+    def _reading(
+        self, place: Place, terms: Terms | None, asking: Asking | None, *, joins: bool = False
+    ) -> Flow[Read]:
+        read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
+        if isinstance(read.found, EndReason):
+            if not (yield from self._moving_in(self.session_key, place, read.found)):
+                return read
+            read = yield from flows.load(place, terms, asking, joins=joins)
+        if conf.absolute_timeout is None or isinstance(read.found, EndReason):
+            return read
+        if read.found.meta.created_ms + self._terms().absolute_ms > read.now_ms:
+            return read
+        # Its deadline is from before the timeout was set; a renewal lets it expire.
+        yield from flows.touch(place, self._terms())
+        near_cache.end(place.record)
+        return read._replace(found=EndReason.UNKNOWN)
+
+    def _looking(self) -> Flow[None]:
+        """Ask how long the session lives, which is no use of it."""
+        self.accessed = True
+        if self.session_key is None or self.goes_on:
+            return
+        place = self._place(self.session_key)
+        try:
+            meta, now_ms = yield from flows.look(place)
+        except Damaged:
+            return
+        except SessionStoreUnavailable as error:
+            self._read_without_store(place, error)
+            return
+        if meta:
+            self._see(place, now_ms, self._deadline_ms(meta), meta.mode)
+
+    def _moving_in(self, key: str | None, place: Place, found: object) -> Flow[bool]:
+        """Take over from the site's old engine what the store knows nothing of.
+
+        Return whether the session may be in the store now.
+        """
+        if found is not EndReason.UNKNOWN or key is None or not conf.migrate_from:
+            return False
+        serializer = serializer_of(self.serializer)
+        return (yield from taking_over.take_over(key, place, self._terms(), serializer))
+
+    def _read_without_store(self, place: Place, error: SessionStoreUnavailable) -> Fields:
+        """Return what there is to read while the store is away, or raise its error."""
+        if self.nonstop == "exception":
+            raise error
+        if self.nonstop == "noop":
+            self._go_on_without_store(error)
+            return self._new_fields()
+        known, life = self._known(place), near_cache.life(place.record)
+        if known is None or life is None or life.left_s(time.monotonic()) <= 0:
+            raise error
+        self._go_on_without_store(error)
+        self.is_local = True
+        self._lifetime.recall(life)
+        counters.add(local_reads=1)
+        return self._new_fields(known)
+
+    def _go_on_without_store(self, error: SessionStoreUnavailable) -> None:
+        self.failure = error
+        if not error.is_told:
+            logger.warning("%s goes on: %s", self.usage.route or "a request", error)
+
+    @property
+    def _is_lock_optional(self) -> bool:
+        """Whether the view said itself that it can do without, and did not ask for the lock."""
+        return self._tolerates_outage or self.usage.lock_is_optional
+
+    def _may_drop(self, must_create: bool) -> bool:
+        """Return whether a write may be dropped while the store is away.
+
+        Never one without which a login or a logout would only look like one, nor one under a lock.
+        """
+        if must_create or self._has_moved or self.nonstop not in ("noop", "local_reads"):
+            return False
+        if self._hold.grant and not self._is_lock_optional:
+            return False
+        return self._fields is None or not self._fields.delta().changes_user
+
+    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Loaded | None:
+        """Take what a load found, and the lock that came with it; None: the session is gone."""
+        self._hold.take(place, asking, read.turn)
+        found = read.found
+        if isinstance(found, EndReason):
+            counters.add(loads=1)
+            if found is EndReason.UNKNOWN and near_cache.misses(place.record, time.monotonic()):
+                logger.warning(
+                    "the session store knows nothing of session %s, which it had a short while "
+                    "ago: it has come back without some of its data, or without all of it, and "
+                    "whose sessions are gone is logged out",
+                    place.id[:12],
+                )
+            near_cache.drop(place.record)
+            self._vanish(found)
+            return None
+        self._see(place, read.now_ms, self._deadline_ms(found.meta), found.meta.mode)
+        if read.is_known:
+            counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
+        else:
+            counters.add(loads=1)
+            if conf.near_cache_bytes:
+                known = Known(found.meta.version, found.values)
+                near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
+        self._version, self._found = found.meta.version, found
+        return found
+
+    def creating(self) -> Flow[None]:
+        """Store the session under a new key."""
+        fields = self._without_loading()
+        while not (yield from self._inserting(fields, self._new_key())):
+            pass
+        self.ended = None
+        self.modified = True
+        self._answer()
+
+    def saving(self, must_create: bool = False, release: bool = False) -> Flow[None]:
+        """Write what has changed; with ``release``, give up the lock as well.
+
+        While the store is away the changes are dropped, where that is wanted and does no harm.
+        """
+        try:
+            if self.outage is not None and self.nonstop != "exception":
+                # Nothing is written on top of what was not read, though it may be back by now.
+                raise self.outage
+            yield from self._saving(must_create, release)
+        except SessionStoreUnavailable as error:
+            if not self._may_drop(must_create):
+                raise
+            self._go_on_without_store(error)
+
+    def _saving(self, must_create: bool, release: bool) -> Flow[None]:
+        if not self._may_write():
+            return
+        key = self.session_key
+        if key is None:
+            if self.ended is EndReason.ROTATED:
+                raise UpdateError("the session has moved to another key, as at a login")
+            yield from self.creating()
+        elif must_create:
+            fields = self._without_loading()
+            if not (yield from self._inserting(fields, key)):
+                raise CreateError
+            self._answer()
+        elif self._fields is None:
+            # Also what was renewed a moment ago may be gone by now.
+            self.renewed = False
+            yield from self.renewing()
+            if self.ended is not None:
+                raise UpdateError
+        elif gone := (yield from self._committing(key, self._fields, release)):
+            raise UpdateError(f"the session is gone{_because(gone.reason)}")
+        else:
+            self._answer()
+
+    def _admitting(self, fields: Fields, user: object) -> Flow[None]:
+        """Claim a place among a user's sessions, before the user is set."""
+        if self.goes_on and self.outage is not None:
+            raise self.outage
+        if fields.user == user_tag(user) and fields.as_stored(USER):
+            return
+        if self.session_key is None:
+            if self.ended is EndReason.ROTATED or not self._may_write():
+                return
+            # There has to be one that can be ended while it is on its way.
+            yield from self.creating()
+        place = self._place(self.session_key or "")
+        yield from self._admission.claiming(place, str(user), self._sync())
+
+    def renewing(self) -> Flow[None]:
+        """Renew the session's deadline, unless its load has."""
+        key = self.session_key
+        if key is None or self.renewed or self.goes_on:
+            return
+        place = self._place(key)
+        try:
+            found = yield from flows.touch(place, self._terms())
+            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+                found = yield from flows.touch(place, self._terms())
+        except SessionStoreUnavailable as error:
+            if self.nonstop == "exception":
+                raise
+            self._go_on_without_store(error)
+            return
+        if isinstance(found, Gone):
+            self._vanish(found.reason)
+        else:
+            self._see(place, found.now_ms, found.deadline_ms, found.mode)
+            self.renewed = True
+
+    def _committing(
+        self, key: str, fields: Fields, release: bool = False, *, waits: bool = True
+    ) -> Flow[Gone | None]:
+        place, terms = self._place(key), self._terms()
+        if conf.max_sessions_per_user is not None and fields.delta().changes_user:
+            if fields.user != NOBODY:
+                yield from self._admission.claiming(place, str(fields[USER]), self._sync())
+            self._admission.writing()
+        merge_lost = conf.on_lock_lost == "merge" and conf.on_conflict == "merge"
+        try:
+            committing = flows.commit(
+                place,
+                fields,
+                self._expiry,
+                terms,
+                self._token_of,
+                partial(self._hold.asking, place, self.usage, capped=False),
+                self._hold.fence(release=release),
+                merge_lost=merge_lost,
+                again=self.unreplicated is not None,
+            )
+            sync = self._sync() if waits else None
+            outcome = yield from self._replication.awaited(place, committing, sync)
+        except SessionLockTimeout as error:
+            raise self._hold.not_locked(error, self.usage) from None
+        except SessionLockLost as error:
+            self.failure = self._hold.refused(error)
+            raise
+        self._unanswered = None
+        if isinstance(outcome, Gone):
+            if (yield from self._moving_in(key, place, outcome.reason)):
+                return (yield from self._committing(key, fields, release, waits=waits))
+            self._hold.let_go()
+            return outcome
+        self._writes += 1
+        if outcome.turn:
+            # The commit had to take a lock of its own, which ended with it.
+            self._hold.count(outcome.turn)
+            self._hold.lose()
+        if release:
+            self._hold.let_go()
+        alive = outcome.alive
+        self._lifetime.see(alive.now_ms, alive.deadline_ms, alive.mode)
+        self._lifetime.renewal = Renewal(alive.now_ms, terms.ages)
+        self.renewed = True
+        if outcome.version:
+            is_all = alive.before != b"" and alive.before == self._version
+            self._wrote(place, fields, outcome.version, is_all=is_all)
+        else:
+            self._keep_life(place)
+        counters.add(
+            commits=1,
+            fields_written=len(outcome.delta.changes),
+            fields_held=fields.size,
+            conflicts_merged=outcome.merged,
+            conflicts_overwritten=alive.overwritten,
+            expired=int(alive.deadline_ms <= alive.now_ms),
+            node_hops=int(_is_elsewhere(alive.before)),
+        )
+        return None
+
+    def _without_loading(self) -> Fields:
+        """Return the values that this object has, which are none where nothing was loaded."""
+        self.accessed = True
+        if self._fields is None:
+            self._fields = self._new_fields()
+        return self._fields
+
+    def _as_loaded(self) -> Loaded | None:
+        """Return the session as it was loaded, None where it has been written since."""
+        found = self._found
+        return found if found and found.meta.version == self._version else None
+
+    def _see(self, place: Place, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
+        """Take what the store said of the session's deadline, for later requests too."""
+        self._lifetime.see(now_ms, deadline_ms, mode)
+        self._keep_life(place)
+
+    def _keep_life(self, place: Place) -> None:
+        """Take note of when the session ends and was renewed last, for later requests."""
+        if life := self._lifetime.life:
+            near_cache.renew(place.record, life)
+
+    def _renewed_just_now(self, place: Place, terms: Terms) -> Life | None:
+        """Return what is known of a session that was renewed within this second, None of others.
+
+        Another renewal would change nothing.
+        """
+        life = near_cache.life(place.record)
+        if life is None or not life.is_renewed(time.monotonic(), terms.ages):
+            return None
+        self._lifetime.renewal = life.renewal
+        return life
+
+    def _known(self, place: Place) -> Known | None:
+        return near_cache.get(place.record) if conf.near_cache_bytes else None
+
+    def _wrote(self, place: Place, fields: Fields, version: bytes, *, is_all: bool) -> None:
+        """Keep at hand what was written, if it ``is_all`` that the record has now."""
+        self._version = version if is_all else b""
+        if not is_all:
+            near_cache.drop(place.record)
+        elif conf.near_cache_bytes:
+            known = Known(version, fields.stored)
+            near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
+
+    def _token_of(self, delta: Delta) -> bytes:
+        """Return a new token; the last one where the same write is tried again unanswered.
+
+        A view may save again after an outage, and the first write may have landed.
+        """
+        if self._unanswered is None or self._unanswered[0] != delta:
+            self._unanswered = delta, _token()
+        return self._unanswered[1]
+
+    def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
+        values, token, expiry = fields.everything(), _token(), self._expiry(fields)
+        place, user = self._place(key), fields.user
+        is_limited = user != NOBODY and conf.max_sessions_per_user is not None
+        if is_limited:
+            # A login is a commit, to a session that is there.
+            values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
+        creating = flows.create(place, values, expiry, self._terms(), token, user)
+        found = yield from self._replication.awaited(place, creating, self._sync())
+        if isinstance(found, Exists):
+            return False
+        fields.created(values, token)
+        self._session_key = key
+        self._writes += 1
+        self._lifetime.see(found.now_ms, found.deadline_ms)
+        self._wrote(place, fields, token, is_all=True)
+        self.renewed = True
+        counters.add(
+            created=1,
+            commits=1,
+            fields_written=len(values),
+            fields_held=len(values),
+            expired=found.swept + int(found.deadline_ms <= found.now_ms),
+        )
+        if found.deadline_ms > found.now_ms and session_created.has_listeners(type(self)):
+            self._notices.created(place, fields.user_id)
+        if is_limited and (gone := (yield from self._committing(key, fields))):
+            raise UpdateError(f"the session is gone{_because(gone.reason)}")
+        return True
+
+    def _rotating(self) -> Flow[None]:
+        key, fields = self.session_key, self._fields
+        if self.outage is not None and self.nonstop != "exception":
+            # The cookie stays as it is, and so the session has to stay under its key.
+            raise self.outage
+        if not self._may_write():
+            return
+        if conf.max_sessions_per_user is not None and key is not None and fields is None:
+            # Whose it is has to be known.
+            fields = self._fields = yield from self.loading()
+            key = self.session_key
+        found: Alive | Gone | Exists | None = None
+        if key is not None and fields is not None and fields.delta():
+            # The move comes after it, and what has the one has the other.
+            found = yield from self._committing(key, fields, waits=False)
+        while key is not None and not isinstance(found, Alive | Gone):
+            new_key = self._new_key()
+            place, new_place = self._place(key), self._place(new_key)
+            asks = partial(self._hold.asking, place, self.usage, capped=False)
+            rotating = flows.rotate(
+                place,
+                new_place,
+                self._terms(),
+                _token,
+                asks,
+                self._hold.fence(),
+                apart=connections.is_cluster(),
+                # What is at hand may not say from where the session was used.
+                found=None if conf.track_clients else self._as_loaded(),
+            )
+            near_cache.drop(place.record)
+            if fields is not None:
+                yield from self._admission.moving(new_place, fields.user)
+            try:
+                found = yield from self._replication.awaited(new_place, rotating, self._sync())
+            except SessionLockTimeout as error:
+                raise self._hold.not_locked(error, self.usage) from None
+            except SessionLockLost as error:
+                self.failure = self._hold.refused(error)
+                raise
+            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+                found = None
+        # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
+        # logged in, so a session of its own takes nothing from anybody.
+        if (
+            isinstance(found, Gone)
+            and fields is not None
+            and (found.reason is not EndReason.ROTATED or fields.has_stored_user)
+        ):
+            raise UpdateError(f"the session is gone{_because(found.reason)}")
+        self._has_moved = True
+        if isinstance(found, Alive):
+            counters.add(expired=found.swept)
+            self._session_key, self._found = new_key, None
+            self._hold.move(new_place)
+            near_cache.end(place.record)
+            self._lifetime.see(found.now_ms, found.deadline_ms)
+            self.renewed = True
+            self.modified = True
+            if session_ended.has_listeners(type(self)):
+                user = fields.user_id if fields is not None else None
+                self._notices.ended(place, user, EndReason.ROTATED, new_place)
+            if key is not None and conf.migrate_from:
+                yield from taking_over.leave(key)
+            self._answer()
+        else:
+            self._hold.let_go()
+            yield from self.creating()
+
+    def locking(self) -> Flow[None]:
+        """Take the lock and load afresh; what was not saved yet goes on top."""
+        if self.goes_on and self.outage is not None:
+            raise self.outage
+        if self.session_key is None:
+            yield from self.creating()
+        place = self._place(self.session_key or "")
+        asking = self._hold.asking(place, self.usage, capped=True)
+        try:
+            read = yield from self._reading(place, None, asking)
+        except SessionLockTimeout as error:
+            raise self._hold.not_locked(error, self.usage) from None
+        except Damaged as damage:
+            yield from self.releasing()
+            raise UpdateError(f"the session is damaged: {damage}") from damage
+        loaded = self._loaded(place, asking, read)
+        if loaded is None:
+            raise UpdateError(f"the session is gone{_because(self.ended)}")
+        if self._fields is None:
+            self._fields = self._new_fields(loaded)
+        else:
+            self._fields.refresh(loaded.values)
+
+    def committing(self) -> Flow[None]:
+        """Write what has changed and give up the lock."""
+        try:
+            if self.modified and not self.is_empty():
+                yield from self.saving(release=True)
+                self.committed = True
+                self.modified = False
+        except Exception:
+            yield from self.releasing()
+            raise
+        yield from self.releasing()
+
+    def releasing(self) -> Flow[None]:
+        """Give up the lock, or the place in its queue, if there is one."""
+        yield from self._hold.releasing()
+
+    def closing(self) -> Flow[None]:
+        """Give up the lock, or the place in its queue: the request is over."""
+        self.is_over = True
+        if self._hold.is_asked_for:
+            yield from self.releasing()
+        if self._admission.is_pending:
+            yield from self._admission.giving_back()
+
+    def _entering(self) -> Flow[Memory]:
+        is_outermost = not self.is_locked
+        if is_outermost:
+            # Where the request locks its session anyway, its own lock is the outermost.
+            is_outermost = self._fields is not None or self.usage.access is not Access.LOCKED
+            yield from self.locking()
+        fields = self._fields
+        snapshot = None if fields is None else fields.snapshot()
+        self._entered += 1
+        return Memory(is_outermost, fields, snapshot, self._modified, self._writes)
+
+    def _leaving(self, before: Memory, *, is_clean: bool) -> Flow[None]:
+        self._entered -= 1
+        if not is_clean:
+            if before.snapshot and before.fields and before.writes == self._writes:
+                before.fields.restore(before.snapshot)
+                self._fields = before.fields
+            else:
+                self._fields = None
+            self._modified = before.modified
+        if before.is_outermost:
+            yield from self.committing() if is_clean else self.releasing()
+            if is_clean and self.goes_on and self.outage is not None:
+                # Dropped, where who locks wants to know that it has landed.
+                raise self.outage
+
+    def _locks_on_load(self, place: Place) -> tuple[bool, bool]:
+        """Return whether a load takes the lock, and whether it joins an outer request in its own.
+
+        The latter is for a view that asks for none: the header is no reason to wait for anybody.
+        """
+        if self._hold.grant is not None or self.is_over:
+            return False, False
+        access = self.usage.access
+        is_unlocked = access is Access.UNLOCKED
+        return access is Access.LOCKED, is_unlocked and bool(self.usage.outer_token(place.id))
+
+    def _may_write(self) -> bool:
+        """Return whether the view may change its session.
+
+        Raises SessionReadOnly where it may not, and errors are wanted.
+        """
+        if self.usage.access is not Access.READ_ONLY or self._hold.grant is not None:
+            return True
+        if self.session_key and not (self._fields and self._fields.delta()):
+            return True
+        error = SessionReadOnly(self.usage.route)
+        if conf.on_read_only_change == "error":
+            raise error
+        logger.warning("%s", error)
+        return False
+
+    def _asking(self, session_key: str | None) -> Flow[bool]:
+        if not session_key:
+            return False
+        place = self._place(session_key)
+        if (yield from flows.exists(place)):
+            return True
+        if (yield from self._moving_in(session_key, place, EndReason.UNKNOWN)):
+            return (yield from flows.exists(place))
+        return False
+
+    def _ending(self, session_key: str | None) -> Flow[None]:
+        key, reason = session_key, EndReason.DELETED
+        if not key:
+            # A logout is one, also where the session has moved meanwhile: the cookie goes.
+            key, reason, self.ended = self.session_key, EndReason.FLUSHED, None
+        if key is None:
+            return
+        place, replication = self._place(key), Replication()
+        near_cache.drop(place.record)
+        ending = flows.end(place, reason, conf.events_kept)
+        ended = yield from replication.awaited(place, ending, self._sync())
+        if not ended and (yield from self._moving_in(key, place, EndReason.UNKNOWN)):
+            # Only what was here leaves a trace that no request in flight gets past.
+            ending = flows.end(place, reason, conf.events_kept)
+            ended = yield from replication.awaited(place, ending, self._sync())
+        if ended and session_ended.has_listeners(type(self)):
+            user = user_id(ended.user, serializer_of(self.serializer))
+            self._notices.ended(place, user, reason)
+        if conf.migrate_from:
+            yield from taking_over.leave(key)
+        near_cache.end(place.record)
+        if ended:
+            counters.ended([ended.lifetime_ms])
+        if key == self.session_key:
+            self._hold.let_go()
+            self._lifetime = Lifetime()
+        replication.answer()
+
+    def _answer(self) -> None:
+        """Say so if too few replicas have acknowledged what was just written.
+
+        Raises SessionNotReplicated.
+        """
+        try:
+            self._replication.answer()
+        except SessionNotReplicated:
+            # Written all the same: nothing is left to be saved, and the cookie is due.
+            self.committed, self.modified = True, False
+            raise
+
+    def _budget(self) -> Budget:
+        return self.budget or Budget(conf.store_timeout)
+
+    # Small things.
+
+    def _place(self, session_key: str) -> Place:
+        return Place.of(conf.key_prefix, session_key)
+
+    def _terms(self) -> Terms:
+        return Terms(
+            default_age_ms=round(self.get_session_cookie_age() * 1000),
+            idle_ms=round((conf.idle_timeout or 0) * 1000),
+            absolute_ms=round((conf.absolute_timeout or 0) * 1000),
+            max_bytes=conf.max_bytes,
+            replay_ms=round(conf.store_timeout * 2000),
+            on_conflict=conf.on_conflict,
+            client=self.usage.client if conf.track_clients else b"",
+            events_kept=conf.events_kept,
+        )
+
+    def _sync(self) -> Sync | None:
+        return wanted(self._budget().left)
+
+    def _new_key(self) -> str:
+        # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
+        return b32encode(secrets.token_bytes(20)).decode().lower()
+
+    def _new_fields(self, loaded: Loaded | Known | None = None, *, cleared: bool = False) -> Fields:
+        return Fields(
+            serializer_of(self.serializer),
+            loaded.values if loaded else None,
+            cleared=cleared,
+            on_unreadable=partial(_note_unreadable, self.session_key),
+        )
+
+    def _vanish(self, reason: EndReason) -> None:
+        self._hold.let_go()
+        self._session_key = None
+        self.ended = reason
+
+
+def _note_unreadable(session_key: str | None, key: Any, error: Exception) -> None:
+    # Not a method: a session that its own values know would live until Python looks for cycles.
+    counters.add(values_set_aside=1)
+    logger.warning(
+        "session %s: the value of %r cannot be read and is set aside: %s: %s",
+        session_id(session_key)[:12] if session_key else "without a key",
+        key,
+        type(error).__name__,
+        error,
+    )
+
+
+def _because(reason: EndReason | None) -> str:
+    return f" ({reason.value})" if reason else ""
+
+
+def _token() -> bytes:
+    return node_tag(conf.node_name) + secrets.token_bytes(VERSION_BYTES - NODE_BYTES)
+
+
+def _is_elsewhere(version: bytes) -> bool:
+    """Return whether another node has written a version; not where there is none."""
+    return version != b"" and not version.startswith(node_tag(conf.node_name))

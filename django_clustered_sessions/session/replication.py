@@ -1,0 +1,91 @@
+"""Whether what one session object has written would outlast its primary, as far as was asked."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, TypeVar
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import SessionNotReplicated
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.outcomes import Acknowledged
+from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.terms import Sync
+
+T = TypeVar("T")
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: The part of what is left of STORE_TIMEOUT that a write may wait for replicas. A trip's first
+#: attempt has half, and a wait that outlasted it would be taken for a store that is away.
+SHARE: Final = 0.4
+
+
+def wanted(left_s: float) -> Sync | None:
+    """Return what the settings want a write to wait for; ``left_s`` is the store's time for it."""
+    if not conf.sync_replicas and not conf.sync_fsync:
+        return None
+    timeout_ms = int(min(conf.sync_timeout, SHARE * left_s) * 1000)
+    # 0 would be for ever.
+    return Sync(conf.sync_replicas, conf.sync_fsync, max(timeout_ms, 1))
+
+
+class Replication:
+    """What came of waiting for the replicas of one session object's writes."""
+
+    #: The error of the last write that landed, where too few acknowledged it.
+    shortfall: SessionNotReplicated | None = None
+
+    def awaited(self, place: Place, flow: Flow[T], sync: Sync | None) -> Flow[T]:
+        """Run a flow, and have its writes acknowledged as ``sync`` says."""
+        if sync is None:
+            return (yield from flow)
+        heard: list[Acknowledged] = []
+        try:
+            return (yield from flows.acknowledged(flow, sync, heard.append))
+        finally:
+            if heard:
+                self._take(place, sync, heard)
+
+    def answer(self) -> None:
+        """Say so if too few have acknowledged the last write.
+
+        Raises SessionNotReplicated, if that is the setting.
+        """
+        if self.shortfall is None:
+            return
+        if conf.on_sync_shortfall == "error":
+            raise self.shortfall
+        logger.warning("%s", self.shortfall)
+        self.shortfall = None
+
+    def _take(self, place: Place, sync: Sync, heard: list[Acknowledged]) -> None:
+        """Count, and remember the worst of the writes; a move to another node is two."""
+        short = [one for one in heard if not _is_enough(one, sync)]
+        counters.add(
+            sync_waits=len(heard),
+            sync_shortfalls=len(short),
+            sync_wait_ms=sum(max(one.after_ms, 0) for one in heard if one not in short),
+        )
+        self.shortfall = _error(place, sync, short[0]) if short else None
+
+
+def _is_enough(found: Acknowledged, sync: Sync) -> bool:
+    has_all = found.replicas >= sync.replicas and (found.is_on_disk or not sync.fsync)
+    return has_all and not found.problem
+
+
+def _error(place: Place, sync: Sync, found: Acknowledged) -> SessionNotReplicated:
+    if found.problem:
+        why = f"the store does not tell whether it is replicated: {found.problem}"
+    else:
+        have = "have it on disk" if sync.fsync else "have it"
+        why = (
+            f"{found.replicas} of {sync.replicas} replicas said within {sync.timeout_ms} ms that "
+            f"they {have}"
+        )
+        if sync.fsync and not found.is_on_disk:
+            why += ", and the primary did not say so"
+    return SessionNotReplicated(place.id, found.replicas, sync.replicas, why)

@@ -1,0 +1,152 @@
+"""How a request uses its session: what its view's decorators, its method and its headers say."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any, Final
+from weakref import ref
+
+from django.core import signing
+from django.http import HttpRequest
+from django.urls import Resolver404, ResolverMatch, resolve
+
+from django_clustered_sessions.conf import Nonstop, conf
+from django_clustered_sessions.decorators import NO_MARKS, Access, Marks, marks_of
+
+from .clients import Client
+
+#: The header by which a request that a view makes to its own site runs under the view's lock.
+HEADER: Final = "X-Session-Lock"
+
+_META: Final = f"HTTP_{HEADER.upper().replace('-', '_')}"
+_SALT: Final = "django_clustered_sessions.lock"
+_SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
+
+
+class Usage:
+    """How a session is used outside a request: without a lock, except by ``session.lock()``."""
+
+    access: Access = Access.UNLOCKED
+    #: Whether this counts as a use, which renews the session.
+    touches: bool = True
+    #: What happens while the store is away.
+    nonstop: Nonstop = "exception"
+    #: Whether a lock that is asked for without the view's saying so may be done without.
+    lock_is_optional: bool = False
+    #: The pattern of the request's route; never its path, which may hold secrets.
+    route: str = ""
+    #: From where the session is used, packed; empty where that is not known.
+    client: bytes = b""
+
+    def obey(self, marks: Marks) -> bool:
+        """Take what a view's decorators say, once the view is called.
+
+        Return whether none has said before how the view uses the session.
+        """
+        return False
+
+    def outer_token(self, session_id: str) -> str:
+        """Return the token of the lock that this request runs under, empty if none."""
+        return ""
+
+
+class RequestUsage(Usage):
+    """How a request uses its session.
+
+    The path is resolved here where a middleware touches the session before Django has done it.
+    """
+
+    def __init__(self, request: HttpRequest) -> None:
+        # The request has the session: one that kept its request would keep it, and what was
+        # uploaded with it, until Python looks for cycles.
+        self._request = ref(request)
+        self._headers = request.META
+        self._known_marks: Marks | None = None
+        self._known_client: bytes | None = None
+
+    @property
+    def _method(self) -> str | None:
+        request = self._request()
+        return request.method if request else None
+
+    @property
+    def _match(self) -> ResolverMatch | None:
+        request = self._request()
+        if request is None:
+            return None
+        if request.resolver_match is None:
+            with suppress(Resolver404):
+                return resolve(request.path_info, getattr(request, "urlconf", None))
+        return request.resolver_match
+
+    @property
+    def _marks(self) -> Marks:
+        marks = self._known_marks
+        if marks is None:
+            match = self._match
+            marks = self._known_marks = marks_of(match.func) if match else NO_MARKS
+        return marks
+
+    @property
+    def access(self) -> Access:  # type: ignore[override]
+        """How the view uses the session: as it says itself, or by CLUSTERED_SESSIONS_LOCKING."""
+        if self._marks.access:
+            return self._marks.access
+        locking = conf.locking
+        locks = locking == "all" or (locking == "write" and self._method not in _SAFE_METHODS)
+        return Access.LOCKED if locks else Access.UNLOCKED
+
+    @property
+    def touches(self) -> bool:  # type: ignore[override]
+        """Whether this counts as a use, which renews the session."""
+        return self._marks.touches
+
+    @property
+    def nonstop(self) -> Nonstop:  # type: ignore[override]
+        """What happens while the store is away: as the view says, or CLUSTERED_SESSIONS_NONSTOP."""
+        return self._marks.nonstop or conf.nonstop
+
+    @property
+    def lock_is_optional(self) -> bool:  # type: ignore[override]
+        """Whether only the setting asks for the lock, and the view says what it does without."""
+        return self._marks.nonstop is not None and self._marks.access is None
+
+    @property
+    def route(self) -> str:  # type: ignore[override]
+        """The pattern of the request's route."""
+        match = self._match
+        return f"{self._method} /{match.route}" if match else ""
+
+    @property
+    def client(self) -> bytes:  # type: ignore[override]
+        """From where the session is used, packed."""
+        if self._known_client is None:
+            self._known_client = Client.of(self._headers).pack()
+        return self._known_client
+
+    def obey(self, marks: Marks) -> bool:
+        """Add what a view's decorators say, once the view is called. See Usage.obey()."""
+        before = self._marks
+        access, touches = marks.access or before.access, marks.touches and before.touches
+        self._known_marks = Marks(access, touches, marks.nonstop or before.nonstop)
+        return before.access is None
+
+    def outer_token(self, session_id: str) -> str:
+        """Return the token of the lock that this request runs under, empty if none."""
+        header = self._headers.get(_META)
+        return read_header(header, session_id) if header else ""
+
+
+def write_header(session_id: str, token: str) -> dict[str, str]:
+    """Return the header that lets a request run under a lock: signed, and for this lock only."""
+    return {HEADER: signing.dumps([session_id, token], salt=_SALT)}
+
+
+def read_header(header: str, session_id: str) -> str:
+    """Return the token in a header, empty if it is forged or another session's."""
+    try:
+        found: Any = signing.loads(header, salt=_SALT)
+        its_session, token = found
+    except (signing.BadSignature, ValueError, TypeError):
+        return ""
+    return str(token) if its_session == session_id else ""

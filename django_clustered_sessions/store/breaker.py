@@ -1,0 +1,174 @@
+"""A breaker for each node of the store: while it is away, requests are refused at once.
+
+It opens after a few failed trips in a row. Then one trip at a time is let through, at intervals
+that grow up to a second or so, until one is answered. A refusal of the store, a full one's for
+example, is an answer. Who waits for a lock asks on connections of its own and is not counted.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Final
+
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: Failed trips in a row that open a breaker.
+FAILURES: Final = 3
+#: How long until the first trip is let through, and the longest that it comes to by doubling, in
+#: seconds. A store that is back is found after so long at most, so it stays below a second.
+FIRST_PROBE_S: Final = 0.2
+LONGEST_PROBE_S: Final = 0.8
+
+
+class _Trip(AbstractContextManager[None]):
+    """A trip to a node, one that finds out whether it is back or any other; keeps nothing."""
+
+    def __init__(self, breaker: Breaker, is_probe: bool) -> None:
+        self._ended, self._is_probe = breaker.ended, is_probe
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: object
+    ) -> None:
+        self._ended(error, self._is_probe)
+
+
+class Breaker:
+    """What this process has seen of one node lately, and so whether it is asked now."""
+
+    def __init__(
+        self,
+        node: str,
+        clock: Callable[[], float] = time.monotonic,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        self.node = node
+        self._clock, self._chance = clock, chance
+        self._trip, self._probe = _Trip(self, False), _Trip(self, True)
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew, as after a fork."""
+        self._lock = threading.Lock()
+        self._failures = 0
+        self._opened_at_s: float | None = None
+        self._is_probing = False
+        self._probe_at_s = 0.0
+        self._interval_s = FIRST_PROBE_S
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the node is taken to be away."""
+        return self._opened_at_s is not None
+
+    def trip(self) -> AbstractContextManager[None]:
+        """Return a context in which to ask the node something, which learns what comes of it.
+
+        Raises SessionStoreUnavailable at once while the node is away.
+        """
+        return self._probe if self.is_open and self._admit() else self._trip
+
+    def ended(self, error: BaseException | None, is_probe: bool) -> None:
+        """Learn from how a trip has ended."""
+        if error is None:
+            # Without the lock while all is well, as nearly always.
+            if self._failures or self.is_open:
+                self._answered()
+        elif not isinstance(error, SessionStoreUnavailable) or error.is_away is None:
+            # Broken off, by a client that has left for one: nothing is known of the node.
+            if is_probe:
+                with self._lock:
+                    self._is_probing = False
+        elif error.is_away:
+            self._failed(error, is_probe)
+        else:
+            self._answered()
+
+    def _admit(self) -> bool:
+        """Return whether this trip is the one that finds out whether the node is back."""
+        with self._lock:
+            if self._opened_at_s is None:
+                return False
+            now_s = self._clock()
+            if not self._is_probing and now_s >= self._probe_at_s:
+                self._is_probing = True
+                return True
+            away_s = now_s - self._opened_at_s
+        counters.add(nonstop_trips=1)
+        counters.away(away_s)
+        error = SessionStoreUnavailable(
+            f"the session store at {self.node} has been away for {away_s:.1f} s and was not asked"
+        )
+        error.is_told = True
+        raise error
+
+    def _failed(self, error: SessionStoreUnavailable, is_probe: bool) -> None:
+        with self._lock:
+            self._failures += 1
+            opens = self._opened_at_s is None and self._failures >= FAILURES
+            if opens:
+                self._opened_at_s, self._interval_s = self._clock(), FIRST_PROBE_S
+                self._schedule()
+            elif is_probe:
+                self._interval_s = min(self._interval_s * 2, LONGEST_PROBE_S)
+                self._is_probing = False
+                self._schedule()
+            error.is_told = self.is_open
+            away_s = self._clock() - (self._opened_at_s or 0.0)
+        if error.is_told:
+            counters.away(away_s)
+        if opens:
+            counters.add(breaker_opened=1)
+            logger.error(
+                "the session store at %s is away, and is asked by one request at a time until it "
+                "answers: %s",
+                *(self.node, error),
+            )
+
+    def _answered(self) -> None:
+        with self._lock:
+            opened_at_s = self._opened_at_s
+            self._failures, self._opened_at_s, self._is_probing = 0, None, False
+            away_s = 0.0 if opened_at_s is None else self._clock() - opened_at_s
+        if opened_at_s is not None:
+            counters.away(away_s)
+            logger.warning("the session store at %s is back after %.1f s", self.node, away_s)
+
+    def _schedule(self) -> None:
+        # Processes that lost the store together do not come back to it together.
+        self._probe_at_s = self._clock() + self._interval_s * (0.5 + self._chance() / 2)
+
+
+class Breakers:
+    """The breakers of this process, one for each node, whichever pools lead there."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, Breaker] = {}
+
+    def of(self, node: str) -> Breaker:
+        """Return a node's breaker; ``node`` is what the log calls it."""
+        return self._nodes.setdefault(node, Breaker(node))
+
+    def forget(self) -> None:
+        """Give new pools new breakers; the old ones keep theirs."""
+        self._nodes = {}
+
+    def reset(self) -> None:
+        """Close all, as in a forked process: what its parent saw is the parent's."""
+        for breaker in self._nodes.values():
+            breaker.reset()
+
+
+breakers = Breakers()
+os.register_at_fork(after_in_child=breakers.reset)

@@ -1,0 +1,481 @@
+"""Connection pools of our own, from the django-redis entry of CACHES that names the store.
+
+One pool per process for synchronous use, one per event loop for asynchronous use; never
+django-redis' own, which are global per URL and have the cache's timeouts and retries.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import cache
+from typing import Any, Final, TypeVar, cast
+
+import redis
+from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
+from django.core.signals import setting_changed
+from django.dispatch import receiver
+from redis import asyncio as aioredis
+from redis.asyncio.connection import parse_url as parse_async_url
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import NoBackoff
+from redis.connection import parse_url
+from redis.retry import Retry
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.steps import Asks, Wait
+
+from . import watching
+from .breaker import breakers
+from .nodes import Address, Nodes, SlotMap
+from .replies import Replies
+
+#: Backend of a CACHES entry that this package can use.
+BACKEND: Final = "django_redis.cache.RedisCache"
+
+#: Connection factories of django-redis whose meaning this package knows.
+PLAIN: Final = "django_redis.pool.ConnectionFactory"
+SENTINEL: Final = "django_redis.pool.SentinelConnectionFactory"
+CLUSTER: Final = "django_clustered_sessions.cluster.ClusterConnectionFactory"
+FACTORIES: Final = (PLAIN, SENTINEL, CLUSTER)
+
+
+class _Pool(redis.ConnectionPool):
+    """redis-py's pool, without the checks and figures of its own for each loan.
+
+    A connection that has died is found out by the exchange on it, which is repeated anyway.
+    """
+
+    def reset(self) -> None:
+        """Start anew, as after a fork."""
+        self._idle: list[Any] = []
+        super().reset()
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        """Return a connection that is idle, or a new one, which has yet to connect."""
+        self._checkpid()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            pass
+        with self._lock:
+            # Whoever uses it knows how much time there is to connect; super() does not.
+            connection = self.make_connection()
+            self._in_use_connections.add(connection)
+        return connection
+
+    def release(self, connection: Any) -> None:
+        """Take a connection back."""
+        if connection.pid == os.getpid() and not connection.should_reconnect():
+            self._idle.append(connection)
+        else:
+            super().release(connection)
+
+
+class _AsyncPool(aioredis.ConnectionPool):
+    """See _Pool."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._idle: list[Any] = []
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _Pool.get_connection()."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return await super().get_connection()  # type: ignore[no-untyped-call]
+
+    async def release(self, connection: Any) -> None:
+        """See _Pool.release()."""
+        if connection.should_reconnect():
+            await super().release(connection)
+        else:
+            self._idle.append(connection)
+
+
+class _SentinelPool(_Pool):
+    """Connections to the primary that the Sentinels name; see watching."""
+
+    def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _Pool.get_connection(); one that leads elsewhere will connect anew."""
+        connection = super().get_connection()
+        if not connection.is_at_primary():
+            connection.disconnect()
+        return connection
+
+
+class _AsyncSentinelPool(_AsyncPool):
+    """See _SentinelPool."""
+
+    async def get_connection(self, *args: Any, **options: Any) -> Any:
+        """See _SentinelPool.get_connection()."""
+        connection = await super().get_connection()
+        if not connection.is_at_primary():
+            await connection.disconnect(nowait=True)
+        return connection
+
+
+#: What stands for the pool classes that exist both for synchronous and for asynchronous use.
+POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
+    "redis.ConnectionPool": (_Pool, _AsyncPool),
+    "redis.connection.ConnectionPool": (_Pool, _AsyncPool),
+    "redis.BlockingConnectionPool": (redis.BlockingConnectionPool, aioredis.BlockingConnectionPool),
+    "redis.connection.BlockingConnectionPool": (
+        redis.BlockingConnectionPool,
+        aioredis.BlockingConnectionPool,
+    ),
+    "redis.sentinel.SentinelConnectionPool": (_SentinelPool, _AsyncSentinelPool),
+}
+
+#: Connections to the primary that Sentinels name: for each world, without TLS and with it.
+_WATCHED: Final = (
+    (watching.WatchedConnection, watching.WatchedTLSConnection),
+    (watching.AsyncWatchedConnection, watching.AsyncWatchedTLSConnection),
+)
+
+#: Connection options that are not the entry's to decide here: timeouts and repeats follow
+#: CLUSTERED_SESSIONS_STORE_TIMEOUT, and replies are read raw.
+_OURS: Final = frozenset(
+    {
+        "decode_responses",
+        "health_check_interval",
+        "is_master",
+        "legacy_responses",
+        "maint_notifications_config",
+        "parser_class",
+        "protocol",
+        "retry",
+        "retry_on_error",
+        "retry_on_timeout",
+        "socket_connect_timeout",
+        "socket_timeout",
+        "timeout",
+    }
+)
+
+
+#: Settings that a pool is built from.
+_BUILT_FROM: Final = frozenset(
+    {
+        "CACHES",
+        "CLUSTERED_SESSIONS_STORE_TIMEOUT",
+        "DJANGO_REDIS_CONNECTION_FACTORY",
+        "SESSION_CACHE_ALIAS",
+    }
+)
+
+#: As many connections as there are requests at once; the entry may say fewer.
+_UNLIMITED: Final = 2**31
+
+#: Of a cluster, the pools of its nodes.
+Pool = redis.ConnectionPool | Nodes
+AsyncPool = aioredis.ConnectionPool | Nodes
+
+T = TypeVar("T")
+
+_Where = tuple[asyncio.AbstractEventLoop, int]
+
+
+def entry() -> Mapping[str, Any]:
+    """Return the CACHES entry that SESSION_CACHE_ALIAS names.
+
+    Raises ImproperlyConfigured where it is missing or not django-redis'.
+    """
+    alias = settings.SESSION_CACHE_ALIAS
+    found: Mapping[str, Any] = settings.CACHES.get(alias, {})
+    if found.get("BACKEND") != BACKEND:
+        raise ImproperlyConfigured(
+            f"SESSION_CACHE_ALIAS names {alias!r}, and CACHES[{alias!r}] has to be an entry of "
+            f"django-redis: 'BACKEND': '{BACKEND}', 'LOCATION': 'redis://HOST:6379/1'."
+        )
+    return found
+
+
+def url(of: Mapping[str, Any]) -> str:
+    """Return the primary's URL: the first of an entry's LOCATION."""
+    return next(iter(_urls(of)), "")
+
+
+def _urls(of: Mapping[str, Any]) -> list[str]:
+    location = of.get("LOCATION") or ""
+    if isinstance(location, str):
+        location = location.split(",")
+    return [str(one).strip() for one in location]
+
+
+def factory(options: Mapping[str, Any]) -> Any:
+    """Return the dotted name of the connection factory that an entry's OPTIONS ask for."""
+    return options.get("CONNECTION_FACTORY") or getattr(
+        settings, "DJANGO_REDIS_CONNECTION_FACTORY", PLAIN
+    )
+
+
+def is_cluster() -> bool:
+    """Return whether two sessions may be on two servers, where no script can have both.
+
+    Raises ImproperlyConfigured.
+    """
+    return isinstance(_working.pool(), Nodes)
+
+
+@cache
+def _slot_map(start: tuple[Address, ...]) -> SlotMap:
+    """Return the map of slots that all pools of this process share."""
+    return SlotMap(start)
+
+
+def _build(
+    parse: Callable[[str], Mapping[str, Any]],
+    retry: Any,
+    world: int,
+    at: watching.Address | None = None,
+) -> Any:
+    """Build the pool of one world: synchronous (0) or asynchronous (1).
+
+    ``at`` is a server that stands for the one that LOCATION or the Sentinels name.
+    """
+    found = entry()
+    options: Mapping[str, Any] = found.get("OPTIONS", {})
+    named = factory(options)
+    default = POOLS[
+        "redis.sentinel.SentinelConnectionPool" if named == SENTINEL else "redis.ConnectionPool"
+    ]
+    pool_name = options.get("CONNECTION_POOL_CLASS")
+    pools = POOLS.get(pool_name) if pool_name else default
+    if (
+        named not in FACTORIES
+        or pools is None
+        or (named == SENTINEL) != (pools[0] is _SentinelPool)
+    ):
+        raise ImproperlyConfigured(
+            f"The sessions' CACHES entry has {pool_name or named}: either there is no "
+            "asynchronous twin of it, or factory and pool do not belong together. Use "
+            f"django-redis' own factories or {CLUSTER}, and redis' own pools."
+        )
+    timeout_s = conf.store_timeout
+    try:
+        location = parse(url(found))
+        start = tuple(map(Address.of, _urls(found))) if named == CLUSTER else ()
+    except ValueError as error:
+        raise ImproperlyConfigured(
+            f"The sessions' CACHES entry has no good LOCATION: {error}"
+        ) from error
+    given = {
+        "username": options.get("USERNAME"),
+        "password": options.get("PASSWORD"),
+        **options.get("CONNECTION_POOL_KWARGS", {}),
+        **location,
+    }
+    ours: dict[str, Any] = {
+        "protocol": 2,
+        "retry": retry(NoBackoff(), 0),
+        "socket_connect_timeout": timeout_s,
+        # The asynchronous driver has a limit for each trip, and redis-py's would be one more for
+        # each reply, and a task for each sending.
+        "socket_timeout": None if world else timeout_s,
+    }
+    keywords = {
+        name: value for name, value in given.items() if name not in _OURS and value is not None
+    } | ours
+    pool_class = pools[world]
+    if world == 0:
+        keywords["parser_class"] = Replies
+    if named == SENTINEL:
+        sentinels = options.get("SENTINELS", ())
+        # One that hangs leaves time to ask the next one, and the primary.
+        share_s = timeout_s / (len(sentinels) + 1)
+        brief = {"socket_connect_timeout": share_s, "socket_timeout": share_s}
+        asking = {**ours, "retry": Retry(NoBackoff(), 0), **brief}
+        keywords["watcher"] = watching.watcher(
+            keywords.pop("host"), sentinels, asking | (options.get("SENTINEL_KWARGS") or {})
+        )
+        keywords.pop("port", None)
+        is_tls = keywords.get("connection_class") is not None
+        keywords["connection_class"] = _WATCHED[world][is_tls]
+    if at is not None:
+        pool_class = redis.ConnectionPool
+        for name in ("watcher", "path"):
+            if keywords.pop(name, None) is not None:
+                is_tls = keywords.pop("connection_class") is watching.WatchedTLSConnection
+                keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
+        keywords["host"], keywords["port"] = at
+    if issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
+        keywords["timeout"] = timeout_s
+    else:
+        # redis-py's default is 100, and the task after that fails at once.
+        keywords.setdefault("max_connections", _UNLIMITED)
+    if at is not None:
+        return pool_class(**keywords)
+    if named == CLUSTER:
+        # One node that hangs leaves time to ask another one.
+        half = {"socket_connect_timeout": timeout_s / 2}
+        keywords |= half if world else {**half, "socket_timeout": timeout_s / 2}
+        return Nodes(
+            _slot_map(start), lambda node: _guarded(pool_class(**keywords | node._asdict()))
+        )
+    return _guarded(pool_class(**keywords))
+
+
+def _guarded(pool: Any) -> Any:
+    """Give a pool the breaker of the node that its connections lead to."""
+    to = pool.connection_kwargs
+    if watcher := to.get("watcher"):
+        name = watcher.service
+    else:
+        name = to.get("path") or f"{to.get('host', 'localhost')}:{to.get('port', 6379)}"
+    pool.breaker = breakers.of(str(name))
+    return pool
+
+
+class _Pools:
+    """The pools of this process, until a setting that they were built from changes."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sync: Pool | None = None
+        self._async: dict[_Where, tuple[AsyncPool, AsyncGenerator[None]]] = {}
+        self._changes = 0
+
+    def pool(self) -> Pool:
+        pool = self._sync
+        if pool is None:
+            with self._lock:
+                pool = self._sync = self._sync or _build(parse_url, Retry, 0)
+        return pool
+
+    def apool(self) -> AsyncPool:
+        where = (asyncio.get_running_loop(), self._changes)
+        if where not in self._async:
+            for loop, changes in list(self._async):
+                if loop.is_closed():
+                    self._async.pop((loop, changes), None)
+            pool = _build(parse_async_url, AsyncRetry, 1)
+            self._async[where] = pool, self._close_with_loop(where, pool)
+            _start(self._async[where][1])
+        return self._async[where][0]
+
+    async def _close_with_loop(self, where: _Where, pool: AsyncPool) -> AsyncGenerator[None]:
+        """Wait for the event loop's end, and close the connections while it can still do that.
+
+        A loop that ends closes the asynchronous generators that were started in it
+        (``loop.shutdown_asyncgens()``, which ``asyncio.run`` and asgiref call). A weak
+        dictionary by loop would not do: the connections hold their loop.
+        """
+        try:
+            yield
+        finally:
+            self._async.pop(where, None)
+            for one in pool.pools if isinstance(pool, Nodes) else [pool]:
+                await one.disconnect()
+
+    def forget(self) -> None:
+        with self._lock:
+            pool, self._sync = self._sync, None
+            self._changes += 1
+        if pool is not None:
+            pool.disconnect()
+
+
+def _start(generator: AsyncGenerator[None]) -> None:
+    """Run a generator that does not wait before its first yield up to there, without a loop."""
+    with suppress(StopIteration):
+        anext(generator).__await__().send(None)
+
+
+_working, _waiting = _Pools(), _Pools()
+
+
+def _for(pool: T, step: Asks | None) -> T:
+    # A mailbox is on one node of a cluster; where a trip goes is found out as it is sent.
+    if isinstance(step, Wait) and isinstance(pool, Nodes):
+        return cast(T, pool.pool(step))
+    return pool
+
+
+def pool(step: Asks | None = None) -> Pool:
+    """Return this process's pool of connections to the store that a step of a flow asks.
+
+    Raises ImproperlyConfigured.
+    """
+    return _for(_working.pool(), step)
+
+
+def apool(step: Asks | None = None) -> AsyncPool:
+    """Return the running event loop's pool. See pool()."""
+    return _for(_working.apool(), step)
+
+
+def waiting_pool(step: Asks | None = None) -> Pool:
+    """Return the pool for those who wait for a lock, so that they starve nobody who works.
+
+    As large as the other one. See pool().
+    """
+    return _for(_waiting.pool(), step)
+
+
+def awaiting_pool(step: Asks | None = None) -> AsyncPool:
+    """Return the running event loop's pool for those who wait. See waiting_pool()."""
+    return _for(_waiting.apool(), step)
+
+
+def pool_at(address: watching.Address) -> redis.ConnectionPool:
+    """Return a new pool of connections to one server, a replica for example. See pool()."""
+    built: redis.ConnectionPool = _build(parse_url, Retry, 0, address)
+    return built
+
+
+def watcher() -> watching.Watcher | None:
+    """Return who asks the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
+    found = pool()
+    return None if isinstance(found, Nodes) else found.connection_kwargs.get("watcher")
+
+
+def nodes() -> Mapping[Address, Sequence[tuple[int, int]]]:
+    """Return a cluster's primaries, as far as this process knows, each with its ranges of slots.
+
+    Empty where the store is no cluster. Raises ImproperlyConfigured.
+    """
+    found = pool()
+    return found.slots if isinstance(found, Nodes) else {}
+
+
+def node(key: str) -> Address | None:
+    """Return the primary of a cluster that has a key, as far as this process knows.
+
+    None where the store is no cluster. Raises ImproperlyConfigured.
+    """
+    found = pool()
+    return found.node(key) if isinstance(found, Nodes) else None
+
+
+def address() -> str:
+    """Return where this process's connections lead: ``HOST:PORT`` or the path of a socket.
+
+    Not for a cluster, whose ``nodes`` are several.
+
+    Raises SessionStoreUnavailable, ImproperlyConfigured.
+    """
+    of: Any = pool()
+    try:
+        connection: Any = of.get_connection()
+        connection.connect()
+    except redis.RedisError as error:
+        raise SessionStoreUnavailable(f"the session store does not answer: {error}") from error
+    of.release(connection)
+    return str(getattr(connection, "path", "") or f"{connection.host}:{connection.port}")
+
+
+@receiver(setting_changed)
+def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
+    if setting in _BUILT_FROM:
+        _working.forget()
+        _waiting.forget()
+        _slot_map.cache_clear()
+        watching.forget()
+        breakers.forget()
