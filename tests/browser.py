@@ -11,8 +11,8 @@ from asgiref.sync import async_to_sync
 from django.test import AsyncClient, Client
 from django.urls import path
 
-from django_clustered_sessions.record import Place
-from django_clustered_sessions.scripts import script
+from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.scripts import script
 
 #: What a test's view is: synchronous or asynchronous.
 View = Callable[..., Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -10,9 +10,9 @@ from typing import Any, Final
 import redis
 from redis.crc import key_slot
 
-from django_clustered_sessions import cluster
+from django_clustered_sessions.store import connections
 from tests.conftest import use_store
-from tests.servers import StoreServer, free_port, wait_for
+from tests.servers import StoreServer, wait_for
 
 SLOTS: Final = 16384
 
@@ -20,8 +20,8 @@ SLOTS: Final = 16384
 class ClusterServers:
     """A cluster of ``primaries`` that share the slots, and ``replicas`` of the first of them.
 
-    ``binary`` is every server's; a node takes another for down after ``node_timeout_ms`` of
-    silence. Use as a context manager.
+    ``binary`` is every server's, ``server`` makes one; a node takes another for down after
+    ``node_timeout_ms`` of silence. Use as a context manager.
     """
 
     def __init__(
@@ -31,7 +31,9 @@ class ClusterServers:
         replicas: int = 0,
         binary: Path | None = None,
         node_timeout_ms: int = 1000,
+        server: Callable[..., StoreServer] = StoreServer,
     ) -> None:
+        self._server = server
         self._numbers = primaries, replicas
         self._binary = binary
         self._flags = (
@@ -70,11 +72,11 @@ class ClusterServers:
         """All servers, primaries first."""
         return [*self.primaries, *self.replicas]
 
-    def use(self, settings: Any, *ports: int, **options: Any) -> None:
+    def use(self, settings: Any, *ports: int, scheme: str = "redis", **options: Any) -> None:
         """Point the settings at the cluster; the start-up nodes are the primaries, or ``ports``."""
         ports = ports or tuple(server.port for server in self.primaries)
-        location = ",".join(f"redis://127.0.0.1:{port}" for port in ports)
-        use_store(settings, location, CONNECTION_FACTORY=cluster.FACTORY, **options)
+        location = ",".join(f"{scheme}://127.0.0.1:{port}" for port in ports)
+        use_store(settings, location, CONNECTION_FACTORY=connections.CLUSTER, **options)
 
     def owner(self, key: str) -> StoreServer:
         """Return the server that has a key's slot, as one that is up says."""
@@ -120,9 +122,9 @@ class ClusterServers:
             ask(server, "FLUSHALL")
 
     def stored(self) -> set[str]:
-        """Return the keys of all primaries, without the buckets' indexes and figures."""
+        """Return the keys of all primaries, without the indexes, figures and their history."""
         found = {key.decode() for server in self.primaries for key in ask(server, "KEYS", "*")}
-        return {key for key in found if not key.endswith((":index", ":figures"))}
+        return {key for key in found if not key.endswith((":index", ":figures", ":history"))}
 
     @contextmanager
     def moving(self, slot: int, source: StoreServer, target: StoreServer) -> Iterator[None]:
@@ -154,8 +156,7 @@ class ClusterServers:
             pass
 
     def _start(self) -> StoreServer:
-        server = StoreServer(*self._flags, binary=self._binary, port=free_port())
-        return self._started.enter_context(server)
+        return self._started.enter_context(self._server(*self._flags, binary=self._binary))
 
     def _knows_all(self, server: StoreServer) -> bool:
         nodes = ask(server, "CLUSTER NODES")

@@ -10,13 +10,23 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 
-from django_clustered_sessions.counters import Counters
+from django_clustered_sessions.counters import Counters, counters
 from django_clustered_sessions.embedded import bundled_binary
+from django_clustered_sessions.management.commands import sessionevents
+from django_clustered_sessions.store.breaker import breakers
 from tests.locking import Threads
 from tests.servers import CountingProxy, StoreServer
 
 pytest_plugins = ["pytester"]
+
+# A machine that stands still meanwhile does not make an example a slow one.
+hypothesis_settings.register_profile(
+    "tests", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+hypothesis_settings.load_profile("tests")
 
 #: The database of the sessions, on every server.
 DATABASE = 1
@@ -59,10 +69,28 @@ def store(store_server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
         yield client
 
 
+@pytest.fixture(autouse=True)
+def _as_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin with nothing counted and no store known to be away, whatever other tests have met.
+
+    And let figures ride along in tests of figures only: they go once a second, with whatever trip
+    is under way then.
+    """
+    counters.clear()
+    breakers.reset()
+    if "figures" not in request.fixturenames:
+        monkeypatch.setattr(Counters, "take", lambda self, **kwargs: ())
+
+
 @pytest.fixture
-def no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no figures ride along: a test that breaks a trip would break what counts it too."""
-    monkeypatch.setattr(Counters, "take", lambda self, **kwargs: ())
+def figures() -> None:
+    """Let the figures ride along."""
+
+
+@pytest.fixture
+def no_databases(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers for events leave alone the databases that other tests have connected to."""
+    monkeypatch.setattr(sessionevents, "close_old_connections", lambda: None)
 
 
 @pytest.fixture

@@ -10,11 +10,14 @@ from typing import Any
 
 import redis
 
-from django_clustered_sessions import commands, connections, drivers
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.commands import Call, Flow, Gone, Held, Locking, Taken
-from django_clustered_sessions.drivers import Budget
-from django_clustered_sessions.record import LOCK, Locker
+from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.outcomes import Gone, Held, Taken
+from django_clustered_sessions.protocol.record import LOCK, Locker
+from django_clustered_sessions.protocol.steps import Call, Flow
+from django_clustered_sessions.protocol.terms import Locking
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.drivers import Budget
 from tests.browser import place
 from tests.servers import wait_for
 

@@ -9,7 +9,10 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 ROOT_URLCONF = "tests.urls"
 USE_TZ = True
 
+STATIC_URL = "static/"
+
 INSTALLED_APPS = [
+    "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
@@ -45,3 +48,6 @@ CACHES = {
         "LOCATION": "redis://127.0.0.1:1/1",
     },
 }
+
+# A machine may stand still for seconds; tests of what takes too long set their own.
+CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0

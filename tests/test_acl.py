@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,25 +13,39 @@ from typing import Any
 import pytest
 import redis
 from django.core.management import CommandError, call_command
+from redis.crc import key_slot
 
-from django_clustered_sessions import checks, connections
+from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.exceptions import ClusteredSessionError
-from django_clustered_sessions.near import near_cache
+from django_clustered_sessions.management.commands.sessionevents import Worker
+from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.store import connections
+from tests.browser import place
+from tests.clusters import ClusterServers
 from tests.conftest import use_store
-from tests.locking import Threads, outcome, wait_for_queue
+from tests.locking import Threads, new_session, outcome, wait_for_queue
 from tests.servers import StoreServer
 
-pytestmark = pytest.mark.once
+pytestmark = [pytest.mark.once, pytest.mark.usefixtures("no_databases")]
 
-PAGE = (Path(__file__).parent.parent / "docs" / "deploy-store.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "deploy-store.md").read_text(encoding="utf-8")
+CLUSTER_PAGE = (DOCS / "cluster.md").read_text(encoding="utf-8")
 
 #: The rule of who uses sessions, and what else who looks at statistics needs.
 (RULE,) = re.findall(r"^ACL SETUSER site on .*(?:\n +.*)*", PAGE, re.MULTILINE)
-(MORE,) = re.findall(r"^ACL SETUSER site (\+zcount.*)$", PAGE, re.MULTILINE)
+(MORE,) = re.findall(r"^ACL SETUSER site (\+zrange.*)$", PAGE, re.MULTILINE)
+#: And who handles events.
+(OF_EVENTS,) = re.findall(r"^ACL SETUSER site (\+xadd.*)$", PAGE, re.MULTILINE)
+
+#: What else is needed on a cluster.
+(CLUSTER,) = re.findall(r"^ACL SETUSER site (\+cluster.*)$", CLUSTER_PAGE, re.MULTILINE)
 
 COMMANDS = re.findall(r"\+\S+", RULE)
 STATISTICS = MORE.split()
+EVENTS = OF_EVENTS.split()
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +85,14 @@ def denied(admin: redis.Redis) -> set[str]:
     return {entry["object"].lower() for entry in admin.acl_log()} - {"client|setinfo"}
 
 
-def wait_for_a_lock(server: StoreServer, key: str) -> None:
+def wait_for_a_lock(client: Callable[[str], redis.Redis], key: str) -> None:
     """Let a thread wait until it is woken; it has ended when this returns."""
 
     def wait() -> None:
         with SessionStore(key).lock() as waiter:
             waiter.increment("hits")
 
-    with Threads() as threads, server.client(db=1) as raw:
+    with Threads() as threads, client(place(key).record) as raw:
         with SessionStore(key).lock():
             waiting = threads.start(wait)
             wait_for_queue(raw, key, 1)
@@ -87,6 +101,11 @@ def wait_for_a_lock(server: StoreServer, key: str) -> None:
 
 def use_everything(server: StoreServer) -> None:
     """Do with sessions what a site can do."""
+    use_all(lambda key: server.client(db=1))
+
+
+def use_all(client: Callable[[str], redis.Redis]) -> None:
+    """Do with sessions what a site can do; ``client`` gives a raw client of who has a key."""
     session = SessionStore()
     session["n"], session["user"] = 1, "x" * 5000
     session.save()
@@ -106,7 +125,7 @@ def use_everything(server: StoreServer) -> None:
     with SessionStore(key).lock() as locked:
         locked["n"] = 5
         locked.commit()
-    wait_for_a_lock(server, key or "")
+    wait_for_a_lock(client, key or "")
     assert session.exists(key)
     sliding = SessionStore(key)
     sliding.cycle_key()
@@ -114,6 +133,12 @@ def use_everything(server: StoreServer) -> None:
     sliding["n"] = 5
     sliding.save()
     asyncio.run(use_asynchronously(sliding.session_key))
+    sliding["_auth_user_id"] = "1"
+    sliding.save()
+    other = SessionStore()
+    other["_auth_user_id"] = "1"
+    other.save()
+    assert registry.end_sessions_of(1, keep=sliding) == 1
     sliding.flush()
     assert not SessionStore().exists(key)
 
@@ -133,7 +158,25 @@ def look_at_everything() -> None:
     session.save()
     call_command("sessionstats", format="json", stdout=io.StringIO())
     call_command("sessionstats", locks=True, stdout=io.StringIO())
-    assert checks.check_store() == []
+    assert check_store() == []
+
+
+def handle_events() -> None:
+    """Let an event happen, and workers take it, give it back, and handle it."""
+    SessionStore().save()
+
+    def stop(event: Any) -> None:
+        stopping._stop.set()
+        SessionStore().save()
+
+    stopping = Worker(stop, 60)
+    stopping._pace = 2
+    for _ in range(2):
+        SessionStore().save()
+    stopping._handle_all()
+    found: list[Any] = []
+    Worker(found.append, 60).run(once=True)
+    assert len(found) == 3
 
 
 def test_the_rule_is_enough(admin: redis.Redis, server: StoreServer) -> None:
@@ -146,6 +189,25 @@ def test_with_statistics(admin: redis.Redis) -> None:
     allow(admin, RULE, *COMMANDS, *STATISTICS)
     look_at_everything()
     assert denied(admin) == set()
+
+
+def test_with_events(admin: redis.Redis, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1000
+    allow(admin, RULE, *COMMANDS, *EVENTS)
+    handle_events()
+    assert denied(admin) == set()
+
+
+@pytest.mark.parametrize("missing", EVENTS)
+def test_not_one_command_too_many_for_events(
+    missing: str, admin: redis.Redis, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1000
+    granted = [command for command in (*COMMANDS, *EVENTS) if command != missing]
+    allow(admin, RULE, *granted)
+    with suppress(ClusteredSessionError, AssertionError):
+        handle_events()
+    assert missing[1:] in denied(admin)
 
 
 @pytest.mark.parametrize("missing", COMMANDS)
@@ -180,3 +242,70 @@ def test_keys_of_others_are_out_of_reach(admin: redis.Redis, server: StoreServer
         ):
             with pytest.raises(redis.exceptions.NoPermissionError):
                 site.execute_command(*command)
+
+
+# A cluster.
+
+
+@pytest.fixture(scope="module")
+def servers(store_server: StoreServer) -> Iterator[ClusterServers]:
+    with ClusterServers(binary=store_server.binary) as started:
+        yield started
+
+
+def allow_everywhere(servers: ClusterServers, settings: Any, *commands: str) -> None:
+    """Begin anew with a user of these commands on all nodes."""
+    servers.flush()
+    servers.use(settings, USERNAME="site", PASSWORD="secret")
+    for one in servers.primaries:
+        with one.client() as admin:
+            allow(admin, RULE, *commands)
+            admin.script_flush()
+            admin.acl_log_reset()
+
+
+def denied_anywhere(servers: ClusterServers) -> set[str]:
+    clients = [one.client(decode_responses=True) for one in servers.primaries]
+    return set[str]().union(*map(denied, clients))
+
+
+def use_cluster(servers: ClusterServers) -> None:
+    """Do all on each node, and read a session that is ahead of its slot."""
+    for _ in range(8):
+        use_all(servers.client)
+    key = new_session(n=1)
+    record = place(key).record
+    home = servers.owner(record)
+    target = next(one for one in servers.primaries if one is not home)
+    with servers.moving(key_slot(record.encode()), home, target):
+        servers.migrate(key_slot(record.encode()), home, target, record)
+        # A script, at hand here; and not.
+        assert SessionStore(key).load() == {"n": 1}
+        near_cache.clear()
+        assert SessionStore(key).load() == {"n": 1}
+
+
+def test_the_rules_are_enough_on_a_cluster(servers: ClusterServers, settings: Any) -> None:
+    allow_everywhere(servers, settings, *COMMANDS, *CLUSTER.split())
+    use_cluster(servers)
+    assert denied_anywhere(servers) == set()
+
+
+def test_with_statistics_on_a_cluster(servers: ClusterServers, settings: Any) -> None:
+    allow_everywhere(servers, settings, *COMMANDS, *CLUSTER.split(), *STATISTICS)
+    new_session(n=1)
+    call_command("sessionstats", format="json", stdout=io.StringIO())
+    call_command("sessionstats", locks=True, stdout=io.StringIO())
+    check_store()
+    assert denied_anywhere(servers) == set()
+
+
+@pytest.mark.parametrize("missing", CLUSTER.split())
+def test_not_one_command_too_many_on_a_cluster(
+    servers: ClusterServers, settings: Any, missing: str
+) -> None:
+    granted = (command for command in CLUSTER.split() if command != missing)
+    allow_everywhere(servers, settings, *COMMANDS, *granted)
+    with suppress(ClusteredSessionError, AssertionError):
+        use_cluster(servers)
+    assert missing[1:] in denied_anywhere(servers)

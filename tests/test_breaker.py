@@ -6,6 +6,7 @@ import asyncio
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -15,13 +16,18 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clustered_sessions import breaker as module
-from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.breaker import FAILURES, FIRST_PROBE_S, LONGEST_PROBE_S, Breaker
-from django_clustered_sessions.counters import counters
-from django_clustered_sessions.drivers import _unavailable
+from django_clustered_sessions.counters import NAMES, counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.store import breaker as module
+from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.breaker import (
+    FAILURES,
+    FIRST_PROBE_S,
+    LONGEST_PROBE_S,
+    Breaker,
+)
+from django_clustered_sessions.store.drivers import _unavailable
 from tests.browser import load_scripts
 from tests.conftest import use_store
 from tests.servers import CountingProxy, wait_for
@@ -88,6 +94,40 @@ def test_opens_after_failures_in_a_row_and_is_fast(breaker: Breaker) -> None:
         assert not is_asked(breaker)
     assert counters._counts["breaker_opened"] == before["breaker_opened"] + 1
     assert counters._counts["nonstop_trips"] == before["nonstop_trips"] + 5
+
+
+@pytest.mark.usefixtures("figures")
+def test_figures_have_when_the_node_was_away_last_and_for_how_long(
+    breaker: Breaker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # This process's clock is an hour ahead of the store's.
+    monkeypatch.setattr(counters, "clock_offset_ms", 3_600_000)
+
+    def told() -> tuple[int, int]:
+        """Return both, and forget them."""
+        found = dict(zip(NAMES, counters.take(now=True), strict=True))
+        return found["store_longest_away_ms"], found["store_last_away_ms"]
+
+    counters.take(now=True)
+    began_ms = time.time() * 1000 - 3_600_001
+    opened(breaker)
+    longest_ms, last_ms = told()
+    assert longest_ms == 0
+    assert began_ms <= last_ms <= began_ms + 60_000
+    clock.now_s += FIRST_PROBE_S / 2
+    assert not is_asked(breaker)
+    longest_ms, again_ms = told()
+    assert longest_ms == FIRST_PROBE_S * 500
+    assert last_ms <= again_ms <= began_ms + 60_000
+    clock.now_s += FIRST_PROBE_S
+    assert is_asked(breaker)
+    assert told()[0] == FIRST_PROBE_S * 1500
+    clock.now_s += 5.0
+    with breaker.trip():
+        pass
+    longest_ms, at_the_end_ms = told()
+    assert longest_ms == FIRST_PROBE_S * 1500 + 5000
+    assert again_ms <= at_the_end_ms <= began_ms + 60_000
 
 
 @pytest.mark.parametrize("is_away", [False, None])
@@ -238,7 +278,7 @@ def slow_probes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
 
 
 def test_open_breaker_opens_no_connection(
-    proxy: CountingProxy, slow_probes: Callable[[], None], no_figures: None
+    proxy: CountingProxy, slow_probes: Callable[[], None]
 ) -> None:
     ask()
     lose(proxy)
@@ -309,7 +349,6 @@ def test_one_probe_while_the_store_is_silent(
     proxy: CountingProxy,
     slow_probes: Callable[[], None],
     settings: Any,
-    no_figures: None,
 ) -> None:
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30
     ask()
@@ -381,7 +420,7 @@ def test_fork_begins_with_closed_breakers() -> None:
     # In a process of its own: this one has threads, and a fork of it would have their locks.
     code = """
 import os
-from django_clustered_sessions.breaker import FAILURES, breakers
+from django_clustered_sessions.store.breaker import FAILURES, breakers
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 
 breaker = breakers.of("store:1")

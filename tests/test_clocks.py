@@ -34,7 +34,7 @@ from django.utils.timezone import make_naive
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.record import Place
+from django_clustered_sessions.protocol.record import Meta, Place
 from tests import settings as test_settings
 from tests.conftest import require, use_store
 from tests.servers import wait_for
@@ -55,7 +55,8 @@ def use(url: str, **changes: Any) -> None:
     use_store(django_settings, url)
     for name, value in changes.items():
         setattr(django_settings, name, value)
-    setting_changed.send(None, setting="CACHES", value=None, enter=True)
+    for name in ("CACHES", *changes):
+        setting_changed.send(None, setting=name, value=None, enter=True)
 
 
 def clock() -> float:
@@ -127,6 +128,16 @@ def look(key: str, is_async: bool) -> Any:
     age, date = found
     assert (date.tzinfo is not None) == django_settings.USE_TZ
     return age, date.timestamp() * 1000
+
+
+def ends_at(key: str, is_async: bool) -> float | None:
+    """Return when a session ends, or None where there is no session; no use of it."""
+    session = SessionStore(key)
+    end = asyncio.run(session.aexpires_at()) if is_async else session.expires_at()
+    if end is None:
+        return None
+    assert end.tzinfo is not None
+    return end.timestamp() * 1000
 
 
 def request(key: str, does: str) -> Any:
@@ -255,7 +266,12 @@ def nodes(
 
 
 def tell(nodes: dict[str, Node], settings: Any, **changes: Any) -> None:
-    usual = {"SESSION_COOKIE_AGE": AGE_S, "SESSION_SAVE_EVERY_REQUEST": False}
+    usual = {
+        "SESSION_COOKIE_AGE": AGE_S,
+        "SESSION_SAVE_EVERY_REQUEST": False,
+        "CLUSTERED_SESSIONS_IDLE_TIMEOUT": None,
+        "CLUSTERED_SESSIONS_ABSOLUTE_TIMEOUT": None,
+    }
     for node in nodes.values():
         node.ask(use, settings.CACHES["sessions"]["LOCATION"], **(usual | changes))
 
@@ -447,6 +463,75 @@ def test_a_session_ends_for_all_nodes_when_the_store_says_so(
         return not left
 
     wait_for(all_over, "the sessions expire")
+
+
+def is_used_until(
+    limit_ms: float, store: redis.Redis, node: Node, key: str, is_async: bool
+) -> bool:
+    """Use a session; hold that it is there until the limit, and not after. Return if it is."""
+    earliest = now_ms(store)
+    found = node.ask(look, key, is_async)
+    assert found or now_ms(store) >= limit_ms, f"{node.name} ended it early"
+    assert not found or earliest < limit_ms, f"{node.name} ended it late"
+    return bool(found)
+
+
+def test_an_idle_timeout_ends_what_is_not_used(
+    store: redis.Redis, nodes: dict[str, Node], settings: Any
+) -> None:
+    tell(nodes, settings, CLUSTERED_SESSIONS_IDLE_TIMEOUT=4)
+    keys = {name: node.ask(make, "default", None, False) for name, node in nodes.items()}
+    for name, key in keys.items():
+        watch = Watch(store, key)
+        earliest = now_ms(store)
+        assert nodes[name].ask(look, key, True)
+        # A renewal is written once a second at most.
+        assert earliest - 1001 <= watch.deadline_ms - 4000 <= now_ms(store)
+    for is_async in (False, True):
+        for node in nodes.values():
+            for key in keys.values():
+                # -2 where it has ended meanwhile.
+                before_ms = Watch(store, key).deadline_ms
+                told = node.ask(ends_at, key, is_async)
+                after_ms = Watch(store, key).deadline_ms
+                assert (round(told) == before_ms) if told else after_ms < 0, node.name
+                assert after_ms in (before_ms, -2), "to ask is no use of it"
+    wait_for(lambda: not store.exists(*(Watch(store, key).record for key in keys.values())), "end")
+    for key in keys.values():
+        assert [node.ask(look, key, False) for node in nodes.values()] == [None] * len(nodes)
+
+
+@pytest.mark.parametrize("is_new", [False, True])
+def test_an_absolute_timeout_ends_what_is_used(
+    store: redis.Redis, nodes: dict[str, Node], settings: Any, is_new: bool
+) -> None:
+    """Also a session whose deadline is from before the timeout was set."""
+    changes = {"CLUSTERED_SESSIONS_IDLE_TIMEOUT": 100}
+    timeout = {"CLUSTERED_SESSIONS_ABSOLUTE_TIMEOUT": 3}
+    tell(nodes, settings, **(changes | timeout if is_new else changes))
+    limits: dict[str, int] = {}
+    for node in nodes.values():
+        key = node.ask(make, "default", None, False)
+        meta = store.hget(Watch(store, key).record, "m:")
+        assert meta is not None
+        limits[key] = Meta.parse(meta).created_ms + 3000
+    if not is_new:
+        tell(nodes, settings, **(changes | timeout))
+    for key, limit_ms in limits.items():
+        for node in nodes.values():
+            told = node.ask(ends_at, key, False)
+            assert round(told) == limit_ms if told else now_ms(store) >= limit_ms, node.name
+
+    def is_used() -> bool:
+        used = [
+            is_used_until(limit_ms, store, node, key, is_async)
+            for node in nodes.values()
+            for is_async in (False, True)
+            for key, limit_ms in limits.items()
+        ]
+        return any(used)
+
+    wait_for(lambda: not is_used(), "they end")
 
 
 @makers

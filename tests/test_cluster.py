@@ -19,30 +19,36 @@ from typing import Any
 import pytest
 from django.contrib.auth import alogin, login
 from django.contrib.auth.models import User
-from django.contrib.sessions.backends.base import CreateError, UpdateError
+from django.contrib.sessions.backends.base import VALID_KEY_CHARS, CreateError, UpdateError
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
 from django.core.cache import caches
 from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
+from django.utils.crypto import get_random_string
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
-from django_clustered_sessions import commands, connections, drivers, middleware
+from django_clustered_sessions import counters as counters_module
+from django_clustered_sessions import history, middleware
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.checks import check_settings, check_store
-from django_clustered_sessions.cluster import Address, Nodes, SlotMap
-from django_clustered_sessions.commands import Call, Pause
+from django_clustered_sessions.checks.settings import check_settings
+from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import (
     SessionLockLost,
     SessionNotReplicated,
     SessionStoreUnavailable,
 )
+from django_clustered_sessions.figures.reporting import report_the_rest
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.near import near_cache
-from django_clustered_sessions.record import EndReason
-from django_clustered_sessions.reporting import report_the_rest
-from django_clustered_sessions.scripts import script
+from django_clustered_sessions.protocol import commands, outcomes
+from django_clustered_sessions.protocol.record import EndReason
+from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.protocol.steps import Call, Pause
+from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.nodes import Address, Nodes, SlotMap
 from tests.browser import Browser, place
 from tests.browser import load_scripts as load_scripts_into
 from tests.clusters import ClusterServers, ask
@@ -57,6 +63,7 @@ from tests.locking import (
     seize,
     wait_for_sleepers,
 )
+from tests.locking import ask as ask_store
 from tests.servers import StoreServer, free_port, wait_for
 
 pytestmark = pytest.mark.once
@@ -77,8 +84,6 @@ def cluster(servers: ClusterServers, settings: Any) -> ClusterServers:
     """Empty the cluster and point the settings at it."""
     servers.flush()
     servers.use(settings)
-    # Where the point is not how long it takes, a slow machine may take its time.
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
     return servers
 
 
@@ -360,7 +365,7 @@ def test_the_lock_goes_along(cluster: ClusterServers, world: World) -> None:
     waiter = "w" * 16
 
     def use(session: SessionStore) -> None:
-        assert isinstance(claim(key, waiter), commands.Held)
+        assert isinstance(claim(key, waiter), outcomes.Held)
         session["a"] = 1
 
     async def auses() -> str:
@@ -376,7 +381,7 @@ def test_the_lock_goes_along(cluster: ClusterServers, world: World) -> None:
         assert owner(cluster.client(place(new).record), new) == session._hold.grant.token
         # Who waited is woken and told.
         assert ask(cluster.owner(place(key).record), "LLEN", place(key).mailbox(waiter)) == 1
-        assert isinstance(claim(key, waiter), commands.Gone)
+        assert isinstance(claim(key, waiter), outcomes.Gone)
         session["b"] = 2
 
     if world.is_async:
@@ -457,7 +462,6 @@ def test_round_trips(
     cluster: ClusterServers,
     world: World,
     exchanges: list[list[bytes]],
-    no_figures: None,
     view: Any,
     aview: Any,
     trips: int,
@@ -489,7 +493,7 @@ def test_round_trips(
 
 
 def test_a_slot_that_has_moved_is_found_once(
-    cluster: ClusterServers, world: World, exchanges: list[list[bytes]], no_figures: None
+    cluster: ClusterServers, world: World, exchanges: list[list[bytes]]
 ) -> None:
     key = new_session(n=1)
     home = cluster.owner(place(key).record)
@@ -506,13 +510,8 @@ def test_a_slot_that_has_moved_is_found_once(
     assert len(exchanges) == 1
 
 
-def test_a_key_that_is_ahead_of_its_slot_is_read(
-    cluster: ClusterServers, world: World, no_figures: None
-) -> None:
-    """ASK: the slot is still the source's, the record is the target's.
-
-    Figures are written, so a read that takes them along waits as a write does.
-    """
+def test_a_key_that_is_ahead_of_its_slot_is_read(cluster: ClusterServers, world: World) -> None:
+    """ASK: the slot is still the source's, the record is the target's."""
     key = new_session(n=1)
     known = world.opened(key)
     home = cluster.owner(place(key).record)
@@ -528,12 +527,34 @@ def test_a_key_that_is_ahead_of_its_slot_is_read(
             ask(home, "EXISTS", place(key).record)
 
 
+@pytest.mark.usefixtures("figures")
+@pytest.mark.parametrize("is_ahead", [True, False], ids=["ahead", "at home"])
+def test_figures_stay_behind_while_their_slot_is_open(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, is_ahead: bool
+) -> None:
+    """They are written, and would have the read that takes them along wait as a write does."""
+    key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    target = elsewhere(cluster, home)
+    counters.take(now=True)
+    counters.add(writes_refused=7)
+    monkeypatch.setattr(counters_module, "INTERVAL_S", 0.0)
+    with cluster.moving(slot_of(key), home, target):
+        moved = place(key).record if is_ahead else place(key).index
+        cluster.migrate(slot_of(key), home, target, moved)
+        assert world.do(SessionStore(key), "load") == {"n": 1}
+    assert world.do(SessionStore(key), "load") == {"n": 1}
+    report_the_rest()
+    out = StringIO()
+    call_command("sessionstats", "--format", "json", stdout=out)
+    assert json.loads(out.getvalue())["counters"]["writes_refused"] == 7
+
+
 def test_a_write_waits_until_its_slot_has_moved(
     cluster: ClusterServers,
     world: World,
     exchanges: list[list[bytes]],
     threads: Threads,
-    no_figures: None,
 ) -> None:
     """It is not begun while it might be refused in its middle, as an end with its tombstone."""
     key = new_session(n=1)
@@ -660,16 +681,15 @@ def test_hand_off(cluster: ClusterServers, world: World, threads: Threads, is_fi
 # Nodes that are lost.
 
 
-def test_a_primary_that_is_killed_is_replaced_under_load(
-    settings: Any, threads: Threads, no_figures: None
-) -> None:
+def test_a_primary_that_is_killed_is_replaced_under_load(settings: Any, threads: Threads) -> None:
     """Whoever asks meanwhile gets a 503, and is served once the replica has taken over."""
     with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
         lost = servers.primaries[0]
-        keys = [new_session(n=1) for _ in range(12)]
-        assert {servers.owner(place(key).record) for key in keys} == set(servers.primaries)
+        keys: list[str] = []
+        while {servers.owner(place(key).record) for key in keys} != set(servers.primaries):
+            keys += [new_session(n=1) for _ in range(4)]
         for key in keys:
             World(is_async=True).opened(key)
         # The replica holds what was acknowledged.
@@ -702,7 +722,7 @@ def test_a_primary_that_is_killed_is_replaced_under_load(
         assert [SessionStore(key)["n"] for key in new] == [3] * len(new)
 
 
-def test_a_write_waits_for_its_own_nodes_replicas(settings: Any, no_figures: None) -> None:
+def test_a_write_waits_for_its_own_nodes_replicas(settings: Any) -> None:
     with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
@@ -722,7 +742,59 @@ def test_a_write_waits_for_its_own_nodes_replicas(settings: Any, no_figures: Non
                     world.do(session, "save")
 
 
-def test_a_primary_that_hangs_holds_nobody_up(settings: Any, no_figures: None) -> None:
+def test_a_move_waits_for_the_replicas_of_both_nodes(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a failover of the old key's node would bring the session back under it."""
+    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+        servers.use(settings)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+
+        def next_key_on(has_replica: bool) -> str:
+            keys = iter(lambda: get_random_string(32, VALID_KEY_CHARS), None)
+            first = servers.primaries[0]
+            key = next(
+                one for one in keys if has_replica == (servers.owner(place(one).record) is first)
+            )
+            monkeypatch.setattr(SessionStore, "_new_key", lambda self: key)
+            return key
+
+        for world in (World(is_async=False), World(is_async=True)):
+            for old, new in ((False, True), (True, False), (True, True)):
+                settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
+                session = SessionStore()
+                session["n"] = 1
+                next_key_on(old)
+                session.create()
+                settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+                settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 10.0 if old and new else 0.1
+                key = next_key_on(new)
+                with nullcontext() if old and new else pytest.raises(SessionNotReplicated):
+                    world.do(session, "cycle_key")
+                assert session.session_key == key
+                assert world.opened(key)["n"] == 1
+
+
+def test_what_ended_the_old_key_writes_again_when_it_is_repeated(cluster: ClusterServers) -> None:
+    """WAIT behind it asks about this connection's own writes."""
+    key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    version = SessionStore(key)
+    version.load()
+    leave = commands.leave(place(key), b"thiscopy", version._version, place(key), 0)
+
+    def changes() -> int:
+        found = re.search(rb"rdb_changes_since_last_save:(\d+)", ask(home, "INFO", "persistence"))
+        assert found
+        return int(found[1])
+
+    for _ in range(2):
+        before = changes()
+        assert commands.parse_leave(ask_store(leave)) is None
+        assert changes() > before
+
+
+def test_a_primary_that_hangs_holds_nobody_up(settings: Any) -> None:
     """New connections to it hang as well; the other nodes' sessions do not notice."""
     with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
         servers.use(settings)
@@ -760,7 +832,7 @@ def loads(world: World, key: str) -> bool:
         return False
 
 
-def test_a_cluster_that_is_down_is_no_logout(settings: Any, no_figures: None) -> None:
+def test_a_cluster_that_is_down_is_no_logout(settings: Any) -> None:
     with ClusterServers(binary=store_binary("valkey"), node_timeout_ms=500) as servers:
         servers.use(settings)
         browsers = [Browser(settings, asgi=asgi) for asgi in (False, True)]
@@ -850,6 +922,7 @@ def test_the_entry_is_a_cache_too(cluster: ClusterServers) -> None:
 # Figures and checks.
 
 
+@pytest.mark.usefixtures("figures")
 def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
     counters.take(now=True)
     report_the_rest()
@@ -881,6 +954,24 @@ def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
     call_command("sessionstats", "--locks", "--format", "json", stdout=out)
     (held,) = json.loads(out.getvalue())["held_locks"]
     assert held["session"] == place(keys[1]).id[:12]
+
+
+@pytest.mark.usefixtures("figures")
+def test_history_and_users_of_all_nodes(cluster: ClusterServers) -> None:
+    counters.clear()
+    cluster.flush()
+    for _ in range(5):
+        for user in ("1", "2", "2"):
+            new_session(_auth_user_id=user)
+    SessionStore(new_session(_auth_user_id="3")).flush()
+    report_the_rest()
+    found = history.recent(1)
+    assert sum(row.created for row in found.rows) == 16
+    assert sum(row.ended for row in found.rows) == 1
+    assert found.levels[-1].sessions == 15
+    out = StringIO()
+    call_command("sessionstats", "--top-users", "5", "--format", "json", stdout=out)
+    assert json.loads(out.getvalue())["users"] == {"logged_in": 2, "most_sessions": [10, 5]}
 
 
 def test_checks(cluster: ClusterServers, settings: Any) -> None:
@@ -1008,3 +1099,22 @@ def test_nodes_that_disagree_are_given_time() -> None:
             break
     assert isinstance(steps[-1], Pause)
     assert money.left < 2.0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sessions_of_another_engine_move_to_all_nodes(
+    cluster: ClusterServers, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = "django.contrib.sessions.backends.db"
+    keys = []
+    for n in range(30):
+        old = DatabaseStore()
+        old["n"] = n
+        old.create()
+        keys.append(old.session_key)
+    assert SessionStore(keys[0])["n"] == 0
+    for brought in ("taken over", "here already"):
+        stdout = StringIO()
+        call_command("sessionimport", stdout=stdout)
+        assert f"{29 if brought == 'taken over' else 30}  {brought}\n" in stdout.getvalue()
+    assert [SessionStore(key)["n"] for key in keys] == list(range(30))

@@ -473,8 +473,10 @@ def test_increment_meets_a_value_that_is_no_integer_any_more(
 # Figures.
 
 
+@pytest.mark.usefixtures("figures")
 def test_what_is_counted(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters_module, "INTERVAL_S", float("inf"))
+    counters.add(requests=1)
     counters.take(now=True)
     session = new({"cart": {"tea": 1}, "n": 1})
     other = again(new, session)

@@ -8,6 +8,7 @@ import json
 import re
 import socket
 import threading
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import pytest
 import redis
 from django.core.management import call_command
 
-from django_clustered_sessions import checks, connections
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.checks.store import OLDEST, check_store
 from django_clustered_sessions.conf import PREFIX, Settings, conf
-from django_clustered_sessions.counters import NAMES, counters
-from django_clustered_sessions.hold import Hold
-from django_clustered_sessions.locks import Turn
-from django_clustered_sessions.record import Locker, Place
+from django_clustered_sessions.counters import KEPT, NAMES, counters
+from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.locks import Turn
+from django_clustered_sessions.protocol.record import Locker, Place
+from django_clustered_sessions.session.hold import Hold
+from django_clustered_sessions.store import connections
 from tests.conftest import use_store
 from tests.servers import StoreServer, wait_for
 
@@ -52,9 +55,11 @@ def test_settings_are_documented_with_their_defaults(settings: Any) -> None:
         name for name, property_ in vars(Settings).items() if isinstance(property_, cached_property)
     ]
     assert [name for name, _ in sections] == [name.upper() for name in names]
+    # The tests' own.
+    del settings.CLUSTERED_SESSIONS_STORE_TIMEOUT
     assert not any(hasattr(settings, PREFIX + name) for name, _ in sections)
     for name, default in sections:
-        value = getattr(conf, name.lower())
+        value = getattr(Settings(), name.lower())
         if default == "the host's name":
             assert value == socket.gethostname()
         else:
@@ -63,7 +68,9 @@ def test_settings_are_documented_with_their_defaults(settings: Any) -> None:
 
 
 def test_checks_are_documented() -> None:
-    raised = re.findall(r'id="(clustered_sessions\.\w+)"', Path(checks.__file__).read_text())
+    sources = sorted((ROOT / "django_clustered_sessions" / "checks").glob("*.py"))
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    raised = re.findall(r'id="(clustered_sessions\.\w+)"', text)
     documented = re.findall(r"^\| `(clustered_sessions\.\w+)` \|", page("checks.md"), re.MULTILINE)
     assert set(documented) == set(raised)
     assert len(documented) == len(set(documented))
@@ -76,7 +83,7 @@ def test_each_check_has_a_test() -> None:
 
 
 def test_oldest_stores_are_documented() -> None:
-    (redis_, valkey) = (".".join(map(str, checks.OLDEST[name])) for name in ("redis", "valkey"))
+    (redis_, valkey) = (".".join(map(str, OLDEST[name])) for name in ("redis", "valkey"))
     assert f"older than Redis {redis_} or Valkey {valkey}" in page("checks.md")
 
 
@@ -102,9 +109,11 @@ def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
     lockers = (token * 16 + future + since + b"\1\5web-1" for token in (b"a", b"b"))
     store.hset(at.locks, at.id, b"".join(lockers))
     found = []
-    for option in ("locks", "exact"):
+    slot = int(time.time() * 1000) // commands.SLOT_MS
+    store.hset("session:{000}:history", f"{slot} web-1", " ".join("1" for _ in KEPT))
+    for option in ({"locks": True}, {"history": 1}, {"exact": True}):
         stdout = io.StringIO()
-        call_command("sessionstats", format="json", stdout=stdout, **{option: True})
+        call_command("sessionstats", format="json", stdout=stdout, **option)
         found.append(shape(json.loads(stdout.getvalue())))
     examples = re.findall(r"^```json\n(.*?)^```", page("sessionstats.md"), re.DOTALL | re.M)
     assert found == [shape(json.loads(example)) for example in examples]
@@ -164,7 +173,7 @@ def test_access_rule_is_enough(
         assert_waiters_are_woken(session)
         stdout = io.StringIO()
         call_command("sessionstats", format="json", stdout=stdout)
-        assert checks.check_store() == []
+        assert check_store() == []
         session.flush()
     found = json.loads(stdout.getvalue())
     assert not [record for record in caplog.records if record.levelname != "INFO"]

@@ -3,26 +3,11 @@
 from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import replace
 
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 from redis.exceptions import ResponseError
 
-from django_clustered_sessions import commands, flows
-from django_clustered_sessions.commands import (
-    Acknowledged,
-    Alive,
-    Call,
-    Exists,
-    Expiry,
-    Fence,
-    Gone,
-    Locking,
-    Sync,
-    Terms,
-    Wait,
-)
 from django_clustered_sessions.exceptions import (
     SessionConflict,
     SessionLockLost,
@@ -31,14 +16,25 @@ from django_clustered_sessions.exceptions import (
     SessionStoreUnavailable,
     SessionTooLarge,
 )
-from django_clustered_sessions.fields import Fields
-from django_clustered_sessions.locks import Asking, Refusal
-from django_clustered_sessions.record import EndReason, Loaded, Mode, NewerFormat, Place
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.fields import Fields
+from django_clustered_sessions.protocol.locks import Asking, Refusal
+from django_clustered_sessions.protocol.outcomes import Acknowledged, Alive, Ended, Exists, Gone
+from django_clustered_sessions.protocol.record import (
+    NOBODY,
+    EndReason,
+    Loaded,
+    Mode,
+    NewerFormat,
+    Place,
+)
+from django_clustered_sessions.protocol.steps import Call, Wait
+from django_clustered_sessions.protocol.terms import NO_LOCK, Expiry, Fence, Locking, Sync, Terms
 
 PLACE = Place.of("session", "some key")
-TERMS = Terms(1000, 0, 100_000, 4000, on_conflict="merge")
+TERMS = Terms(1000, 0, 0, 100_000, 4000, on_conflict="merge")
 TOKEN = b"tokentok"
-META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 10)
+META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)
 EXPIRY = Expiry(Mode.DEFAULT, 0)
 WRITTEN = [[1, 6, 9, 0, b"", b"versionb"]]
 
@@ -99,15 +95,15 @@ def loaded(**values):
 
 def changes(trip):
     """Return what a trip's commit is to change: operation, field, version, operand, ..."""
-    return trip[0].arguments[12:]
+    return trip[0].arguments[16:]
 
 
 def lock_of(trip):
     """Return under which lock a trip's commit is written, and whether it ends with it."""
-    return trip[0].arguments[9:11]
+    return trip[0].arguments[11:13]
 
 
-def commit(fields, terms=TERMS, fence=commands.NO_LOCK, asks=lambda: ASKING, **options):
+def commit(fields, terms=TERMS, fence=NO_LOCK, asks=lambda: ASKING, **options):
     return flows.commit(
         PLACE,
         fields,
@@ -122,7 +118,7 @@ def commit(fields, terms=TERMS, fence=commands.NO_LOCK, asks=lambda: ASKING, **o
 
 def asks_anew():
     """Return what asks for a lock with tokens of zeros, then of ones."""
-    asked = iter([replace(ASKING, token="0" * 16), replace(ASKING, token="1" * 16)])
+    asked = iter([ASKING._replace(token="0" * 16), ASKING._replace(token="1" * 16)])
     return lambda: next(asked)
 
 
@@ -230,7 +226,7 @@ def test_under_a_lock_no_number_of_conflicts_queues_for_it():
 def test_where_a_conflict_is_an_error_the_first_is_said():
     fields = loaded(a=b"1")
     fields["a"] = 2
-    terms = Terms(1000, 0, 100_000, 4000, on_conflict="error")
+    terms = Terms(1000, 0, 0, 100_000, 4000, on_conflict="error")
     steps, error = play_to_the_error(SessionConflict, commit(fields, terms), CONFLICT)
     assert len(steps) == 1
     assert error.keys == ("a",)
@@ -263,7 +259,7 @@ def test_gone_is_told_with_its_reason():
 
 def test_too_large_is_refused_before_it_is_sent_or_by_the_store():
     with pytest.raises(SessionTooLarge):
-        next(flows.create(PLACE, [(b"d:a", b"s" * 100_000)], EXPIRY, TERMS, TOKEN))
+        next(flows.create(PLACE, [(b"d:a", b"s" * 100_000)], EXPIRY, TERMS, TOKEN, NOBODY))
     fields = loaded(a=b"1")
     fields["a"] = 2
     flow = commit(fields)
@@ -305,6 +301,13 @@ def test_a_passenger_that_has_arrived_is_not_lost_with_a_later_trip():
     assert not rider.is_lost
 
 
+def test_a_passenger_that_is_refused_is_lost_and_the_others_go_on():
+    rider = Rider(Call(None, (), ("PING",)))
+    flow = flows.riding(flows.end(PLACE, EndReason.FLUSHED, 0), rider)
+    assert play(flow, [ResponseError("no"), [1, 5, 2, b"1"]])[1] == Ended(3, b"1")
+    assert rider.is_lost
+
+
 SYNC = Sync(2, False, 500)
 CLOCK = [b"1", b"500000"]
 
@@ -327,16 +330,16 @@ def test_each_write_asks_its_replicas_and_only_one_that_landed_counts():
 
 
 def test_a_store_that_does_not_tell_has_written():
-    flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED))
-    _, ended = play(flow, [[1, 1500], ResponseError("no such command"), CLOCK])
-    assert (ended, heard) == (True, [Acknowledged(0, False, 0, "no such command")])
+    flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED, 0))
+    _, ended = play(flow, [[1, 1500, 500, b"1"], ResponseError("no such command"), CLOCK])
+    assert (ended, heard) == (Ended(1000, b"1"), [Acknowledged(0, False, 0, "no such command")])
 
 
 @pytest.mark.parametrize(("reason", "counts"), [(b"flushed", 1), (b"", 0)])
 def test_an_end_of_what_is_ended_counts_where_there_is_a_tombstone(reason, counts):
-    flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED))
+    flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED, 0))
     _, ended = play(flow, [[0, 5, reason], 2, CLOCK])
-    assert (ended, len(heard)) == (False, counts)
+    assert (ended, len(heard)) == (None, counts)
 
 
 def test_what_is_no_write_asks_nobody():
@@ -725,7 +728,7 @@ def test_a_commit_under_a_lock_that_was_lost_is_merged_where_that_is_wanted():
     assert committed.merged == 1
 
 
-def rotate(fence=commands.NO_LOCK, asks=lambda: ASKING):
+def rotate(fence=NO_LOCK, asks=lambda: ASKING):
     new = Place.of("session", "new key")
     return flows.rotate(PLACE, new, TERMS, lambda: TOKEN, asks, fence)
 
@@ -736,7 +739,7 @@ def test_a_new_key_queues_while_another_holds_the_lock():
         *(["rotate"], ["acquire"], 1.0, ["acquire"]),
         ["rotate"],
     ]
-    assert [step[0].arguments[4:6] for step in (steps[0], steps[-1])] == [
+    assert [step[0].arguments[6:8] for step in (steps[0], steps[-1])] == [
         ("", 0),
         (ASKING.token, 1),
     ]
@@ -746,7 +749,7 @@ def test_a_new_key_queues_while_another_holds_the_lock():
 def test_a_new_key_that_queued_and_lost_its_lock_queues_again_with_a_new_token():
     steps, _ = play(rotate(asks=asks_anew()), HELD, [taken()], LOST, [taken()], [[1, 6, 9]])
     assert [step[0].arguments[0] for step in steps[1::2]] == ["0" * 16, "1" * 16]
-    assert [step[0].arguments[4] for step in steps[::2]] == ["", "0" * 16, "1" * 16]
+    assert [step[0].arguments[6] for step in steps[::2]] == ["", "0" * 16, "1" * 16]
 
 
 def test_a_new_key_that_is_taken_gives_up_the_lock_that_it_queued_for():

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import os
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Generator, Iterator
@@ -27,27 +26,21 @@ from typing import Any, ClassVar
 import pytest
 import redis
 from django.contrib.sessions.backends.base import UpdateError
-from hypothesis import HealthCheck, seed
-from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    precondition,
-    rule,
-    run_state_machine_as_test,
-)
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from django_clustered_sessions import commands, connections, drivers, holding
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.commands import Trip, Wait
 from django_clustered_sessions.decorators import Access
-from django_clustered_sessions.drivers import Budget
 from django_clustered_sessions.exceptions import SessionConflict, SessionLockLost
-from django_clustered_sessions.flows import Flow
-from django_clustered_sessions.record import FORMAT, Locker, Meta, Place
-from django_clustered_sessions.usage import Usage
+from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.flows import Flow
+from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, Place
+from django_clustered_sessions.protocol.steps import Trip, Wait
+from django_clustered_sessions.session import holding
+from django_clustered_sessions.session.usage import Usage
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.drivers import Budget
+from tests import machines
 from tests.conftest import DATABASE, use_store
 from tests.servers import StoreServer
 
@@ -572,7 +565,7 @@ def edit(value: Any, path: list[str], action: str, key: str, argument: Any) -> N
 
 
 #: Keys that are no records: what belongs to a bucket, and mailboxes.
-NO_RECORD = re.compile(rb":(index|figures|locks|[0-9a-f]{16})$")
+NO_RECORD = re.compile(rb":([a-z]+|[0-9a-f]{16})$")
 
 
 class Interleavings(RuleBasedStateMachine):
@@ -1106,27 +1099,12 @@ def test_interleaved_requests_keep_the_promises(
     settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 3
     monkeypatch.setattr(commands, "CLAIM_MS", 3_600_000)
     monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
-    number = int(os.environ.get("CLUSTERED_SESSIONS_SEED") or secrets.randbits(32))
 
     class Machine(Interleavings):
         pass
 
     Machine.client, Machine.runner, Machine.policy = store, runner, policy
-    try:
-        run_state_machine_as_test(  # type: ignore[no-untyped-call]
-            seed(number)(Machine),
-            settings=hypothesis_settings(
-                max_examples=300 if policy == "merge" else 60,
-                stateful_step_count=40,
-                deadline=None,
-                database=None,
-                print_blob=True,
-                suppress_health_check=list(HealthCheck),
-            ),
-        )
-    except BaseException as error:
-        error.add_note(f"replay: CLUSTERED_SESSIONS_SEED={number} pytest {__file__} -k {policy}")
-        raise
+    machines.run(Machine, policy, max_examples=300 if policy == "merge" else 60)
 
 
 class DigitsForOthers:

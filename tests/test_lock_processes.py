@@ -47,7 +47,7 @@ INSIDE, MAY_GO = "inside", "may go"
 
 
 #: A store time-out (seconds) that a stop can outlast without delay.
-BRIEF_S = 0.3
+BRIEF_S = 1.5
 
 
 # In the process.

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future
+from contextlib import suppress
 from inspect import iscoroutinefunction
 from typing import Any
 
@@ -18,8 +19,9 @@ from django.test import AsyncClient, AsyncRequestFactory, Client, RequestFactory
 from django.urls import path
 from django.utils.decorators import method_decorator
 from django.views import View as ClassBasedView
+from redis import asyncio as aioredis
 
-from django_clustered_sessions import backend, hold, holding
+from django_clustered_sessions import backend
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import (
     session_locked,
@@ -33,7 +35,8 @@ from django_clustered_sessions.exceptions import (
     SessionReadOnly,
 )
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.usage import HEADER, write_header
+from django_clustered_sessions.session import hold, holding
+from django_clustered_sessions.session.usage import HEADER, write_header
 from tests.browser import Browser, View, place, records
 from tests.locking import (
     BOUND_S,
@@ -62,6 +65,7 @@ Decorator = Callable[[View], View]
 @pytest.fixture(autouse=True)
 def patience(settings: Any) -> None:
     """Let a slow machine take its time: nothing here is to end by a bound that is not said."""
+    # Not the 15 s of all tests: whose turn went unheard asks again after half of it.
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 5.0
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = BOUND_S
     settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
@@ -1039,6 +1043,28 @@ def test_header_that_is_not_this_locks_is_useless(
     assert owner(store, browser.key) == token
 
 
+@pytest.mark.parametrize("is_held", [True, False], ids=["another's", "free"])
+def test_header_of_a_lock_that_has_ended_makes_no_view_lock(
+    browser: Browser, settings: Any, store: redis.Redis, is_held: bool
+) -> None:
+    """Who takes no lock never waits to read."""
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.1
+
+    def look(request: HttpRequest) -> HttpResponse:
+        n = request.session["n"]
+        return HttpResponse(f"{n} {request.session.is_locked} {owner(store, browser.key)}")
+
+    settings.ROOT_URLCONF = (path("inner/", look),)
+    ended = seize(browser.key)
+    header = write_header(place(browser.key).id, ended)
+    joined = call(browser, "/inner/", header).content.decode()
+    assert joined == f"0 True {ended}"
+    free(browser.key, ended)
+    now = seize(browser.key) if is_held else ""
+    assert call(browser, "/inner/", header).content.decode() == f"0 False {now}"
+    assert owner(store, browser.key) == now
+
+
 def test_there_is_no_header_without_a_lock(store: redis.Redis) -> None:
     session = SessionStore(new_session())
     assert session.lock_headers() == {}
@@ -1497,6 +1523,38 @@ async def test_client_that_leaves_while_its_request_waits_to_write(store: redis.
     await asyncio.to_thread(wait_for_queue, store, key, 1)
     await asyncio.to_thread(wait_for_sleepers, store, 1)
     await cancel(task)
+    assert [entry.token for entry in queue(store, key)] == [token]
+    assert await SessionStore(key).aload() == UNCHANGED
+
+
+@pytest.mark.parametrize("method", ["connect", "send_packed_command"])
+async def test_client_that_leaves_while_its_request_is_sent(
+    store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Python 3.11's wait_for forgets that it was cancelled where its work was just done."""
+    # Not even a slice of the wait is within bounds.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10 * BOUND_S
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 5 * BOUND_S
+    key = await asyncio.to_thread(new_session, **UNCHANGED)
+    token = seize(key)
+    do = getattr(aioredis.Connection, method)
+    lost: list[asyncio.Task[Any]] = []
+
+    async def forgetful(self: Any, *arguments: Any, **options: Any) -> Any:
+        done = await do(self, *arguments, **options)
+        is_due = method == "connect" or b"BLPOP" in arguments[0]
+        if asyncio.current_task() is task and is_due and not lost:
+            lost.append(task)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        return done
+
+    monkeypatch.setattr(aioredis.Connection, method, forgetful)
+    task = asyncio.create_task(ClusteredSessionMiddleware(achange)(arequest(key, achange)))
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(task, BOUND_S)
+    assert lost == [task]
     assert [entry.token for entry in queue(store, key)] == [token]
     assert await SessionStore(key).aload() == UNCHANGED
 

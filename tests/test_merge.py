@@ -13,7 +13,7 @@ from django.contrib.messages.storage.cookie import MessageDecoder, MessageEncode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clustered_sessions.merge import MESSAGES_KEY, MISSING, merge
+from django_clustered_sessions.protocol.merge import MESSAGES_KEY, MISSING, merge
 
 NAN = float("nan")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from http.cookies import Morsel
@@ -581,7 +583,6 @@ def test_login_into_a_session_that_was_ended_is_no_login(
 
 
 def test_login_page_of_the_admin_works(browser: Browser, settings: Any, user: User) -> None:
-    settings.INSTALLED_APPS = [*settings.INSTALLED_APPS, "django.contrib.admin"]
     user.is_staff = user.is_superuser = True
     user.save()
     settings.ROOT_URLCONF = (path("admin/", admin.site.urls),)
@@ -839,3 +840,46 @@ async def test_cancelled_request_leaves_no_reply_for_the_next(store: redis.Redis
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         assert await load(two) == 1
+
+
+@pytest.mark.parametrize("locking", ["off", "all"])
+@pytest.mark.parametrize("view", [read, write, flush])
+def test_a_request_ends_with_its_answer(
+    store: redis.Redis, settings: Any, view: View, locking: str
+) -> None:
+    """Not when Python looks for cycles: what was uploaded with it would stay until then."""
+    settings.CLUSTERED_SESSIONS_LOCKING = locking
+    session = SessionStore()
+    session["n"] = 0
+    session.save()
+    answer = ClusteredSessionMiddleware(view)
+    request = RequestFactory(headers={"cookie": f"{COOKIE}={session.session_key}"}).get("/")
+    gc.disable()
+    try:
+        answer(request)
+        gone = weakref.ref(request), weakref.ref(request.session)
+        del request
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("locking", ["off", "all"])
+async def test_an_asynchronous_request_ends_with_its_answer(
+    store: redis.Redis, settings: Any, locking: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_LOCKING = locking
+    session = SessionStore()
+    await session.aset("n", 0)
+    await session.asave()
+    answer = ClusteredSessionMiddleware(awrite)
+    factory = AsyncRequestFactory(headers={"cookie": f"{COOKIE}={session.session_key}"})
+    request = factory.get("/")
+    gc.disable()
+    try:
+        await answer(request)
+        gone = weakref.ref(request), weakref.ref(request.session)
+        del request
+        assert [ref() for ref in gone] == [None, None]
+    finally:
+        gc.enable()

@@ -7,6 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.resources import files
 from typing import Any
 
 import pytest
@@ -16,11 +17,12 @@ from django.test import RequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clustered_sessions import backend, near
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.near import Known, NearCache
+from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.session import near, operations
+from django_clustered_sessions.session.near import Life, NearCache, Renewal, memory
 from tests.browser import load_scripts, place
 from tests.servers import CountingProxy
 
@@ -41,7 +43,7 @@ def other_node(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     @contextmanager
     def other() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(backend, "near_cache", cache)
+            patch.setattr(operations, "near_cache", cache)
             yield
 
     return other
@@ -256,7 +258,7 @@ def known(size: int) -> Known:
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
-    cache, limit = NearCache(), 3 * known(1000).size
+    cache, limit = NearCache(), 3 * memory(known(1000))
     for name in "abc":
         cache.put(name, known(1000), limit)
     assert cache.get("a") is not None
@@ -265,7 +267,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
 
 
 def test_session_beyond_the_limit_is_not_kept_and_pushes_nobody_out() -> None:
-    cache, limit = NearCache(), 3 * known(1000).size
+    cache, limit = NearCache(), 3 * memory(known(1000))
     cache.put("a", known(1000), limit)
     cache.put("b", known(10_000), limit)
     assert cache.get("a") is not None
@@ -287,11 +289,11 @@ def test_bytes_are_those_of_what_is_kept(steps: list[tuple[str, int | None]]) ->
         else:
             cache.put(name, known(size), limit)
         kept = [found for name in "abcdef" if (found := cache.get(name))]
-        assert cache.bytes == sum(found.size for found in kept) <= limit
+        assert cache.bytes == sum(map(memory, kept)) <= limit
 
 
 def test_threads() -> None:
-    cache, limit = NearCache(), 10 * known(100).size
+    cache, limit = NearCache(), 10 * memory(known(100))
     errors: list[BaseException] = []
 
     def work(number: int) -> None:
@@ -314,7 +316,7 @@ def test_threads() -> None:
         thread.join()
     assert errors == []
     kept = [found for name in range(25) if (found := cache.get(str(name)))]
-    assert cache.bytes == sum(found.size for found in kept) <= limit
+    assert cache.bytes == sum(map(memory, kept)) <= limit
 
 
 def test_forked_process_starts_with_an_empty_one(store: redis.Redis) -> None:
@@ -327,3 +329,61 @@ def test_forked_process_starts_with_an_empty_one(store: redis.Redis) -> None:
             is_right = near.near_cache.bytes == 0 and SessionStore(key)["n"] == 1
             os._exit(0 if is_right else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def renewals(store: redis.Redis) -> int:
+    """Return how many scripts that may write the store has run."""
+    stats = store.info("commandstats")
+    return int(stats.get("cmdstat_evalsha", {"calls": 0})["calls"])
+
+
+def test_a_page_with_many_requests_sends_one_renewal(
+    store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Long enough for the slowest machine: what it is by default is the script's business.
+    monkeypatch.setattr(near, "RENEWED_EACH_MS", 60_000)
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    key = stored({"n": 1})
+    visit(key, read)
+    before = renewals(store)
+    for _ in range(3):
+        response = visit(key, read)
+        assert response.cookies["sessionid"]["max-age"] == settings.SESSION_COOKIE_AGE
+    assert renewals(store) == before
+    settings.SESSION_COOKIE_AGE += 100
+    response = visit(key, read)
+    assert renewals(store) == before + 1
+    assert response.cookies["sessionid"]["max-age"] == settings.SESSION_COOKIE_AGE
+
+
+@pytest.mark.parametrize("age", ["SESSION_COOKIE_AGE", "CLUSTERED_SESSIONS_IDLE_TIMEOUT"])
+def test_a_session_whose_life_somebody_shortened_is_renewed(
+    store: redis.Redis,
+    settings: Any,
+    other_node: Callable[[], Any],
+    monkeypatch: pytest.MonkeyPatch,
+    age: str,
+) -> None:
+    monkeypatch.setattr(near, "RENEWED_EACH_MS", 60_000)
+    settings.SESSION_SAVE_EVERY_REQUEST = age == "SESSION_COOKIE_AGE"
+    setattr(settings, age, 9000)
+    key = stored({"n": 1})
+    visit(key, read)
+    with other_node():
+        setattr(settings, age, 4000)
+        visit(key, read)
+        setattr(settings, age, 9000)
+    response = visit(key, read)
+    assert 8990 < response.cookies["sessionid"]["max-age"] <= 9000
+    assert store.pttl(place(key).record) > 8990_000
+
+
+def test_a_renewal_counts_for_a_second_of_the_stores_and_on_the_same_terms() -> None:
+    life = Life(100.0, 5000, 10**9, None, Renewal(4800, "terms"))
+    assert life.is_renewed(100.0, "terms")
+    assert life.is_renewed(100.7, "terms")
+    assert not life.is_renewed(100.9, "terms")
+    assert not life.is_renewed(100.0, "other terms")
+    assert not life._replace(renewal=None).is_renewed(100.0, "terms")
+    script = files("django_clustered_sessions").joinpath("lua", "touch.lua").read_text()
+    assert f"now - seen) >= {near.RENEWED_EACH_MS} then" in script

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,21 +20,20 @@ from django.template import RequestContext, Template
 from django.utils.decorators import method_decorator
 from django.views import View as ClassBasedView
 
-from django_clustered_sessions import near
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.breaker import breakers
 from django_clustered_sessions.conf import Nonstop
 from django_clustered_sessions.counters import counters
-from django_clustered_sessions.decorators import (
-    session_locked,
-    session_nonstop,
-    session_read_only,
-)
+from django_clustered_sessions.decorators import session_locked, session_nonstop, session_read_only
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.reporting import report_the_rest
+from django_clustered_sessions.figures.reporting import report_the_rest
+from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.session import near
+from django_clustered_sessions.store.breaker import breakers
 from tests.browser import Browser, View, load_scripts, place
 from tests.conftest import DATABASE, SERVERS, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
+
+pytestmark = pytest.mark.slow
 
 COOKIE = "sessionid"
 EXCEPTION, NOOP, LOCAL, LOCAL_OR_EXCEPTION = BEHAVIOURS = get_args(Nonstop)
@@ -222,9 +222,9 @@ def test_store_that_goes_away_before_the_save(
 def test_silence_is_bounded(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.1
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.4
     settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
-    browser.visit(first)
+    wait_for(lambda: browser.visit(first).status_code == 200, "it has a connection")
     proxy.stall()
     # Three that wait, and two that find the breaker open.
     for view in (read, write, log_out, write, log_out):
@@ -415,7 +415,8 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
     """Let this process's clocks be later, the one that sessions are measured by too."""
     now = time.monotonic
     with monkeypatch.context() as patch:
-        patch.setattr("django_clustered_sessions.backend.time.monotonic", lambda: now() + seconds)
+        patched = "django_clustered_sessions.session.operations.time.monotonic"
+        patch.setattr(patched, lambda: now() + seconds)
         yield
 
 
@@ -496,9 +497,9 @@ def test_session_that_was_ended_here_is_not_served(
 def test_load_that_comes_late_brings_no_ended_session_to_hand() -> None:
     cache = near.NearCache()
     life = near.Life(0.0, 0, 10**9)
-    cache.put("a", near.Known(b"1", {}), 10**6, life)
+    cache.put("a", Known(b"1", {}), 10**6, life)
     cache.end("a")
-    cache.put("a", near.Known(b"1", {}), 10**6, life)
+    cache.put("a", Known(b"1", {}), 10**6, life)
     assert (cache.get("a"), cache.life("a"), cache.bytes) == (None, None, 0)
     for number in range(near._ENDED + 1):
         cache.end(str(number))
@@ -520,7 +521,7 @@ def test_load_under_way_at_the_end_leaves_nothing_to_serve(
 
 
 def test_key_that_may_have_moved_is_not_served(
-    browser: Browser, proxy: CountingProxy, settings: Any, no_figures: None
+    browser: Browser, proxy: CountingProxy, settings: Any
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = LOCAL
     browser.visit(first)
@@ -735,7 +736,7 @@ def test_log_has_a_line_for_each_change_and_none_for_each_request(
     ]
     # Two requests failed before the breaker opened; Django has a line for such a one too.
     assert len([line for line in lines if "is away" in line.getMessage()]) == 1
-    assert len(lines) <= 7
+    assert len(lines) <= 5
     assert browser.key not in caplog.text
     proxy.accept()
     wait_for(
@@ -745,6 +746,26 @@ def test_log_has_a_line_for_each_change_and_none_for_each_request(
     assert f"127.0.0.1:{proxy.port}" in line
 
 
+@pytest.mark.parametrize("catches", [False, True])
+def test_request_that_fails_before_the_breaker_opens_has_one_line_and_djangos(
+    browser: Browser, proxy: CountingProxy, caplog: pytest.LogCaptureFixture, catches: bool
+) -> None:
+    def careful(request: HttpRequest) -> HttpResponse:
+        with suppress(SessionStoreUnavailable):
+            return read(request)
+        return HttpResponse()
+
+    browser.visit(first)
+    caplog.clear()
+    proxy.refuse()
+    assert browser.visit(careful if catches else read).status_code == 503
+    ours = [line for line in caplog.messages if line.startswith("answered 503: ")]
+    assert len(ours) == 1
+    djangos = [record for record in caplog.records if record.name == "django.request"]
+    assert [record.getMessage() for record in djangos] == ["Service Unavailable: /"]
+
+
+@pytest.mark.usefixtures("figures")
 def test_figures_tell_of_it_afterwards(
     proxy: CountingProxy, settings: Any, browser: Browser
 ) -> None:
@@ -763,9 +784,11 @@ def test_figures_tell_of_it_afterwards(
     told = {name: node["counters"][name] for name in ("local_reads", "breaker_opened")}
     assert told == {"local_reads": 5, "breaker_opened": 1}
     assert 0 < node["counters"]["nonstop_trips"] <= 2
+    assert abs(node["reported_ms"] - node["counters"]["store_last_away_ms"]) < 60_000
     stdout = io.StringIO()
     call_command("sessionstats", stdout=stdout)
-    assert "Outages of the store" in stdout.getvalue()
+    _, _, table = stdout.getvalue().partition("Outages of the store")
+    assert re.search(r"\nweb-1 .* \d+\.\d s +\d+ s ago *\n", table)
 
 
 def test_request_that_goes_on_has_one_line_and_asks_once(

@@ -21,10 +21,12 @@ import django
 import pytest
 import redis
 
-from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionConflict
+from django_clustered_sessions.store import connections
 from tests.conftest import use_store
+
+pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
 

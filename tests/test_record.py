@@ -9,8 +9,8 @@ from django.contrib.sessions.serializers import JSONSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clustered_sessions import record
-from django_clustered_sessions.record import (
+from django_clustered_sessions.protocol import record
+from django_clustered_sessions.protocol.record import (
     Damaged,
     EndReason,
     Loaded,
@@ -22,7 +22,15 @@ from django_clustered_sessions.record import (
 )
 
 META = bytes.fromhex(
-    "01" + "73" + "0102030405060708" + "01a1fc54000a" + "01a2446d0bf8" + "000000002710" + "0000002f"
+    "01"
+    + "73"
+    + "0102030405060708"
+    + "01a1fc54000a"
+    + "01a2446d0bf8"
+    + "000000002710"
+    + "0000002f"
+    + "01a1fc550000"
+    + "7573657274616738"
 )
 SERIALIZER = JSONSerializer()
 
@@ -50,6 +58,8 @@ def test_meta_is_read_as_the_scripts_pack_it():
         deadline_ms=0x01A2446D0BF8,
         span_ms=10_000,
         size=47,
+        seen_ms=0x01A1FC550000,
+        user=b"usertag8",
     )
 
 

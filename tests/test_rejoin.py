@@ -14,12 +14,13 @@ import pytest
 from django.contrib.auth import logout
 from django.http import HttpRequest, HttpResponse
 
-from django_clustered_sessions import near
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.breaker import breakers
 from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionLockLost, SessionStoreUnavailable
-from django_clustered_sessions.near import Known, Life, NearCache
+from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.session import near
+from django_clustered_sessions.session.near import Life, NearCache
+from django_clustered_sessions.store.breaker import breakers
 from tests.browser import Browser, View, place
 from tests.conftest import DATABASE, SERVERS, store_binary, use_store
 from tests.servers import CountingProxy, StoreServer, wait_for

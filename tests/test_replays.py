@@ -14,18 +14,24 @@ import pytest
 import redis
 from django.contrib.sessions.backends.base import UpdateError
 
-from django_clustered_sessions import commands, connections, drivers
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.commands import Alive, Call, Conflict, Exists, Expiry, Gone, Terms
-from django_clustered_sessions.drivers import Budget
+from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.fields import Change, Delta, Operation
-from django_clustered_sessions.flows import Flow
-from django_clustered_sessions.record import EndReason, Meta, Mode, Place
+from django_clustered_sessions.protocol import commands, outcomes
+from django_clustered_sessions.protocol.fields import Change, Delta, Operation
+from django_clustered_sessions.protocol.flows import Flow
+from django_clustered_sessions.protocol.outcomes import Alive, Conflict, Exists, Gone
+from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, Place
+from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.protocol.steps import Call
+from django_clustered_sessions.protocol.terms import Expiry, Terms
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.drivers import Budget
+from tests.browser import load_scripts
 from tests.servers import CountingProxy, wait_for
 
 WINDOW_MS = 4000
-TERMS = Terms(60_000, 0, 100_000, WINDOW_MS, "merge")
+TERMS = Terms(60_000, 0, 0, 100_000, WINDOW_MS, "merge")
 DEFAULT = Expiry(Mode.DEFAULT, 0)
 
 
@@ -34,9 +40,6 @@ def token() -> bytes:
 
 
 # Scripts that are sent are counted here.
-pytestmark = pytest.mark.usefixtures("no_figures")
-
-
 @pytest.fixture
 def place() -> Place:
     return Place.of("session", secrets.token_hex(16))
@@ -67,7 +70,7 @@ def commit(
 ) -> Alive | Gone | Conflict:
     reply = ask(commands.commit(place, as_token, None, Delta(changes, False), terms))
     answer = commands.parse_commit(reply)
-    assert not isinstance(answer, commands.TooLarge)
+    assert not isinstance(answer, outcomes.TooLarge)
     return answer
 
 
@@ -110,7 +113,7 @@ def test_create_again_is_the_first_answer(store: redis.Redis, place: Place) -> N
 def test_create_does_not_make_an_ended_session_anew(store: redis.Redis, place: Place) -> None:
     first = token()
     create(place, first, a=b"s1")
-    ask(commands.end(place, EndReason.FLUSHED))
+    ask(commands.end(place, EndReason.FLUSHED, 0))
     assert isinstance(create(place, first, a=b"s1"), Exists)
     assert raw(store, place) == {b"m:end": b"flushed"}
 
@@ -190,7 +193,7 @@ def test_versions_are_compared_for_equality_only(store: redis.Redis, place: Plac
 
 
 def test_the_window_is_long_enough_and_ends(store: redis.Redis, place: Place) -> None:
-    short = Terms(60_000, 0, 100_000, 300, "merge")
+    short = Terms(60_000, 0, 0, 100_000, 300, "merge")
     create(place, token())
     mine = token()
     commit(place, mine, count("n", 1), terms=short)
@@ -212,7 +215,7 @@ def test_the_list_of_recent_writes_does_not_grow_with_the_session(
     store: redis.Redis, place: Place
 ) -> None:
     create(place, token())
-    at_once = Terms(60_000, 0, 100_000, 0, "merge")
+    at_once = Terms(60_000, 0, 0, 100_000, 0, "merge")
     for _ in range(50):
         commit(place, token(), count("n", 1), terms=at_once)
     assert len(raw(store, place)[b"m:replay"]) < 50 * 16
@@ -241,7 +244,7 @@ def test_rotate_again_after_the_session_was_ended_brings_nothing_back(
     create(place, token(), a=b"s1")
     call = commands.rotate(place, other_place, token(), TERMS)
     ask(call)
-    ask(commands.end(other_place, EndReason.FLUSHED))
+    ask(commands.end(other_place, EndReason.FLUSHED, 0))
     assert isinstance(commands.parse_rotate(ask(call)), Exists)
     assert raw(store, other_place) == {b"m:end": b"flushed"}
 
@@ -261,9 +264,9 @@ def test_a_commit_that_comes_again_after_a_rotation_changes_nothing(
 
 def test_end_again_changes_nothing(store: redis.Redis, place: Place) -> None:
     create(place, token(), a=b"s1")
-    assert commands.parse_end(ask(commands.end(place, EndReason.FLUSHED)))
+    assert commands.parse_end(ask(commands.end(place, EndReason.FLUSHED, 0)))
     first = store.pttl(place.record)
-    commands.parse_end(ask(commands.end(place, EndReason.DELETED)))
+    commands.parse_end(ask(commands.end(place, EndReason.DELETED, 0)))
     assert raw(store, place) == {b"m:end": b"flushed"}
     assert store.pttl(place.record) <= first
     assert store.zscore(place.index, place.id) is None
@@ -385,6 +388,34 @@ async def test_a_lost_ending_ends_the_session(
     await late.aset("b", 1)
     await late.asave()
     assert late.session_key != old
+
+
+@pytest.mark.parametrize("where", ["request", "reply", "half"])
+async def test_a_lost_release_is_no_lost_lock(
+    store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
+) -> None:
+    await warm_up(is_async)
+    load_scripts(store)
+    session = SessionStore()
+    session["a"] = 1
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    # One that has changed nothing, so that its release is a trip of its own.
+    session = SessionStore(session.session_key)
+    before = counters._counts["locks_lost"]
+
+    def lock(session: SessionStore) -> None:
+        with session.lock():
+            proxy.cut_next(where, matching=script("release").sha)
+
+    async def alock(session: SessionStore) -> None:
+        async with session.alock():
+            proxy.cut_next(where, matching=script("release").sha)
+
+    proxy.reset()
+    await run(is_async, session, lock, alock)
+    assert sent(proxy, script("release").sha) == 2
+    assert b"m:lock" not in raw(store, Place.of("session", session.session_key))
+    assert counters._counts["locks_lost"] == before
 
 
 @pytest.mark.parametrize("where", ["request", "reply", "half"])

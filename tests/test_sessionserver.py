@@ -23,6 +23,8 @@ from django_clustered_sessions.management.commands.sessionserver import (
 from tests.conftest import require
 from tests.servers import free_port, raw_client, wait_for
 
+pytestmark = pytest.mark.once
+
 Process = subprocess.Popen[str]
 
 SITE = """
@@ -113,6 +115,7 @@ def test_store_is_set_up_for_sessions(site: Site) -> None:
         config = client.config_get()
     assert config["maxmemory-policy"] == "noeviction"
     assert config["hash-max-listpack-value"] == "256"
+    assert config["hash-max-listpack-entries"] == "2048"
     assert config["appendonly"] == "yes"
     assert config["bind"] == "127.0.0.1"
     assert Path(config["dir"]) == site.folder / ".sessionstore"

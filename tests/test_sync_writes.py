@@ -18,10 +18,10 @@ from django.http import HttpRequest, HttpResponse
 from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import NAMES, counters
-from django_clustered_sessions.drivers import Budget
 from django_clustered_sessions.exceptions import SessionNotReplicated, SessionStoreUnavailable
-from django_clustered_sessions.replication import wanted
-from django_clustered_sessions.scripts import script
+from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.session.replication import wanted
+from django_clustered_sessions.store.drivers import Budget
 from tests import test_round_trips as round_trips
 from tests.browser import Browser, load_scripts, place
 from tests.conftest import DATABASE, SERVERS, store_binary, use_store
@@ -44,7 +44,7 @@ def topology(request: pytest.FixtureRequest) -> Iterator[Replicated]:
 
 
 @pytest.fixture
-def replicated(topology: Replicated, settings: Any, no_figures: None) -> Iterator[Replicated]:
+def replicated(topology: Replicated, settings: Any) -> Iterator[Replicated]:
     """Point the settings at the primary; a write waits for one replica, with patience."""
     with topology.primary.client(db=DATABASE) as client:
         client.flushall()
@@ -109,7 +109,7 @@ def stored(**values: Any) -> SessionStore:
     session = SessionStore()
     session.update(values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("django_clustered_sessions.backend.wanted", lambda left_s: None)
+        patch.setattr("django_clustered_sessions.session.operations.wanted", lambda left_s: None)
         session.create()
         session.modified = False
     return session
@@ -523,7 +523,7 @@ def test_a_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any
     assert session.session_key is None
 
 
-def test_on_disk(settings: Any, no_figures: None) -> None:
+def test_on_disk(settings: Any) -> None:
     flags = "--appendonly", "yes", "--appendfsync", "always"
     with Replicated(*flags, replicas=1, binary=store_binary("valkey")) as topology:
         topology.use(settings, DATABASE)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import ipaddress
+import json
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -16,10 +18,15 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from django.core.cache import caches
+from django.core.management import call_command
+from redis.crc import key_slot
 
-from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.store import connections
+from tests.browser import place
+from tests.clusters import ClusterServers, ask
 from tests.conftest import store_binary, use_store
 from tests.locking import new_session
 from tests.servers import StoreServer, free_port, raw_client, wait_for
@@ -249,6 +256,33 @@ def test_sentinel_with_tls(ca: Certificate, server_certificate: Certificate, set
         wait_for(lambda: watcher.names("127.0.0.1", promoted), "it is seen", timeout_s=30.0)
         use(False)
         use(True)
+
+
+def test_cluster_with_tls(ca: Certificate, server_certificate: Certificate, settings: Any) -> None:
+    """Clients and nodes by TLS only, all nodes; also where a node says where a slot is now."""
+    server = partial(TLSStoreServer, "--tls-cluster", "yes", ca=ca, own=server_certificate)
+    with ClusterServers(binary=store_binary("redis"), server=server) as servers:
+        first, *_, last = servers.primaries
+        trust = {"ssl_ca_certs": str(ca.path)}
+        servers.use(settings, first.port, scheme="rediss", CONNECTION_POOL_KWARGS=trust)
+        for _ in range(24):
+            use(False)
+            use(True)
+        assert all(ask(one, "DBSIZE") for one in servers.primaries)
+        key = new_session(n=1)
+        slot, slots = key_slot(place(key).record.encode()), connections.pool()._slots
+        slots.moved(slot, next(node for node in connections.nodes() if node != slots.node(slot)))
+        slots.is_stale = False
+        assert SessionStore(key).load() == {"n": 1}
+        caches["sessions"].set("a", 1)
+        assert caches["sessions"].get("a") == 1
+        out = io.StringIO()
+        call_command("sessionstats", format="json", stdout=out)
+        found = json.loads(out.getvalue())
+        assert len(found["topology"]["primaries"]) == 3
+        servers.use(settings, last.port, scheme="redis")
+        with pytest.raises(SessionStoreUnavailable, match="does not answer"):
+            use(False)
 
 
 @pytest.mark.parametrize("user", ["default", "site"])

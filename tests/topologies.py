@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import redis
 
-from django_clustered_sessions import connections
+from django_clustered_sessions.store import connections
 from tests.conftest import use_store
 from tests.servers import StoreServer, wait_for
 
@@ -90,6 +90,12 @@ class Replicated:
         """Start one more replica of the primary, in place of those that are down."""
         self.replicas = [one for one in self.replicas if one.process is not None]
         self.replicas.append(self._follow())
+
+    def demote(self, server: StoreServer) -> None:
+        """Let a server that was the primary follow the new one, and wait until it does."""
+        with server.client() as client:
+            client.replicaof("127.0.0.1", self.primary.port)
+        wait_for(lambda: follows(server), "it follows", timeout_s=30.0)
 
     def promoted(self, *, timeout_s: float = 30.0) -> StoreServer:
         """Wait until a replica is the primary, and all Sentinels say so; return it."""

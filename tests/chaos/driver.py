@@ -25,9 +25,9 @@ from typing import Any
 import pytest
 from django.test import override_settings
 
-from django_clustered_sessions import connections
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout, SessionStoreUnavailable
+from django_clustered_sessions.store import connections
 from tests.servers import wait_for
 from tests.test_clocks import libfaketime
 
@@ -158,7 +158,7 @@ class Driver:
         with override_settings(CACHES=caches, SESSION_CACHE_ALIAS="sessions", **self.plan.settings):
             for key in self.plan.sessions:
                 session: Any = SessionStore(key)
-                session._session_cache = {"log": [], "n": 0, "hits": 0, "blind": 0}
+                session._session_cache = {"log": self.plan.empty_log, "n": 0, "hits": 0, "blind": 0}
                 session.save(must_create=True)
             asyncio.run(self.drive())
             wait_for(self.is_back, "the store is back", timeout_s=END_S)
@@ -192,7 +192,8 @@ class Driver:
                 pass
         except SessionLockTimeout as error:
             self.history.errors.append(f"session {key[:8]} stays locked: {error}")
-        self.history.final[key] = SessionStore(key).load()
+        data = SessionStore(key).load()
+        self.history.final[key] = data | {"log": list(data["log"])}
 
     async def drive(self) -> None:
         """Let the workers work, and see to it that this is not easy."""

@@ -108,6 +108,15 @@ class Plan:
         return self.topology in ("sentinel", "failing-cluster")
 
     @property
+    def empty_log(self) -> dict[str, int] | list[str]:
+        """What a session's log of operations is in the beginning.
+
+        A write without the lock may be based on what a lost primary had. Merged with what is there
+        instead, an addition to a dict is an addition; a list is the last writer's.
+        """
+        return {} if self.may_lose else []
+
+    @property
     def settings(self) -> Mapping[str, Any]:
         """The settings that all workers share."""
         return SETTINGS | (SYNCHRONOUS if self.may_lose else {})

@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 from redis.crc import key_slot
 
-from django_clustered_sessions import cluster, connections
-from django_clustered_sessions.record import Place
+from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.store import connections
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE
 from tests.topologies import NAME, Replicated
@@ -22,6 +22,13 @@ from .proxy import CuttingProxy
 
 #: About so many seconds pass between two faults of a primary.
 PEACE_S = 6.0
+
+#: So long a primary that is cut off has clients while another one is the primary, in seconds:
+#: they ask the Sentinels each second.
+RIVALRY_S = 2.0
+
+#: Who has clients' rights where the default user is shut out.
+USER, PASSWORD = "site", "secret"
 
 
 class Stores(Protocol):
@@ -73,48 +80,68 @@ class Single:
 class Failing:
     """A primary with replicas under Sentinels; it is killed, or stopped until another took over.
 
-    A new replica comes for each that was killed, so that there is always one to take over.
+    Or it is cut off from Sentinels and replicas, and goes on serving clients until after that. A
+    new replica comes for each that was killed, so that there is always one to take over.
     """
 
     def __init__(self, plan: Plan, topology: Replicated) -> None:
         self.counts: Counter[str] = Counter()
         self._dice = Random(f"{plan.seed} stores")
         self._topology = topology
+        self._admit()
 
     async def start(self) -> Mapping[str, Any]:
         return self.entry()
 
+    def _admit(self) -> None:
+        self._topology.admit(USER, "on", f">{PASSWORD}", "~*", "+@all")
+
     def entry(self) -> Mapping[str, Any]:
         sentinels = [("127.0.0.1", sentinel.port) for sentinel in self._topology.sentinels]
         options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": sentinels}
+        options |= {"USERNAME": USER, "PASSWORD": PASSWORD}
         return {"LOCATION": f"redis://{NAME}/{DATABASE}", "OPTIONS": options}
 
     def cut(self) -> None:
         """Do nothing: nobody is on the way."""
 
     async def torment(self) -> None:
-        faults: list[str] = []
+        # A short run has it too: there are two primaries at once.
+        faults = ["cut off"]
         while True:
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * PEACE_S)
-            faults = faults or self._dice.sample(("kill", "stop"), 2)
+            faults = faults or self._dice.sample(("kill", "stop", "cut off"), 3)
             fault = faults.pop()
             await asyncio.to_thread(self._fail_over, fault)
             self.counts["failovers"] += 1
+            self.counts["cut off"] += fault == "cut off"
             if fault == "kill":
                 # Not in that thread: a store ends with the one that it was started from.
                 self._topology.add_replica()
+                self._admit()
 
     def _fail_over(self, fault: str) -> None:
         was_primary = self._topology.primary
         if fault == "kill":
             was_primary.kill()
-        else:
+        elif fault == "stop":
             was_primary.pause()
+        else:
+            past_it = self._topology.cut_off("hidden")
         try:
             self._topology.take_over()
+            if fault == "cut off":
+                # How long it lasts is the point.
+                time.sleep(RIVALRY_S)
         finally:
             if fault == "stop":
                 was_primary.resume()
+            elif fault == "cut off":
+                past_it.execute_command("ACL SETUSER", "default", "nopass")
+                past_it.close()
+        if fault != "kill":
+            # The Sentinels take eight seconds for it, and would promote it as it is until then.
+            self._topology.demote(was_primary)
 
     async def close(self) -> None:
         """Do nothing: the topology is its owner's."""
@@ -133,7 +160,7 @@ class _OnCluster:
 
     def entry(self) -> Mapping[str, Any]:
         nodes = [f"redis://127.0.0.1:{server.port}" for server in self._servers.primaries]
-        return {"LOCATION": nodes, "OPTIONS": {"CONNECTION_FACTORY": cluster.FACTORY}}
+        return {"LOCATION": nodes, "OPTIONS": {"CONNECTION_FACTORY": connections.CLUSTER}}
 
     def cut(self) -> None:
         """Do nothing: nobody is on the way."""

@@ -29,7 +29,6 @@ from django.http import HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from django.urls import path
 
-from django_clustered_sessions import connections, scripts
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import session_read_only, session_unlocked
 from django_clustered_sessions.exceptions import (
@@ -39,8 +38,10 @@ from django_clustered_sessions.exceptions import (
     SessionNotReplicated,
     SessionStoreUnavailable,
 )
-from django_clustered_sessions.record import Place
-from django_clustered_sessions.usage import read_header
+from django_clustered_sessions.protocol import scripts
+from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.session.usage import read_header
+from django_clustered_sessions.store import connections
 from tests import settings as test_settings
 from tests.chaos import plan as plans
 from tests.chaos.history import Notebook, Operation, Seen, digest
@@ -195,7 +196,7 @@ def take(work: Work, session: Any) -> None:
     """Write down what a loaded session has, and meet one's fate."""
     operation = work.operation
     operation.took_s = time.monotonic()
-    ids = session.get(operation.log, [])
+    ids = list(session.get(operation.log, []))
     operation.seen = Seen(len(ids), digest(ids), session.get("n"), session.get("hits"))
     for header in session.lock_headers().values():
         operation.token = read_header(header, Place.of("session", operation.session).id)
@@ -214,7 +215,7 @@ def change(work: Work, session: Any) -> None:
     elif operation.kind == "own":
         session[operation.log] = [*session.get(operation.log, []), operation.id]
     else:
-        session["log"].append(operation.id)
+        add(session["log"], operation.id)
         session.increment("hits")
     if operation.is_locked:
         session["n"] += 1
@@ -222,6 +223,14 @@ def change(work: Work, session: Any) -> None:
         raise Dropped
     operation.sent_s = time.monotonic()
     work.actor.note(operation)
+
+
+def add(log: Any, name: str) -> None:
+    """Append to a log of either kind (`Plan.empty_log`)."""
+    if isinstance(log, dict):
+        log[name] = len(log)
+    else:
+        log.append(name)
 
 
 def raise_for(response: Any, request: Any, operation: Operation) -> None:

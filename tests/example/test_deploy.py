@@ -38,6 +38,10 @@ ROOT = EXAMPLE.parent
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "shop.wsgi"]
 
+#: The node that runs under uvicorn, the others do under gunicorn.
+ASGI_NODE = 2
+UVICORN = [sys.executable, "-m", "uvicorn", "shop.asgi:application", "--lifespan", "off"]
+
 DATABASE = 1
 PRODUCTS = ("amphora", "jug", "teapot", "bowl", "tagine", "mug", "vase", "planter")
 
@@ -182,9 +186,24 @@ class Site:
 
     def spawn(self, node: int, release: str) -> None:
         """Start a node with a release, without waiting for it."""
-        self.nodes[node] = self.start(
-            f"node{node + 1}", GUNICORN, **self.environment(node, release)
-        )
+        command = GUNICORN
+        if node == ASGI_NODE:
+            command = [*UVICORN, "--port", str(self.ports[node]), "--timeout-graceful-shutdown=25"]
+        self.nodes[node] = self.start(f"node{node + 1}", command, **self.environment(node, release))
+
+    def stop(self, node: int, under_way: Path) -> None:
+        """Stop a node by SIGTERM, which ends when the request that it has under way does."""
+        if node != ASGI_NODE:
+            assert self.nodes[node].stop() == 0
+            return
+        # It stops to accept at once, and tells nobody before; so somebody else has to.
+        self.ask_haproxy(f"set server nodes/node{node + 1} state drain")
+        wait_for(lambda: self.status(node) == "DRAIN", "a drain", timeout_s=PATIENCE_S)
+        self.nodes[node].popen.terminate()
+        wait_for(lambda: not is_healthy(self.node_url(node)), "it leaves", timeout_s=PATIENCE_S)
+        assert self.nodes[node].popen.poll() is None
+        under_way.with_suffix(".left").touch()
+        assert self.nodes[node].popen.wait(PATIENCE_S) in (0, -signal.SIGTERM)
 
     def wait_until_ready(self, node: int) -> None:
         """Return once a node answers."""
@@ -434,11 +453,12 @@ def test_a_rolling_deploy_logs_nobody_out(site: Site) -> None:
             options = {"headers": {"X-Long": str(under_way)}, "timeout": PATIENCE_S}
             long = pool.submit(httpx.get, f"{site.node_url(node)}/Cart/", **options)
             wait_for(under_way.exists, "a long request is under way", timeout_s=PATIENCE_S)
-            assert site.nodes[node].stop() == 0
+            site.stop(node, under_way)
             assert long.result().status_code == 200
             load.go_on()
             site.spawn(node, "2")
             site.wait_until_ready(node)
+            site.ask_haproxy(f"set server nodes/node{node + 1} state ready")
             site.wait_until_used(node)
             load.go_on()
         load.wait_for_requests(2000)
@@ -447,6 +467,8 @@ def test_a_rolling_deploy_logs_nobody_out(site: Site) -> None:
     # Nothing but pages and redirects, and those of both releases.
     assert set(load.answers) == {(200, "1"), (302, "1"), (200, "2"), (302, "2")}
     assert load.answers.total() >= 2000
+    # By uvicorn too, which writes each one down.
+    assert len(re.findall(r'"POST /Cart/.*" 302', site.output())) > 10
     # Each has met what the other one wrote.
     for key in ("theme", "coupon"):
         assert f"the value of '{key}' cannot be read and is set aside" in site.output()

@@ -252,7 +252,8 @@ def test_pages_ask_nobody_else_and_log_no_error(demo: Demo, page: Page) -> None:
     page.on("pageerror", lambda error: logged.append(str(error)))
     for path in PAGES[:3]:
         page.goto(demo.url(1, path))
-    assert [url for url in asked if not url.startswith((demo.url(1), "data:"))] == []
+    own = demo.url(1).removesuffix("Cart/")
+    assert [url for url in asked if not url.startswith((own, "data:"))] == []
     assert logged == []
 
 

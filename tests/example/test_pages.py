@@ -1,0 +1,295 @@
+"""The pages about sessions, "Your devices" and the admin's, in a real browser."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from importlib import import_module
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from django.contrib.messages import constants
+from django.contrib.messages.storage.base import Message
+from django.core.paginator import Paginator
+from django.template.loader import render_to_string
+from django.test import override_settings
+from django.urls import include, path
+from django.utils import timezone
+from playwright.sync_api import Browser, BrowserContext, Page, expect
+
+from django_clustered_sessions import registry
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.devices.rows import rows
+from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.registry import Entry
+from tests.conftest import use_store
+from tests.example.conftest import EXAMPLE, Demo
+
+pytestmark = pytest.mark.once
+
+NewContext = Callable[..., BrowserContext]
+
+#: Where the pictures are shown.
+PAGE = EXAMPLE.parent / "docs" / "pages.md"
+
+T = TypeVar("T")
+#: What a login puts into a session, by the user's name.
+Logins = dict[str, dict[str, Any]]
+
+#: What can be wrong with a page for those who do not see, hear or use a mouse.
+AXE_OPTIONS = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]}
+
+
+class Visitors:
+    """Browsers in which somebody is logged in already.
+
+    A password takes its time to be checked, so each user logs in once, and what that has made is
+    copied into new sessions.
+    """
+
+    def __init__(self, demo: Demo, new_context: NewContext, logins: Logins) -> None:
+        self.demo = demo
+        self.new_context = new_context
+        self.logins = logins
+
+    def page(self, user: str, **options: object) -> Page:
+        """Return a page in a new browser of that user."""
+        context = self.new_context(**options)
+        key = in_thread(lambda: self.log_in(user))
+        context.add_cookies(
+            [{"name": "sessionid", "value": key, "domain": "localhost", "path": "/"}]
+        )
+        return context.new_page()
+
+    def log_in(self, user: str) -> str:
+        """Return the key of a new session."""
+        session = SessionStore()
+        session.update(self.logins[user])
+        session.save()
+        return str(session.session_key)
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Run what talks to the store where Playwright's event loop is not."""
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(function).result()
+
+
+@pytest.fixture(scope="module")
+def logins(demo: Demo) -> Logins:
+    """Log each user in once, and return what that has put into their sessions."""
+    keys = {user: cookie_of(demo, user) for user in ("ada", "grace")}
+    store = {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": store_of(demo)}
+    with override_settings(CACHES={"sessions": store}):
+        return {user: in_thread(SessionStore(key).load) for user, key in keys.items()}
+
+
+def store_of(demo: Demo) -> str:
+    """Return the address of the demo's store."""
+    (store,) = re.findall(r"redis://\S+", demo.output)
+    return str(store)
+
+
+def cookie_of(demo: Demo, user: str) -> str:
+    """Log in, and return the key of the session."""
+    with httpx.Client(follow_redirects=True) as client:
+        client.get(demo.url(0, "login/"))
+        data = {
+            "username": user,
+            "password": "fired-clay",
+            "csrfmiddlewaretoken": client.cookies["csrftoken"],
+        }
+        client.post(demo.url(0, "login/"), data=data).raise_for_status()
+        return client.cookies["sessionid"]
+
+
+@pytest.fixture
+def visitors(demo: Demo, new_context: NewContext, logins: Logins, settings: Any) -> Visitors:
+    """Give browsers of users; nobody is logged in before."""
+    use_store(settings, store_of(demo))
+    in_thread(lambda: [registry.end_sessions_of(number) for number in (1, 2)])
+    return Visitors(demo, new_context, logins)
+
+
+def public_id(page: Page) -> str:
+    """Return the public id of the session of a page's browser."""
+    (key,) = (cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "sessionid")
+    return Place.of("session", key).id
+
+
+def listed(page: Page) -> list[str]:
+    """Return the rows of the list of sessions, as they are read out."""
+    rows = page.locator(".devices-table, .sessions-cards").get_by_role("row").all()[1:]
+    return [" ".join(row.inner_text().split()) for row in rows]
+
+
+def test_a_device_is_logged_out_from_another_one(demo: Demo, visitors: Visitors) -> None:
+    """End one of several, then all others, on both nodes and without JavaScript."""
+    there, third, here = (visitors.page("ada", java_script_enabled=False) for _ in range(3))
+    for page, node in ((third, 1), (there, 1), (here, 0)):
+        page.goto(demo.url(node))
+        expect(page.get_by_text("Logged in as ada")).to_be_visible()
+    here.get_by_role("link", name="Devices").click()
+    expect(here).to_have_title("Your devices · terracotta")
+    expect(here.get_by_text("You are logged in on 3 devices.")).to_be_visible()
+    assert ["in use now" in row for row in listed(here)] == [True, False, False]
+    here.locator(f'form[action*="{public_id(there)}"]').get_by_role("button").click()
+    expect(here.get_by_role("status")).to_have_text("That device is logged out.")
+    there.reload()
+    expect(there.get_by_role("link", name="Log in")).to_be_visible()
+    third.reload()
+    expect(third.get_by_role("button", name="Log out")).to_be_visible()
+    third.goto(demo.url(1, "devices/"))
+    third.locator(f'form[action*="{public_id(here)}"]').get_by_role("button").click()
+    here.get_by_role("button", name="Log out all others").click()
+    expect(here).to_have_url(re.compile("/Cart/login/"))
+
+
+def test_the_session_in_use_is_logged_out(demo: Demo, visitors: Visitors) -> None:
+    """All others end first, then this one."""
+    here, there = visitors.page("ada"), visitors.page("ada")
+    here.goto(demo.url(1, "devices/"))
+    here.get_by_role("button", name="Log out all others").click()
+    expect(here.get_by_role("status")).to_have_text("1 other device is logged out.")
+    expect(here.get_by_text("You are logged in on 1 device.")).to_be_visible()
+    here.get_by_role("row").get_by_role("button").click()
+    expect(here).to_have_url(demo.url(1))
+    expect(here.get_by_role("link", name="Log in")).to_be_visible()
+    there.goto(demo.url(0))
+    expect(there.get_by_role("link", name="Log in")).to_be_visible()
+
+
+def test_the_keyboard_ends_a_device(demo: Demo, visitors: Visitors) -> None:
+    """Every button has a name of its own, and shows that it has the focus."""
+    visitors.page("ada")
+    here = visitors.page("ada")
+    here.goto(demo.url(1, "devices/"))
+    snapshot = here.locator(".devices-table").aria_snapshot()
+    assert re.search(r'button "Log out .+ in use now \d', snapshot), snapshot
+    assert re.search(r'button "Log out Another device \d', snapshot), snapshot
+    here.locator("#content").focus()
+    for _ in range(3):
+        here.keyboard.press("Tab")
+    outline = here.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+    assert outline == "solid"
+    here.keyboard.press("Enter")
+    expect(here.get_by_role("status")).to_have_text("That device is logged out.")
+
+
+def test_staff_ends_sessions(demo: Demo, visitors: Visitors) -> None:
+    """Search a user, end one session, then all; the user is out on both nodes."""
+    customer, other = visitors.page("ada"), visitors.page("ada")
+    staff = visitors.page("grace", java_script_enabled=False)
+    staff.goto(demo.url(0, "../admin/"))
+    staff.get_by_role("link", name="Sessions", exact=True).last.click()
+    staff.get_by_role("searchbox", name="User").fill("ada")
+    staff.get_by_role("button", name="Search").click()
+    expect(staff.get_by_role("heading", name="Sessions of ada")).to_be_visible()
+    assert len(listed(staff)) == 2
+    for answer in ("No, take me back", "Yes, end"):
+        staff.get_by_role("link", name=f"End session {public_id(customer)[:12]}").click()
+        expect(staff.get_by_text("Do you want to end this session of ada?")).to_be_visible()
+        staff.get_by_text(answer).or_(staff.get_by_role("button", name=answer)).click()
+    expect(staff.get_by_text("The session has ended.")).to_be_visible()
+    assert len(listed(staff)) == 1
+    customer.goto(demo.url(1))
+    expect(customer.get_by_role("link", name="Log in")).to_be_visible()
+    other.goto(demo.url(1))
+    expect(other.get_by_role("button", name="Log out")).to_be_visible()
+    staff.get_by_role("link", name="End all", exact=True).click()
+    expect(staff.get_by_text("Do you want to end 1 session of ada?")).to_be_visible()
+    staff.get_by_role("button", name="Yes, end").click()
+    expect(staff.get_by_text("ada is logged in nowhere.")).to_be_visible()
+    other.reload()
+    expect(other.get_by_role("link", name="Log in")).to_be_visible()
+    staff.goto(demo.url(1, "../admin/auth/user/1/history/"))
+    expect(staff.get_by_text("Ended 1 session.")).to_be_visible()
+
+
+def test_a_customer_is_not_let_in(demo: Demo, visitors: Visitors) -> None:
+    """Who is no staff sees the admin's login page."""
+    page = visitors.page("ada")
+    page.goto(demo.url(0, "../admin/clustered_sessions/session/"))
+    expect(page.get_by_text("not authorized to access this page")).to_be_visible()
+
+
+def test_the_figures_can_be_read_without_seeing_them(demo: Demo, visitors: Visitors) -> None:
+    """The table below a chart opens without a script."""
+    page = visitors.page("grace", java_script_enabled=False)
+    page.goto(demo.url(0, "../admin/clustered_sessions/session/"))
+    for title in ("Sessions", "Requests in 5 minutes"):
+        section = page.get_by_role("region", name=title, exact=True)
+        expect(section.get_by_role("img")).to_be_visible()
+        section.get_by_text("The numbers").click()
+        expect(section.get_by_role("table")).to_be_visible()
+    now = page.get_by_role("region", name="Sessions", exact=True).get_by_role("row").nth(1)
+    assert int(now.get_by_role("cell").inner_text()) >= 1
+    page.get_by_role("link", name="24 hours").click()
+    expect(page.get_by_role("link", name="24 hours")).to_have_attribute("aria-current", "page")
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (320, "dark")])
+def test_pages_fit_and_are_accessible(
+    demo: Demo, visitors: Visitors, width: int, scheme: str
+) -> None:
+    """Nothing scrolls sideways, and axe finds nothing wrong, with contrasts neither."""
+    options: dict[str, Any] = {
+        "viewport": {"width": width, "height": 800},
+        "color_scheme": scheme,
+    }
+    customer, staff = (visitors.page(user, **options) for user in ("ada", "grace"))
+    sessions = demo.url(0, "../admin/clustered_sessions/session/")
+    user = f"{sessions}users/1/"
+    pages = [
+        (customer, demo.url(0, "devices/"), ".devices"),
+        (staff, sessions, ".sessions"),
+        (staff, f"{sessions}?q=a", ".sessions"),
+        (staff, user, ".sessions"),
+        (staff, f"{user}end/", ".sessions"),
+        (staff, f"{user}end/{public_id(customer)}/", ".sessions"),
+    ]
+    for page, url, part in pages:
+        page.goto(url)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width, url
+        found = Axe().run(page, context=part, options=AXE_OPTIONS)
+        assert found.violations_count == 0, (url, found.generate_report())
+
+
+def test_the_page_of_a_site_without_a_base_of_its_own_is_accessible(
+    page: Page, settings: Any
+) -> None:
+    """The whole page by axe, with messages, browsers and more than one page of rows."""
+    settings.ROOT_URLCONF = (path("devices/", include("django_clustered_sessions.devices.urls")),)
+    now = timezone.now()
+    entries = [Entry(letter * 43, "1", now, now, now, letter == "A") for letter in "ABC"]
+    pages = Paginator(rows(entries), 2)
+    context = {
+        "rows": pages.page(1),
+        "page_range": pages.page_range,
+        "count": 3,
+        "has_addresses": True,
+        "has_others": True,
+        "messages": [Message(constants.SUCCESS, "Done."), Message(constants.INFO, "Done before.")],
+    }
+    html = render_to_string("clustered_sessions/devices.html", context)
+    for scheme in ("light", "dark"):
+        page.emulate_media(color_scheme=scheme)
+        page.set_content(html)
+        found = Axe().run(page, options=AXE_OPTIONS)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_the_pictures_of_the_pages_are_made(
+    demo: Demo, visitors: Visitors, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The script that makes the pictures of the documentation still finds its way."""
+    monkeypatch.syspath_prepend(EXAMPLE)
+    pictures = import_module("screenshot_pages").take(browser, demo.url(0), demo.url(1))
+    assert set(pictures) == {"devices", "admin-sessions", "admin-figures"}
+    for name, picture in pictures.items():
+        assert picture.startswith(b"\x89PNG")
+        assert f"images/{name}.png" in PAGE.read_text(encoding="utf-8")
+        assert (PAGE.parent / "images" / f"{name}.png").exists()
