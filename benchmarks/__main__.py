@@ -21,15 +21,7 @@ from typing import Any, Final, NamedTuple
 
 from . import at_once, behaviour, measuring, memory, project, scenarios, traffic
 from .delay import delayed, distance
-from .engines import (
-    BASE,
-    BareRoundTrips,
-    Engine,
-    NoSession,
-    Requests,
-    bundled_store,
-    engines,
-)
+from .engines import BASE, BareRoundTrips, Engine, NoSession, Requests, bundled_store, engines
 from .measuring import store_clock
 from .report import at_once_table, publish, scenario_table, surroundings, table
 from .scenarios import Scenario

@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from django_clustered_sessions.record import BUCKETS
+from django_clustered_sessions.protocol.record import BUCKETS
 
 from . import filling, measuring, project
 from .engines import LOCKED, OURS, bundled_store, engines

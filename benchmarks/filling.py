@@ -9,15 +9,15 @@ from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any, Final
 
-from django_clustered_sessions import commands, record
-from django_clustered_sessions.commands import Expiry, Terms
-from django_clustered_sessions.record import Mode, Place
-from django_clustered_sessions.scripts import script
+from django_clustered_sessions.protocol import commands, record
+from django_clustered_sessions.protocol.record import Mode, Place
+from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.protocol.terms import Expiry, Terms
 
 from .scenarios import LOGGED_IN
 
 _AGE_MS: Final = 14 * 24 * 60 * 60 * 1000
-_TERMS: Final = Terms(_AGE_MS, 0, 1 << 20, 4000, "merge")
+_TERMS: Final = Terms(_AGE_MS, 0, 0, 1 << 20, 4000, "merge")
 _AT_ONCE: Final = 500
 _SLOTS: Final = 16384
 
@@ -38,8 +38,8 @@ def server_of(key: str, servers: int) -> int:
     return primary_of(int(Place.of("", key).index.partition("{")[2][:3], 16), servers)
 
 
-def fill(clients: Sequence[Any], numbers: Iterable[int]) -> None:
-    """Create logged-in sessions; ``clients`` are those of the primaries."""
+def fill(clients: Sequence[Any], numbers: Iterable[int], user: str | None = None) -> None:
+    """Create logged-in sessions, of a user or each of its own; ``clients`` are the primaries'."""
     from django.contrib.sessions.serializers import JSONSerializer
 
     serializer = JSONSerializer()
@@ -52,7 +52,9 @@ def fill(clients: Sequence[Any], numbers: Iterable[int]) -> None:
         key = session_key(number)
         expiry = Expiry(Mode.DEFAULT, 0)
         place = Place.of("session", key)
-        call = commands.create(place, token_bytes(8), expiry, fields, _TERMS)
+        call = commands.create(
+            place, token_bytes(8), expiry, fields, _TERMS, record.user_tag(user or number)
+        )
         words = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.arguments)
         return server_of(key, len(clients)), words
 

@@ -17,7 +17,7 @@ class Primaries:
     """Some stores, each with a pool of connections; the package uses that of the one ``chosen``."""
 
     def __init__(self, servers: Sequence[Any]) -> None:
-        from django_clustered_sessions import connections
+        from django_clustered_sessions.store import connections
 
         self.pools = []
         for server in servers:
@@ -30,7 +30,7 @@ class Primaries:
     @contextmanager
     def in_use(self) -> Iterator[None]:
         """Have the package use these connections for a while."""
-        from django_clustered_sessions import connections
+        from django_clustered_sessions.store import connections
 
         with mock.patch.object(connections, "pool", lambda step: self.chosen):
             yield

@@ -22,6 +22,8 @@ from random import Random
 from statistics import median
 from typing import Any, Final
 
+from django_clustered_sessions import registry
+
 from . import filling, measuring, memory, project
 from .engines import LOCKED, OURS, bundled_store, engines
 from .measuring import Times, store_clock
@@ -35,8 +37,8 @@ NOTES: Final = """\
 Times are medians of the rounds' means, ratios those of the same rounds, with the middle half in
 brackets. Memory is what the store says it uses, less what it used when empty and what its
 connections take. `sessionstats` is a process of its own, from its start to its end, Python and
-Django included; its peak memory is that of the whole process. Ending all sessions of one user is
-not measured: this release has no index of users, and no such operation."""
+Django included; its peak memory is that of the whole process. One user has ten
+sessions among them, which are listed and ended again and again."""
 _STATISTICS: Final = """
 import sys
 from pathlib import Path
@@ -60,6 +62,8 @@ class Step:
     statistics_s: float
     statistics_bytes: float
     counted: int
+    listing: list[float]
+    ending: list[float]
     times: dict[str, Times] = field(default_factory=dict)
 
 
@@ -69,7 +73,27 @@ def filled(server: Any, size: int) -> Step:
     with server.client(socket_timeout=60.0) as client:
         theirs = memory_of(client, filling.fill_like_cache_engine, client, numbers)
         ours = memory_of(client, filling.fill, [client], numbers)
-    return Step(size, ours / size, theirs / size, *run_statistics(f"{server.url}/0"))
+        statistics = run_statistics(f"{server.url}/0")
+        with project.store_at(f"{server.url}/0"):
+            listing, ending = one_users(client, size)
+    return Step(size, ours / size, theirs / size, *statistics, listing, ending)
+
+
+def one_users(client: Any, size: int, rounds: int = 15) -> tuple[list[float], list[float]]:
+    """Return the times of listing a user's ten sessions, and of ending them, in ms."""
+    listing, ending = [], []
+    for turn in range(rounds):
+        first = size + turn * 10
+        filling.fill([client], range(first, first + 10), user="somebody")
+        started = time.perf_counter()
+        found = registry.sessions_of("somebody")
+        listed = time.perf_counter()
+        ended = registry.end_sessions_of("somebody")
+        if (len(found), ended) != (10, 10):
+            raise RuntimeError(f"{len(found)} sessions were listed and {ended} ended, not 10")
+        ending.append((time.perf_counter() - listed) * 1000)
+        listing.append((listed - started) * 1000)
+    return listing, ending
 
 
 def memory_of(client: Any, fill: Callable[..., None], *arguments: Any) -> int:
@@ -137,6 +161,8 @@ def report(steps: Sequence[Step]) -> str:
         ["bytes per session, index included", *(f"{step.memory:.0f}" for step in steps)],
         ["bytes, Django's cache engine", *(f"{step.memory_of_cache_engine:.0f}" for step in steps)],
         ["ratio", *(f"{step.memory / step.memory_of_cache_engine:.2f}" for step in steps)],
+        ["list a user's sessions (ms)", *(f"{median(step.listing):.1f}" for step in steps)],
+        ["end a user's sessions (ms)", *(f"{median(step.ending):.1f}" for step in steps)],
         ["sessionstats (s)", *(f"{step.statistics_s:.2f}" for step in steps)],
         ["sessionstats, peak memory (MB)", *(f"{s.statistics_bytes / 1e6:.0f}" for s in steps)],
         ["sessionstats counted", *(f"{step.counted:,}" for step in steps)],

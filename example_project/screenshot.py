@@ -46,9 +46,9 @@ img { display: block; }
 
 
 @contextmanager
-def demo(ports: str) -> Iterator[None]:
+def demo(ports: str, *arguments: str) -> Iterator[None]:
     """Run the demo on two ports, given as ``9081,9082``."""
-    command = [sys.executable, str(HERE / "demo.py"), "--ports", ports]
+    command = [sys.executable, str(HERE / "demo.py"), "--ports", ports, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -63,15 +63,20 @@ def shop(page: Page, first: str, second: str) -> None:
     """Look around and fill the cart, now on one node, now on the other."""
     for url in (f"{first}bowl/", f"{second}vase/", f"{first}tagine/", f"{second}jug/"):
         page.goto(url)
-    page.goto(f"{first}login/")
-    page.locator("#id_username").fill(page.locator("kbd").nth(0).inner_text())
-    page.locator("#id_password").fill(page.locator("kbd").nth(1).inner_text())
-    page.get_by_role("button", name="Log in").click()
+    log_in(page, first)
     page.goto(first)
     page.locator("#add-amphora").click()
     page.goto(second)
     for sku in ("teapot", "mug", "mug"):
         page.locator(f"#add-{sku}").click()
+
+
+def log_in(page: Page, url: str, name: str = "") -> None:
+    """Log in as a user, the one that the page names for none."""
+    page.goto(f"{url}login/")
+    page.locator("#id_username").fill(name or page.locator("kbd").nth(0).inner_text())
+    page.locator("#id_password").fill(page.locator("kbd").nth(1).inner_text())
+    page.get_by_role("button", name="Log in").click()
 
 
 def window(page: Page, url: str) -> str:

@@ -29,6 +29,7 @@ def shop(request: HttpRequest) -> dict[str, Any]:
     return {
         "node": settings.NODE,
         "peer": settings.PEER,
+        "demo_staff": settings.DEMO_STAFF,
         "interface": "ASGI" if isinstance(request, ASGIRequest) else "WSGI",
         "peer_url": f"{request.scheme}://{host}:{settings.PEER['port']}{request.get_full_path()}",
         "lines": lines,

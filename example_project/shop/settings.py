@@ -36,11 +36,14 @@ if SENTINELS:
     }
 
 INSTALLED_APPS = [
+    # Before the package: it has the page around "Your devices".
+    "cart",
+    "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.messages",
+    "django.contrib.staticfiles",
     "django_clustered_sessions",
-    "cart",
 ]
 
 MIDDLEWARE = [
@@ -54,6 +57,13 @@ MIDDLEWARE = [
 ]
 
 MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
+
+# Whoever is away for so long is logged out, after a warning.
+CLUSTERED_SESSIONS_IDLE_TIMEOUT = float(os.environ.get("SHOP_IDLE_TIMEOUT", "1800"))
+
+# "Your devices" says which browser it was, and from where; SHOP_PROXIES: how many are in front.
+CLUSTERED_SESSIONS_TRACK_CLIENTS = True
+CLUSTERED_SESSIONS_TRUSTED_PROXIES = int(os.environ.get("SHOP_PROXIES", "0"))
 
 # This node and the other one ---------------------------------------------------------------------
 
@@ -73,6 +83,8 @@ CLUSTERED_SESSIONS_NODE_NAME = NODE["name"]
 # Django ------------------------------------------------------------------------------------------
 
 # Every node needs the same key. This one is public: choose your own for anything but this demo.
+# A shop with a secret of its own is no demo, and gets no staff whose password everybody knows.
+IS_DEMO = "SHOP_SECRET_KEY" not in os.environ
 SECRET_KEY = os.environ.get("SHOP_SECRET_KEY", "public-and-therefore-for-the-demo-only-0f5c81d2e7")
 ALLOWED_HOSTS = ["localhost", "127.0.0.1", *os.environ.get("SHOP_HOSTS", "").split()]
 ROOT_URLCONF = "shop.urls"
@@ -102,12 +114,15 @@ TEMPLATES = [
     }
 ]
 
+STATIC_URL = "/static/"
+
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "shop"
 LOGOUT_REDIRECT_URL = "shop"
 TIME_ZONE = "UTC"
 USE_TZ = True
 
-# The login page shows both.
+# The login page shows the first and the last, the footer the second, who may open the admin.
 DEMO_USER = "ada"
+DEMO_STAFF = "grace"
 DEMO_PASSWORD = "fired-clay"
