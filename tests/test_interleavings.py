@@ -476,11 +476,12 @@ class Request:
             if self.world.may_write(key, fence):
                 session = self.world.sessions.pop(key)
                 self.world.graves[key] = "rotated"
-                self.world.dismiss(key)
+                lock = self.world.dismiss(key)
                 self.key = "new"
                 self.world.sessions[self.key] = session
-                if self.grant:
-                    self.world.locks[self.key] = Lock(self.grant)
+                if lock and self.grant:
+                    # As it is: moving is no renewal, and a lease that was over is over there too.
+                    self.world.locks[self.key] = Lock(self.grant, lock.is_over)
                 return
             if fence and not own:
                 self.grant = None
