@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from django_clustered_sessions.protocol.record import Damaged
-
-T = TypeVar("T")
 
 #: Buckets, pages of an index, or sessions that one trip asks for.
 PER_TRIP: Final = 64

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from . import commands
 from .fields import USER_FIELD
 from .outcomes import Ended
 from .record import BUCKETS, FIRST, LAST, Damaged, EndReason, Meta, NewerFormat, Place, user_tag
 from .steps import Flow, batches
-
-T = TypeVar("T")
 
 #: Sessions that one trip asks for.
 _PER_TRIP: Final = 1000
