@@ -876,6 +876,18 @@ def test_lock_that_has_moved_is_renewed_under_the_new_key(
         wait_for(lambda: lease_end_ms(store, new_key) > first_end_ms + 800, "two leases")
 
 
+def test_moving_a_session_renews_no_lease(
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unrenewed(monkeypatch)
+    key = new_session()
+    session = SessionStore(key)
+    with session.lock():
+        end_ms = lease_end_ms(store, key)
+        session.cycle_key()
+        assert lease_end_ms(store, session.session_key or "") == end_ms > 0
+
+
 def test_session_whose_holder_is_silent_may_be_moved(store: redis.Redis) -> None:
     key = new_session()
     seize(key, lease_ms=10)
