@@ -10,11 +10,10 @@ import json
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -49,6 +48,7 @@ from django_clustered_sessions.protocol.terms import Expiry, Terms
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.drivers import Budget
 from tests import event_worker
+from tests.children import ROOT, child
 from tests.clusters import ClusterServers
 from tests.conftest import SERVERS
 from tests.event_worker import KEPT, WAIT_S, note, note_and_hang, note_when_allowed
@@ -60,7 +60,6 @@ __all__ = ["warm"]
 
 pytestmark = pytest.mark.usefixtures("no_databases")
 
-ROOT = Path(__file__).parent.parent
 #: For what depends on processes, or on a cluster, and not on the kind of server.
 ONE_KIND = pytest.mark.parametrize("store_server", SERVERS[:1], indirect=True)
 #: Numbers for keys that nobody has had.
@@ -124,23 +123,11 @@ def expired_by_now(client: redis.Redis, *sessions: SessionStore) -> None:
     wait_for(lambda: not client.exists(*records), "they have expired", timeout_s=WAIT_S)
 
 
-@contextmanager
-def worker(url: str, handler: Any, log: Path, lease_s: int = 60) -> Iterator[subprocess.Popen[str]]:
+def worker(
+    url: str, handler: Any, log: Path, lease_s: int = 60
+) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run a worker in a process of its own."""
-    module = event_worker.__name__
-    command = [sys.executable, "-W", "error", "-m", module, url, handler.__name__]
-    running = subprocess.Popen(
-        [*command, str(log), str(lease_s)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.communicate()
+    return child(event_worker.__name__, url, handler.__name__, str(log), str(lease_s))
 
 
 def lines(log: Path) -> list[list[str]]:

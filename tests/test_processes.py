@@ -12,9 +12,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from contextlib import AbstractContextManager
 from typing import Any
 
 import django
@@ -24,11 +22,10 @@ import redis
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionConflict
 from django_clustered_sessions.store import connections
+from tests.children import child
 from tests.conftest import use_store
 
 pytestmark = pytest.mark.slow
-
-ROOT = Path(__file__).parent.parent
 
 
 # In the process.
@@ -155,22 +152,9 @@ def url(store: redis.Redis, settings: Any) -> str:
     return location
 
 
-@contextmanager
-def process(url: str, work: Any, *arguments: Any) -> Iterator[subprocess.Popen[str]]:
+def process(url: str, work: Any, *arguments: Any) -> AbstractContextManager[subprocess.Popen[str]]:
     """Run a function of this module in a process of its own."""
-    command = [sys.executable, "-W", "error", "-m", "tests.test_processes"]
-    running = subprocess.Popen(
-        [*command, work.__name__, url, json.dumps(arguments)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield running
-    finally:
-        running.kill()
-        running.communicate()
+    return child("tests.test_processes", work.__name__, url, json.dumps(arguments))
 
 
 def finish(*running: subprocess.Popen[str]) -> list[str]:

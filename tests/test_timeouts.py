@@ -332,63 +332,47 @@ def test_the_endpoint_tells_of_both_timeouts(browser: Browser, settings: Any) ->
     assert ABSOLUTE_S - 30 < answer["absolute_in"] <= ABSOLUTE_S
 
 
-#: How a site may renew and lock its sessions.
-every_site = pytest.mark.parametrize(
-    ("every_request", "idle", "locking"),
-    [
+@pytest.fixture(
+    params=[
         (False, None, "off"),
         (True, None, "all"),
         (False, IDLE_S, "all"),
         (True, IDLE_S, "off"),
     ],
+    ids=str,
 )
-
-
-@every_site
-def test_to_ask_keeps_nothing_alive(
-    browser: Browser,
-    store: redis.Redis,
-    settings: Any,
-    every_request: bool,
-    idle: float | None,
-    locking: str,
-) -> None:
+def lasts_s(request: pytest.FixtureRequest, settings: Any) -> float:
+    """Return how long a session lasts from its last use, for each way to renew and to lock it."""
+    every_request, idle, settings.CLUSTERED_SESSIONS_LOCKING = request.param
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = idle
-    settings.CLUSTERED_SESSIONS_LOCKING = locking
+    return idle or AGE_S
+
+
+def test_to_ask_keeps_nothing_alive(browser: Browser, store: redis.Redis, lasts_s: float) -> None:
     browser.request("/login/")
     key = browser.key
     deadline_ms = aged(store, key, 50)
     record = store.hgetall(place(key).record)
     for _ in range(2):
         response = browser.request(EXPIRY)
-        assert response.json()["expires_in"] <= (idle or AGE_S) - 50
+        assert response.json()["expires_in"] <= lasts_s - 50
         assert not response.cookies
     assert store.pexpiretime(place(key).record) == deadline_ms
     assert store.hgetall(place(key).record) == record
 
 
-@every_site
 def test_to_stay_renews_the_session_and_its_cookie(
-    browser: Browser,
-    store: redis.Redis,
-    settings: Any,
-    every_request: bool,
-    idle: float | None,
-    locking: str,
+    browser: Browser, store: redis.Redis, lasts_s: float
 ) -> None:
-    settings.SESSION_SAVE_EVERY_REQUEST = every_request
-    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = idle
-    settings.CLUSTERED_SESSIONS_LOCKING = locking
     browser.request("/login/")
     aged(store, browser.key, 50)
     response = browser.request(STAY, "post")
-    lasts = idle or AGE_S
     answer = response.json()
-    assert lasts - 30 < answer["expires_in"] <= lasts
+    assert lasts_s - 30 < answer["expires_in"] <= lasts_s
     assert answer["authenticated"] is True
-    assert lasts - 30 < left_s(store, browser.key) <= lasts
-    assert lasts - 30 < response.cookies["sessionid"]["max-age"] <= lasts
+    assert lasts_s - 30 < left_s(store, browser.key) <= lasts_s
+    assert lasts_s - 30 < response.cookies["sessionid"]["max-age"] <= lasts_s
     assert "no-store" in response["Cache-Control"]
 
 
