@@ -221,6 +221,36 @@ def test_the_list_of_recent_writes_does_not_grow_with_the_session(
     assert len(raw(store, place)[b"m:replay"]) < 50 * 16
 
 
+def test_a_write_that_let_the_session_expire_comes_again(store: redis.Redis, place: Place) -> None:
+    first, mine = token(), token()
+    create(place, first, n=b"i1")
+
+    def expire(as_token: bytes, window_ms: int = WINDOW_MS) -> Alive | Gone | Conflict:
+        delta = Delta((count("n", 2),), False)
+        terms = TERMS._replace(replay_ms=window_ms)
+        reply = ask(commands.commit(place, as_token, Expiry(Mode.FROM_NOW, -1), delta, terms))
+        answer = commands.parse_commit(reply)
+        assert not isinstance(answer, outcomes.TooLarge)
+        return answer
+
+    for _ in range(3):
+        answer = expire(mine)
+        assert isinstance(answer, Alive)
+        assert answer.deadline_ms <= answer.now_ms
+        assert answer.counters == (3,)
+        assert raw(store, place).keys() == {b"m:end", b"m:replay"}
+        assert 0 < store.pttl(place.record) <= WINDOW_MS
+        assert store.zcard(place.index) == 0
+    for other in (first, token()):
+        gone = expire(other)
+        assert isinstance(gone, Gone)
+        assert gone.reason is EndReason.UNKNOWN
+    store.delete(place.record)
+    create(place, first, n=b"i1")
+    expire(mine, 1)
+    wait_for(lambda: not store.exists(place.record), "nothing of it is kept for longer")
+
+
 def test_rotate_again_is_the_first_answer(
     store: redis.Redis, place: Place, other_place: Place
 ) -> None:
@@ -338,6 +368,26 @@ async def test_a_lost_commit_is_repeated_once_and_counts_once(
     assert session["n"] == 5
     stored = await SessionStore(session.session_key).aload()
     assert stored == {"cart": {"a": 1, "b": 2}, "n": 5}
+
+
+@pytest.mark.parametrize("where", ["request", "reply", "half"])
+async def test_a_lost_write_that_lets_the_session_expire_is_no_lost_session(
+    store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
+) -> None:
+    await warm_up(is_async)
+    session = SessionStore()
+    session["a"] = 1
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session.set_expiry(-1)
+    proxy.reset()
+    proxy.cut_next(where, matching=b"EVALSHA")
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    assert sent(proxy, b"EVALSHA") == 2
+    assert not await SessionStore(session.session_key).aload()
+    late = SessionStore(session.session_key)
+    await late.aset("b", 1)
+    await late.asave()
+    assert late.session_key != session.session_key
 
 
 @pytest.mark.parametrize("where", ["request", "reply", "half"])
@@ -531,6 +581,35 @@ async def test_a_conflict_is_no_loss(
     with pytest.raises(UpdateError):
         await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
     assert proxy.round_trips == 1
+
+
+async def test_a_write_is_not_sent_again_for_figures_that_ride_along(
+    store: redis.Redis,
+    proxy: CountingProxy,
+    is_async: bool,
+    figures: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not where the store knows the script of the write, and not the one of the figures."""
+    monkeypatch.setattr("django_clustered_sessions.counters.INTERVAL_S", 0)
+    await warm_up(is_async)
+    session = SessionStore()
+    session["n"] = 1
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session["n"] = 2
+    store.script_flush()
+    store.script_load(script("commit").source)
+    proxy.reset()
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    assert [sent(proxy, script(name).sha) for name in ("stats", "commit")] == [1, 1]
+    assert sent(proxy, b"EVAL\r\n") == 1
+    assert await SessionStore(session.session_key).aload() == {"n": 2}
+    store.script_flush()
+    proxy.reset()
+    session["n"] = 3
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    assert [sent(proxy, b"EVALSHA\r\n"), sent(proxy, b"EVAL\r\n")] == [2, 2]
+    assert await SessionStore(session.session_key).aload() == {"n": 3}
 
 
 async def test_a_store_that_forgot_the_scripts_gets_them_once(

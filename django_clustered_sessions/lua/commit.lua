@@ -35,6 +35,7 @@
 -- Returns  {1, now (ms), deadline (ms), overwritten fields, counters, version}   written, or
 --               written by this token before; counters: the new values, a space between them;
 --               version: the record's before, empty if written before
+--          {1, now (ms), deadline (ms), ...}   deadline not after now: expired by this write
 --          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session
 --          {-2, now (ms), field, value, field, value, ...}   others changed these, or a counter
 --               is no integer that Lua can add to; the value is what is stored, empty for none
@@ -96,6 +97,11 @@ end
 local now = store_clock()
 local meta, why_not = read_meta(record, now)
 if not meta then
+  local answer = why_not[1] == GONE and answer_to(token, redis.call("HGET", record, "m:replay") or "")
+  if answer then
+    write_again(record, "m:end")
+    return {DONE, now, now, 0, answer, ""}
+  end
   return why_not
 end
 local recent = recent_writes(meta.version, now)
@@ -203,5 +209,8 @@ else
   dismiss(record, locks, lock and read_queue(record, locks, lock) or {}, claim)
   tell_expired(events, kept, record, meta)
   forget(record, index, users, meta)
+  -- For a replay of this write, which is no write to a session that is gone.
+  redis.call("HSET", record, "m:end", "", "m:replay", add_write("", token, now, answer))
+  redis.call("PEXPIRE", record, replay_window)
 end
 return {DONE, now, meta.deadline, overwritten, answer, before}

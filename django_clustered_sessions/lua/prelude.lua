@@ -6,7 +6,8 @@
 --   m:lock     who holds the session's lock (lock.lua)
 --   m:first    from where it was used first since its user logged in, opaque here
 --   m:last     and from where last
---   m:end      why the session ended; such a record is a tombstone and has no other field
+--   m:end      why the session ended; such a record is a tombstone and has no value. Empty: a write
+--              let it expire, which m:replay tells for as long as that may be replayed
 --   d:<key>    a value: version of the write that put it there (8), codec (1), payload
 --   k:<key>    the same, for a session key that is no string: <key> as the serialiser wrote it
 --

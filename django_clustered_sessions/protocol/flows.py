@@ -369,9 +369,9 @@ class Rider(Protocol):
 def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
     """Run ``flow`` and let one more call ride on its first trip.
 
-    Its reply says only whether it has arrived: an error does not. The passenger goes first: where
-    a script is not known to the store, the driver repeats a trip from the first call that failed,
-    so what came before is not done twice.
+    Its reply says only whether it has arrived: an error does not. The passenger goes first, for
+    what follows a script that the store does not know is sent again with it: not so after a
+    passenger, on which nothing builds.
     """
     return _between(flow, _Riding(rider))
 

@@ -35,6 +35,7 @@ from django_clustered_sessions.protocol.record import Damaged
 from django_clustered_sessions.protocol.steps import (
     Argument,
     Asks,
+    Call,
     Elsewhere,
     Flow,
     Pause,
@@ -361,8 +362,10 @@ def _ask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
     """Send a trip and return its replies; scripts that the store does not know go as source."""
     replies = _exchange(connection, _pack(trip), deadline)
     if _has_error(replies):
-        at = _first_unknown(replies)
-        replies[at:] = _exchange(connection, _pack(trip[at:], by_source=True), deadline)
+        places = _unknown(trip, replies)
+        packed = _pack([trip[at] for at in places], by_source=True)
+        for at, reply in zip(places, _exchange(connection, packed, deadline), strict=True):
+            replies[at] = reply
         return _judged(trip, replies)
     return replies
 
@@ -371,9 +374,11 @@ async def _aask(connection: Any, trip: Trip, deadline: float) -> list[Any]:
     """See _ask()."""
     replies = await _aexchange(connection, _pack(trip), deadline)
     if _has_error(replies):
-        at = _first_unknown(replies)
-        packed = _pack(trip[at:], by_source=True)
-        replies[at:] = await _aexchange(connection, packed, deadline)
+        places = _unknown(trip, replies)
+        packed = _pack([trip[at] for at in places], by_source=True)
+        again = await _aexchange(connection, packed, deadline)
+        for at, reply in zip(places, again, strict=True):
+            replies[at] = reply
         return _judged(trip, replies)
     return replies
 
@@ -446,7 +451,7 @@ def _wants_another(error: Exception) -> bool:
     return is_lost(plain) or isinstance(plain, ReadOnlyError)
 
 
-def _pack(trip: Trip, *, by_source: bool = False) -> list[bytes]:
+def _pack(trip: Sequence[Call], *, by_source: bool = False) -> list[bytes]:
     """Return the trip's commands packed; ``by_source``: the store does not know the scripts."""
     packed = []
     for script, keys, arguments in trip:
@@ -467,10 +472,20 @@ def _has_error(replies: Sequence[Any]) -> bool:
     return False
 
 
-def _first_unknown(replies: Sequence[Any]) -> int:
-    """Return the place of the first call whose script the store does not know, or the end."""
-    unknown = (at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError))
-    return next(unknown, len(replies))
+def _unknown(trip: Trip, replies: Sequence[Any]) -> list[int]:
+    """Return the places of the calls that are sent once more.
+
+    Those are the scripts that the store does not know, and what comes after one, as it may build on
+    it. Nothing builds on a passenger.
+    """
+    places: list[int] = []
+    builds = False
+    for at, reply in enumerate(replies):
+        is_unknown = isinstance(reply, NoScriptError)
+        if is_unknown or builds:
+            places.append(at)
+        builds = builds or (is_unknown and not is_passenger(trip, at))
+    return places
 
 
 def _judged(trip: Trip, replies: list[Any]) -> list[Any]:
