@@ -49,15 +49,11 @@ class ClusterServers:
         with self._started:
             self.primaries = [self._start() for _ in range(primaries)]
             self.replicas = [self._start() for _ in range(replicas)]
-            first = self.primaries[0]
             for number, server in enumerate(self.primaries):
                 begin, end = number * SLOTS // primaries, (number + 1) * SLOTS // primaries - 1
                 ask(server, "CLUSTER SET-CONFIG-EPOCH", number + 1)
                 ask(server, "CLUSTER ADDSLOTSRANGE", begin, end)
-            for server in self.servers[1:]:
-                ask(first, "CLUSTER MEET", "127.0.0.1", server.port)
-            for server in self.servers:
-                wait_for(lambda one=server: self._knows_all(one), "a node knows all", timeout_s=30)
+            wait_for(self._have_met, "all nodes know all", timeout_s=30)
             for number, replica in enumerate(self.replicas):
                 ask(replica, "CLUSTER REPLICATE", node_id(self.primaries[number]))
             self.settle()
@@ -157,6 +153,14 @@ class ClusterServers:
 
     def _start(self) -> StoreServer:
         return self._started.enter_context(self._server(*self._flags, binary=self._binary))
+
+    def _have_met(self) -> bool:
+        """Introduce all to the first, and again who did not answer it within a second."""
+        known = ask(self.primaries[0], "CLUSTER NODES")
+        for server in self.servers[1:]:
+            if b":%d@" % server.port not in known:
+                ask(self.primaries[0], "CLUSTER MEET", "127.0.0.1", server.port)
+        return all(map(self._knows_all, self.servers))
 
     def _knows_all(self, server: StoreServer) -> bool:
         nodes = ask(server, "CLUSTER NODES")

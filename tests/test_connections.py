@@ -674,10 +674,10 @@ def test_override_settings(store: redis.Redis, store_server: StoreServer, is_asy
 
 
 @pytest.fixture
-def cluster() -> Iterator[tuple[StoreServer, StoreServer, StoreServer]]:
+def topology() -> Iterator[Replicated]:
     """Run a primary, its replica, and a Sentinel that watches them."""
-    with Replicated(sentinels=1) as topology:
-        yield topology.primary, topology.replicas[0], topology.sentinels[0]
+    with Replicated(sentinels=1) as started:
+        yield started
 
 
 def use_sentinel(settings: Any, *sentinels: StoreServer, **options: Any) -> None:
@@ -686,27 +686,24 @@ def use_sentinel(settings: Any, *sentinels: StoreServer, **options: Any) -> None
     use_store(settings, "redis://main/2", **options)
 
 
-Cluster = tuple[StoreServer, StoreServer, StoreServer]
-
-
 @pytest.mark.parametrize("pool", [None, "redis.sentinel.SentinelConnectionPool"])
 def test_sentinel_names_the_primary(
-    cluster: Cluster, settings: Any, is_async: bool, pool: str | None
+    topology: Replicated, settings: Any, is_async: bool, pool: str | None
 ) -> None:
-    primary, _, sentinel = cluster
-    use_sentinel(settings, sentinel, **({"CONNECTION_POOL_CLASS": pool} if pool else {}))
+    options = {"CONNECTION_POOL_CLASS": pool} if pool else {}
+    use_sentinel(settings, *topology.sentinels, **options)
     use(is_async)
-    assert databases(primary) == {2}
+    assert databases(topology.primary) == {2}
 
 
 def test_no_loop_has_connections_to_the_sentinels_of_its_own(
-    cluster: Cluster, settings: Any
+    topology: Replicated, settings: Any
 ) -> None:
-    primary, _, sentinel = cluster
+    (sentinel,) = topology.sentinels
     use_sentinel(settings, sentinel)
     watched = sentinel.client()
     before = connected(watched)
-    with no_socket_left(primary.client()):
+    with no_socket_left(topology.primary.client()):
         for _ in range(5):
             asyncio.run(ause(nothing))
         # The watcher's.
@@ -716,14 +713,13 @@ def test_no_loop_has_connections_to_the_sentinels_of_its_own(
 
 
 def test_a_sentinel_that_hangs_leaves_time_for_the_next(
-    cluster: Cluster, settings: Any, is_async: bool
+    topology: Replicated, settings: Any, is_async: bool
 ) -> None:
-    _, _, sentinel = cluster
     config = "sentinel deny-scripts-reconfig yes\n"
     # A third of it is waited for the one that hangs: the rest is for a machine that does, too.
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 3.0
     with StoreServer("--sentinel", config=config) as hanging:
-        use_sentinel(settings, hanging, sentinel)
+        use_sentinel(settings, hanging, *topology.sentinels)
         hanging.pause()
         try:
             use(is_async)
@@ -731,46 +727,35 @@ def test_a_sentinel_that_hangs_leaves_time_for_the_next(
             hanging.resume()
 
 
-def test_failover_without_a_restart(cluster: Cluster, settings: Any, is_async: bool) -> None:
-    primary, replica, sentinel = cluster
-    use_sentinel(settings, sentinel)
-
-    def promoted() -> bool:
-        return bool(replica.client().info("replication")["role"] == "master")
+def test_failover_without_a_restart(topology: Replicated, settings: Any, is_async: bool) -> None:
+    use_sentinel(settings, *topology.sentinels)
 
     async def awhen_promoted() -> None:
         await ause(nothing)
-        primary.kill()
-        await asyncio.to_thread(wait_for, promoted, "the replica is promoted", timeout_s=30.0)
-        await asyncio.to_thread(wait_for, known, "the Sentinel says so", timeout_s=30.0)
+        topology.primary.kill()
+        await asyncio.to_thread(topology.promoted)
         await ause(nothing)
-
-    def known() -> bool:
-        state = sentinel.client(decode_responses=True).sentinel_masters()["main"]
-        return bool(state["port"] == replica.port and not state["is_odown"])
 
     if is_async:
         asyncio.run(awhen_promoted())
     else:
         use(False)
-        primary.kill()
-        wait_for(promoted, "the replica is promoted", timeout_s=30.0)
-        wait_for(known, "the Sentinel says so", timeout_s=30.0)
+        topology.primary.kill()
+        topology.promoted()
         use(False)
 
 
 @pytest.mark.parametrize("through", ["URL", "Sentinel"])
 def test_a_connection_with_a_reply_outstanding_is_not_used_again(
-    cluster: Cluster, settings: Any, is_async: bool, through: str
+    topology: Replicated, settings: Any, is_async: bool, through: str
 ) -> None:
     """Or the next request would take that reply, of another session, for its own."""
-    primary, _, sentinel = cluster
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.5
     if through == "Sentinel":
-        use_sentinel(settings, sentinel)
+        use_sentinel(settings, *topology.sentinels)
     else:
-        use_store(settings, f"{primary.url}/2")
-    raw = primary.client()
+        use_store(settings, f"{topology.primary.url}/2")
+    raw = topology.primary.client()
 
     def waiting() -> int:
         return sum(client["cmd"] in ("eval", "evalsha") for client in raw.client_list())

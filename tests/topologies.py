@@ -16,13 +16,18 @@ from tests.servers import StoreServer, wait_for
 #: The name under which the Sentinels know the primary.
 NAME: Final = "main"
 
+#: After how long a silence Sentinels take a server for down, in ms: usually, and where that is
+#: what a test waits for.
+PATIENT_MS: Final = 30_000
+IMPATIENT_MS: Final = 300
+
 
 class Replicated:
     """A primary with replicas that have its data, and Sentinels that watch them if wanted.
 
     ``flags`` go to primary and replicas alike, ``binary`` is every server's, ``server`` makes one.
-    A Sentinel takes a primary for down after ``down_after_ms`` of silence. Use as a context
-    manager.
+    No other primary is promoted than where that is waited for, however long the machine stands
+    still. Use as a context manager.
     """
 
     def __init__(
@@ -31,11 +36,10 @@ class Replicated:
         replicas: int = 1,
         sentinels: int = 0,
         binary: Path | None = None,
-        down_after_ms: int = 300,
         server: Callable[..., StoreServer] = StoreServer,
     ) -> None:
         self._server = server
-        self._flags, self._binary, self._down_after_ms = flags, binary, down_after_ms
+        self._flags, self._binary = flags, binary
         self._numbers = replicas, sentinels
         self._started = ExitStack()
 
@@ -98,7 +102,10 @@ class Replicated:
         wait_for(lambda: follows(server), "it follows", timeout_s=30.0)
 
     def promoted(self, *, timeout_s: float = 30.0) -> StoreServer:
-        """Wait until a replica is the primary, and all Sentinels say so; return it."""
+        """Wait until a replica is the primary, and all Sentinels say so; return it.
+
+        The primary is down, or cut off from the Sentinels.
+        """
 
         def found() -> StoreServer | None:
             named = {self._named(sentinel) for sentinel in self.sentinels}
@@ -106,8 +113,15 @@ class Replicated:
                 (one for one in self.replicas if named == {one.port} and is_primary(one)), None
             )
 
+        self._take_for_down_after(IMPATIENT_MS)
         server: StoreServer = wait_for(found, "a replica is promoted", timeout_s=timeout_s)
+        self._take_for_down_after(PATIENT_MS)
         return server
+
+    def _take_for_down_after(self, silence_ms: int) -> None:
+        for sentinel in self.sentinels:
+            with sentinel.client() as client:
+                client.sentinel_set(NAME, "down-after-milliseconds", silence_ms)
 
     def _follow(self) -> StoreServer:
         replica = self._start("--replicaof", f"127.0.0.1 {self.primary.port}", *self._flags)
@@ -137,7 +151,7 @@ class Replicated:
         quorum = sentinels // 2 + 1
         config = (
             f"sentinel monitor {NAME} 127.0.0.1 {self.primary.port} {quorum}\n"
-            f"sentinel down-after-milliseconds {NAME} {self._down_after_ms}\n"
+            f"sentinel down-after-milliseconds {NAME} {PATIENT_MS}\n"
             f"sentinel failover-timeout {NAME} 2000\n"
         )
         return self._start("--sentinel", config=config)

@@ -428,8 +428,7 @@ def stores() -> Iterator[Shipped]:
     """Run a primary, two replicas and three Sentinels, with the shipped configuration."""
     flags = flags_of(DEPLOY / "valkey.conf")
     binary = store_binary("valkey")
-    # No failover but the ones that are asked for, however slow the machine is.
-    with Shipped(*flags, replicas=2, sentinels=3, binary=binary, down_after_ms=30_000) as running:
+    with Shipped(*flags, replicas=2, sentinels=3, binary=binary) as running:
         for sentinel in running.sentinels:
             with sentinel.client(decode_responses=True) as client:
                 wait_for(lambda one=client: may_vote(one), "a Sentinel", timeout_s=PATIENCE_S)
