@@ -155,7 +155,10 @@ class ClusterServers:
         return self._started.enter_context(self._server(*self._flags, binary=self._binary))
 
     def _have_met(self) -> bool:
-        """Introduce all to the first, and again who did not answer it within a second."""
+        """Introduce all to the first, also again; return whether all know all.
+
+        A node forgets whom it was to meet where that one does not answer within a second.
+        """
         known = ask(self.primaries[0], "CLUSTER NODES")
         for server in self.servers[1:]:
             if b":%d@" % server.port not in known:

@@ -342,6 +342,15 @@ async def warm_up(is_async: bool) -> None:
     await run(is_async, session, lambda s: s.flush(), lambda s: s.aflush())
 
 
+async def saved(is_async: bool, **values: Any) -> SessionStore:
+    """Return a session that the store has, after all that only the first one costs."""
+    await warm_up(is_async)
+    session = SessionStore()
+    session.update(values)
+    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    return session
+
+
 Where = Literal["request", "reply", "half"]
 
 
@@ -354,10 +363,7 @@ def sent(proxy: CountingProxy, text: bytes) -> int:
 async def test_a_lost_commit_is_repeated_once_and_counts_once(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["cart"] = {"a": 1}
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, cart={"a": 1})
     session["cart"]["b"] = 2
     assert session.increment("n", 5) == 5
     proxy.reset()
@@ -374,10 +380,7 @@ async def test_a_lost_commit_is_repeated_once_and_counts_once(
 async def test_a_lost_write_that_lets_the_session_expire_is_no_lost_session(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["a"] = 1
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, a=1)
     session.set_expiry(-1)
     proxy.reset()
     proxy.cut_next(where, matching=b"EVALSHA")
@@ -408,10 +411,7 @@ async def test_a_lost_creation_makes_one_session(
 async def test_a_lost_rotation_moves_the_session_once(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["a"] = 1
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, a=1)
     old = session.session_key
     proxy.reset()
     proxy.cut_next(where, matching=b"EVALSHA")
@@ -426,10 +426,7 @@ async def test_a_lost_rotation_moves_the_session_once(
 async def test_a_lost_ending_ends_the_session(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["a"] = 1
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, a=1)
     old = session.session_key
     proxy.cut_next(where, matching=b"EVALSHA")
     await run(is_async, session, lambda s: s.flush(), lambda s: s.aflush())
@@ -472,10 +469,7 @@ async def test_a_lost_release_is_no_lost_lock(
 async def test_a_lost_load_is_repeated(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, where: Where
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["a"] = "x" * 500
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, a="x" * 500)
     proxy.cut_next(where, matching=b"HGETALL")
     again = SessionStore(session.session_key)
     assert await run(is_async, again, lambda s: s.load(), lambda s: s.aload()) == {"a": "x" * 500}
@@ -484,9 +478,7 @@ async def test_a_lost_load_is_repeated(
 async def test_after_two_losses_it_is_not_tried_again(
     store: redis.Redis, proxy: CountingProxy, is_async: bool
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async)
     session.increment("n")
     proxy.reset()
     proxy.cut_next("reply", times=2, matching=b"EVALSHA")
@@ -500,10 +492,7 @@ async def test_after_two_losses_it_is_not_tried_again(
 async def test_a_save_repeated_by_the_view_after_an_error_is_a_write_of_its_own(
     store: redis.Redis, proxy: CountingProxy, is_async: bool
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["cart"] = {}
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, cart={})
     session["cart"]["a"] = [1]
     proxy.cut_next("reply", times=2, matching=b"EVALSHA")
     with pytest.raises(SessionStoreUnavailable):
@@ -550,9 +539,7 @@ async def test_a_refusal_is_not_repeated(
     refuse: Callable[[redis.Redis], Callable[[], Any]],
     word: str,
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async)
     session["a"] = 1
     allow = refuse(store)
     try:
@@ -572,9 +559,7 @@ async def test_a_conflict_is_no_loss(
     store: redis.Redis, proxy: CountingProxy, is_async: bool
 ) -> None:
     """An answer that says no is an answer: the ended session is not asked for again."""
-    await warm_up(is_async)
-    session = SessionStore()
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async)
     await SessionStore().adelete(session.session_key)
     session["a"] = 1
     proxy.reset()
@@ -592,10 +577,7 @@ async def test_a_write_is_not_sent_again_for_figures_that_ride_along(
 ) -> None:
     """Not where the store knows the script of the write, and not the one of the figures."""
     monkeypatch.setattr("django_clustered_sessions.counters.INTERVAL_S", 0)
-    await warm_up(is_async)
-    session = SessionStore()
-    session["n"] = 1
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, n=1)
     session["n"] = 2
     store.script_flush()
     store.script_load(script("commit").source)
@@ -615,10 +597,7 @@ async def test_a_write_is_not_sent_again_for_figures_that_ride_along(
 async def test_a_store_that_forgot_the_scripts_gets_them_once(
     store: redis.Redis, proxy: CountingProxy, is_async: bool
 ) -> None:
-    await warm_up(is_async)
-    session = SessionStore()
-    session["n"] = 1
-    await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
+    session = await saved(is_async, n=1)
     session.increment("n")
     store.script_flush()
     proxy.reset()

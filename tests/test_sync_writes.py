@@ -461,6 +461,17 @@ def test_a_write_that_is_repeated_is_not_taken_for_replicated(
     assert between._faults == []
 
 
+def test_an_expiry_that_is_repeated_is_not_taken_for_replicated(
+    silent: Replicated, between: CountingProxy
+) -> None:
+    session = stored(n=1)
+    session.set_expiry(-1)
+    between.cut_next("reply", matching=script("commit").sha)
+    with pytest.raises(SessionNotReplicated):
+        session.save()
+    assert between._faults == []
+
+
 @pytest.mark.parametrize("name", WRITES)
 def test_a_write_whose_script_was_unknown_is_not_taken_for_replicated(
     silent: Replicated, between: CountingProxy, do: Any, name: str
