@@ -1,9 +1,10 @@
-"""Fixtures: a real store for every test that asks, once for each server there is."""
+"""Fixtures: a real store for every test that asks, one server of each kind for each process."""
 
 from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -31,8 +32,31 @@ hypothesis_settings.load_profile("tests")
 #: The database of the sessions, on every server.
 DATABASE = 1
 
-#: The kinds of servers that the tests run against.
-SERVERS = os.environ.get("CLUSTERED_SESSIONS_TEST_SERVERS", "valkey redis").split()
+#: The kinds of servers that the tests run against: the first one, and where the server decides what
+#: comes of a test, all of them.
+SERVERS = os.environ.get("CLUSTERED_SESSIONS_TEST_SERVERS", "valkey").split()
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Return how many processes run the tests; they wait for stores as long as they compute."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_configure() -> None:
+    """Let Ctrl-C reach the processes that tests start.
+
+    A shell that starts a job in the background lets it ignore SIGINT, and what is ignored stays
+    ignored in a new program, while what is handled is back to its default there.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test on each kind of server where it says that it depends on it."""
+    if "server_binary" in metafunc.fixturenames:
+        each = metafunc.definition.get_closest_marker("each_server")
+        kinds = SERVERS if each else SERVERS[:1]
+        metafunc.parametrize("server_binary", kinds, indirect=True, scope="session")
 
 
 def require(found: Path | str | None, name: str) -> Path:
@@ -53,10 +77,16 @@ def store_binary(kind: str) -> Path:
     return require(shutil.which("redis-server"), "redis-server")
 
 
-@pytest.fixture(scope="session", params=SERVERS)
-def store_server(request: pytest.FixtureRequest) -> Iterator[StoreServer]:
-    """Run one server of each kind for the whole run; it keeps nothing on disk."""
-    with StoreServer(binary=store_binary(request.param)) as server:
+@pytest.fixture(scope="session")
+def server_binary(request: pytest.FixtureRequest) -> Path:
+    """Return the program of a server: of the first kind, or of each, as the test is marked."""
+    return store_binary(request.param)
+
+
+@pytest.fixture(scope="session")
+def store_server(server_binary: Path) -> Iterator[StoreServer]:
+    """Run one server of a kind until the last test has ended; it keeps nothing on disk."""
+    with StoreServer(binary=server_binary) as server:
         yield server
 
 

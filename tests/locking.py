@@ -18,7 +18,7 @@ from django_clustered_sessions.protocol.steps import Call, Flow
 from django_clustered_sessions.protocol.terms import Locking
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.drivers import Budget
-from tests.browser import place
+from tests.gateways import place
 from tests.servers import wait_for
 
 #: Nothing here takes longer, in seconds; a test that waits so long has failed.

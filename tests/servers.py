@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import random
 import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import redis
 from redis.backoff import NoBackoff
@@ -21,15 +23,36 @@ from redis.retry import Retry
 
 from django_clustered_sessions.embedded import EmbeddedStore, EmbeddedStoreError
 
+#: Ports that servers of tests may have. The system gives connections the ports from 32768 on, so
+#: none of them takes one of these, nor that of the bus of a cluster's node.
+PORTS: Final = range(12_000, 22_000)
+
+#: The port of the bus of a cluster's node is the node's own and this.
+CLUSTER_BUS: Final = 10_000
+
+
+def _free_ports() -> Iterator[int]:
+    """Yield ports that are free on loopback, each reserved for this process until it ends.
+
+    The reservation is a lock on one byte of a file, so that processes that run tests side by side
+    do not take the same port between the moment it is found free and the start of the server.
+    """
+    with Path(tempfile.gettempdir(), f"dcs-ports-{os.getuid()}").open("wb") as reserved:
+        # The order is of no consequence to a test, so it does not depend on the seed of the run.
+        for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+            with suppress(OSError):
+                fcntl.lockf(reserved, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
+                for number in (port, port + CLUSTER_BUS):
+                    socket.create_server(("127.0.0.1", number)).close()
+                yield port
+
+
+_ports = _free_ports()
+
 
 def free_port() -> int:
-    """Return a TCP port that is free on loopback, low enough for a cluster bus at +10000."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port: int = probe.getsockname()[1]
-        if port < 55_000:
-            return port
+    """Return a TCP port of loopback that no other test gets, with one for a cluster's bus."""
+    return next(_ports)
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 10.0) -> Any:

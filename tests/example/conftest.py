@@ -15,10 +15,11 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
+from tests.children import ROOT
 from tests.conftest import require
 from tests.servers import free_port, wait_for
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "example_project"
+EXAMPLE = ROOT / "example_project"
 
 #: Seconds for the start of the demo: three Django processes one after the other.
 START_TIMEOUT = 90.0

@@ -15,7 +15,7 @@ import pytest
 from tests.example.conftest import Demo
 from tests.servers import free_port, wait_for
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.full
 
 StartDemo = Callable[..., Demo]
 

@@ -31,7 +31,7 @@ from tests.example.conftest import EXAMPLE
 from tests.servers import free_port, wait_for
 from tests.topologies import NAME, Replicated, follows, is_primary
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.full
 
 DEPLOY = EXAMPLE / "deploy"
 ROOT = EXAMPLE.parent

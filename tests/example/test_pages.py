@@ -28,7 +28,7 @@ from django_clustered_sessions.registry import Entry
 from tests.conftest import use_store
 from tests.example.conftest import EXAMPLE, Demo
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.full
 
 NewContext = Callable[..., BrowserContext]
 

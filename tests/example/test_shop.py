@@ -17,7 +17,7 @@ from playwright.sync_api import BrowserContext, Page, expect
 from tests.example.conftest import EXAMPLE, Demo
 from tests.servers import free_port
 
-pytestmark = pytest.mark.once
+pytestmark = pytest.mark.full
 
 NewContext = Callable[..., BrowserContext]
 

@@ -1,0 +1,326 @@
+"""A store that comes back: service without a restart, nothing stale, and what is lost is told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth import logout
+from django.http import HttpRequest, HttpResponse
+
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import SessionLockLost, SessionStoreUnavailable
+from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.session import near
+from django_clustered_sessions.session.near import Life, NearCache
+from django_clustered_sessions.store.breaker import breakers
+from tests.conftest import DATABASE, use_store
+from tests.gateways import Browser, View, place
+from tests.servers import CountingProxy, StoreServer, wait_for
+
+pytestmark = pytest.mark.full
+
+COOKIE = "sessionid"
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def browser(request: pytest.FixtureRequest, settings: Any) -> Browser:
+    near.near_cache.clear()
+    return Browser(settings, asgi=request.param == "asgi")
+
+
+@pytest.fixture
+def server(server_binary: Path, settings: Any) -> Iterator[StoreServer]:
+    """Give a store of the test's own, which keeps on disk what it has acknowledged."""
+    with StoreServer(
+        *("--appendonly", "yes", "--appendfsync", "always"), binary=server_binary
+    ) as started:
+        use_store(settings, f"{started.url}/{DATABASE}")
+        yield started
+
+
+def start_empty(server: StoreServer) -> None:
+    """Start a store that was killed, without its data and without its scripts."""
+    server.start()
+    with server.client() as client:
+        client.flushall()
+
+
+def read(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(repr(request.session.get("n")))
+
+
+async def aread(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(repr(await request.session.aget("n")))
+
+
+def increment(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(request.session.increment("n")))
+
+
+async def aincrement(request: HttpRequest) -> HttpResponse:
+    return HttpResponse(str(await request.session.aincrement("n")))
+
+
+def until_back(browser: Browser, view: View) -> Any:
+    """Visit until the store is asked again; return the answer."""
+
+    def answer() -> Any:
+        response = browser.visit(view)
+        return response if response.status_code != 503 else None
+
+    return wait_for(answer, "the store is asked again", timeout_s=30)
+
+
+# With its data.
+
+
+def test_many_threads_and_tasks_are_back_without_a_restart(server: StoreServer) -> None:
+    session = SessionStore()
+    session["n"] = 1
+    session.save()
+    key = session.session_key
+    stop = threading.Event()
+    seen: list[set[str]] = []
+    lasted_s: list[float] = []
+
+    def note(mine: set[str], values: dict[str, Any] | None, began_s: float) -> None:
+        lasted_s.append(time.monotonic() - began_s)
+        mine.add("away" if values is None else f"{'back' if 'away' in mine else 'up'} {values}")
+
+    def work() -> None:
+        mine: set[str] = set()
+        seen.append(mine)
+        while not stop.is_set():
+            values, began_s = None, time.monotonic()
+            with suppress(SessionStoreUnavailable):
+                values = SessionStore(key).load()
+            note(mine, values, began_s)
+
+    async def awork(mine: set[str]) -> None:
+        while not stop.is_set():
+            values, began_s = None, time.monotonic()
+            with suppress(SessionStoreUnavailable):
+                values = await SessionStore(key).aload()
+            note(mine, values, began_s)
+            await asyncio.sleep(0)
+
+    async def all_of_them() -> None:
+        mine: list[set[str]] = [set() for _ in range(8)]
+        seen.extend(mine)
+        await asyncio.gather(*map(awork, mine))
+
+    workers = [threading.Thread(target=work) for _ in range(4)]
+    workers.append(threading.Thread(target=lambda: asyncio.run(all_of_them())))
+    for worker in workers:
+        worker.start()
+    try:
+        for what in ("up {'n': 1}", "away", "back {'n': 1}"):
+            if what == "away":
+                server.kill()
+            elif what.startswith("back"):
+                server.start()
+            wait_for(
+                lambda what=what: len(seen) == 12 and all(what in mine for mine in seen),  # type: ignore[misc]
+                f"all are {what}",
+                timeout_s=30,
+            )
+    finally:
+        stop.set()
+        for worker in workers:
+            worker.join(30)
+    assert set().union(*seen) == {"up {'n': 1}", "away", "back {'n': 1}"}
+    # STORE_TIMEOUT plus a second, and time for a slow machine.
+    assert max(lasted_s) < 10
+
+
+@pytest.mark.parametrize("view", [increment, aincrement])
+def test_scripts_are_there_again(browser: Browser, server: StoreServer, view: View) -> None:
+    assert browser.visit(view).content == b"1"
+    server.kill()
+    for _ in range(4):
+        assert browser.visit(view).status_code == 503
+    server.start()
+    assert until_back(browser, view).content == b"2"
+    assert browser.visit(read).content == b"2"
+
+
+# With other data, or none.
+
+
+def test_older_data_is_what_counts(browser: Browser, server: StoreServer) -> None:
+    browser.visit(increment)
+    record = place(browser.key).record
+    with server.client(db=DATABASE) as client:
+        older = client.dump(record)
+        browser.visit(increment)
+        assert browser.visit(read).content == b"2"
+        server.kill()
+        assert browser.visit(read).status_code == 503
+        server.start()
+        client.restore(record, 1_000_000, older, replace=True)
+    assert until_back(browser, read).content == b"1"
+    assert browser.visit(aincrement).content == b"2"
+
+
+def test_another_store_is_what_counts(browser: Browser, server: StoreServer, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = "local_reads"
+    browser.visit(increment)
+    with server.client(db=DATABASE) as client, StoreServer(binary=server.binary) as other:
+        record = place(browser.key).record
+        browser.visit(increment)
+        newer = client.dump(record)
+        with other.client(db=DATABASE) as its:
+            its.restore(record, 1_000_000, newer)
+        with CountingProxy(server.port) as proxy:
+            use_store(settings, f"{proxy.url}/{DATABASE}")
+            browser.visit(read)
+            proxy.refuse()
+            for _ in range(4):
+                assert browser.visit(read).content == b"2"
+            with other.client(db=DATABASE) as its:
+                its.hdel(record, "d:n")
+                # The same record, written by somebody else: another version.
+                meta = its.hget(record, "m:")
+                its.hset(record, "m:", meta[:2] + b"12345678" + meta[10:])
+            proxy.upstream_port = other.port
+            proxy.accept()
+            wait_for(
+                lambda: browser.visit(read).content == b"None", "the other is asked", timeout_s=30
+            )
+
+
+@pytest.mark.parametrize("behaviour", ["exception", "noop", "local_reads"])
+@pytest.mark.parametrize("view", [read, aread, increment])
+def test_store_that_lost_its_data_logs_out_with_one_warning(
+    browser: Browser,
+    server: StoreServer,
+    settings: Any,
+    caplog: pytest.LogCaptureFixture,
+    behaviour: str,
+    view: View,
+) -> None:
+    settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
+    visitors = [browser, *(Browser(settings, asgi=browser.asgi) for _ in range(3))]
+    for visitor in visitors:
+        visitor.visit(increment)
+    keys = [visitor.key for visitor in visitors]
+    server.kill()
+    for visitor in visitors:
+        visitor.visit(read)
+    start_empty(server)
+    breakers.reset()
+    caplog.clear()
+    for visitor in visitors:
+        response = visitor.visit(view)
+        assert response.status_code == 200
+        assert response.content == (b"1" if view is increment else b"None")
+        # The old cookie goes, or a new session's takes its place.
+        assert response.cookies[COOKIE].value != keys[0]
+    (line,) = [line for line in caplog.messages if "knows nothing of session" in line]
+    assert not [record for record in caplog.records if record.levelno > logging.WARNING]
+    assert not any(key in line for key in keys)
+
+
+def test_end_is_no_loss(
+    browser: Browser, server: StoreServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    def log_out(request: HttpRequest) -> HttpResponse:
+        logout(request)
+        return HttpResponse()
+
+    browser.visit(increment)
+    tab = browser.another_tab()
+    # On another node: this one goes on to have it at hand.
+    known = near.near_cache.get(place(browser.key).record)
+    life = near.near_cache.life(place(browser.key).record)
+    browser.visit(log_out)
+    assert known is not None
+    near.near_cache.clear()
+    near.near_cache.put(place(tab.key).record, known, 10**6, life)
+    assert tab.visit(read).content == b"None"
+    assert "knows nothing" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("life", "is_told"),
+    [
+        (Life(100.0, 0, 10**9), True),
+        # It may have ended by itself by now.
+        (Life(100.0, 0, 15_000), False),
+        # Its end may have left no trace any more.
+        (Life(-900.0, 0, 10**9), False),
+        (None, False),
+    ],
+)
+def test_what_is_a_loss(life: Life | None, is_told: bool) -> None:
+    cache = NearCache()
+    cache.put("a", Known(b"1", {}), 10**6, life)
+    assert cache.misses("a", 110.0) is is_told
+    # Once a minute.
+    assert not cache.misses("a", 111.0)
+    if is_told:
+        assert cache.misses("a", 171.0)
+    assert not cache.misses("b", 300.0)
+
+
+# Locks from before.
+
+
+def holding(key: str, then: Callable[[], None]) -> None:
+    session = SessionStore(key)
+    with session.lock():
+        session["n"] = 99
+        then()
+
+
+async def aholding(key: str, then: Callable[[], None]) -> None:
+    session = SessionStore(key)
+    async with session.alock():
+        await session.aset("n", 99)
+        await asyncio.to_thread(then)
+
+
+@pytest.mark.parametrize("hold", [holding, lambda *args: asyncio.run(aholding(*args))])
+def test_lock_from_before_is_lost(server: StoreServer, hold: Callable[..., None]) -> None:
+    session = SessionStore()
+    session["n"] = 1
+    session.save()
+    key = session.session_key or ""
+    record = place(key).record
+    with server.client(db=DATABASE) as client:
+        older = client.dump(record)
+
+    def lose() -> None:
+        server.kill()
+        server.start()
+        with server.client(db=DATABASE) as client:
+            client.flushall()
+            client.restore(record, 1_000_000, older)
+
+    before = counters._counts["writes_refused"]
+    with pytest.raises(SessionLockLost):
+        hold(key, lose)
+    assert counters._counts["writes_refused"] == before + 1
+    assert SessionStore(key).load() == {"n": 1}
+
+
+def test_lock_that_the_store_still_has_is_kept(server: StoreServer) -> None:
+    session = SessionStore()
+    session["n"] = 1
+    session.save()
+
+    def restart() -> None:
+        server.kill()
+        server.start()
+
+    holding(session.session_key or "", restart)
+    assert SessionStore(session.session_key).load() == {"n": 99}

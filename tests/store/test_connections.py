@@ -1,0 +1,794 @@
+"""Clients from the django-redis entry of CACHES, synchronous and asynchronous ones alike."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import shutil
+import socket
+import subprocess
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from asgiref.sync import async_to_sync
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.store import connections, drivers
+from tests.conftest import DATABASE, require, store_binary, use_store
+from tests.servers import CountingProxy, StoreServer, free_port, wait_for
+from tests.topologies import Replicated
+
+pytestmark = pytest.mark.full
+
+VALUES = {"cart": {"a": 1}}
+SENTINEL = "django_redis.pool.SentinelConnectionFactory"
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "async"])
+def is_async(request: pytest.FixtureRequest) -> bool:
+    is_async: bool = request.param
+    return is_async
+
+
+def nothing() -> None:
+    """Do nothing."""
+
+
+async def ause(while_open: Callable[[], Any]) -> Any:
+    session = SessionStore()
+    await session.aupdate(VALUES)
+    await session.asave()
+    assert await SessionStore(session.session_key).aload() == VALUES
+    return while_open()
+
+
+def use(is_async: bool, while_open: Callable[[], Any] = nothing) -> Any:
+    """Save a session and load it again; return what ``while_open`` does, connections being open."""
+    if is_async:
+        return asyncio.run(ause(while_open))
+    session = SessionStore()
+    session.update(VALUES)
+    session.save()
+    assert SessionStore(session.session_key).load() == VALUES
+    return while_open()
+
+
+def databases(server: StoreServer, **options: Any) -> set[int]:
+    """Return the databases that hold something."""
+    with server.client(**options) as client:
+        return {int(name.removeprefix("db")) for name in client.info("keyspace")}
+
+
+# Where the store is.
+
+
+@pytest.mark.parametrize("form", ["{url}", "{url},{dead}", " {url} , {dead} ", "list", "tuple"])
+def test_location(
+    store: redis.Redis, store_server: StoreServer, settings: Any, is_async: bool, form: str
+) -> None:
+    url, dead = f"{store_server.url}/{DATABASE}", "redis://127.0.0.1:1/1"
+    several = {"list": [url, dead], "tuple": (url, dead)}
+    location: Any = several.get(form) or form.format(url=url, dead=dead)
+    use_store(settings, location)
+    use(is_async)
+    assert databases(store_server) == {DATABASE}
+
+
+@pytest.mark.parametrize(
+    ("end", "database"), [("", 0), ("/5", 5), ("?db=6", 6)], ids=["none", "path", "query"]
+)
+def test_database(
+    store: redis.Redis,
+    store_server: StoreServer,
+    settings: Any,
+    is_async: bool,
+    end: str,
+    database: int,
+) -> None:
+    use_store(settings, store_server.url + end)
+    use(is_async)
+    assert databases(store_server) == {database}
+
+
+@pytest.mark.parametrize(("end", "database"), [("", 0), ("?db=7", 7)], ids=["none", "query"])
+def test_unix_socket(
+    store: redis.Redis,
+    store_server: StoreServer,
+    settings: Any,
+    is_async: bool,
+    end: str,
+    database: int,
+) -> None:
+    use_store(settings, store_server.unix_url + end)
+    before = connected(store)
+    assert use(is_async, lambda: connected(store)) > before
+    assert databases(store_server) == {database}
+
+
+# Who asks.
+
+
+@pytest.fixture(scope="module")
+def guarded() -> Iterator[StoreServer]:
+    with StoreServer("--requirepass", "se cret/1") as server:
+        client = server.client(password="se cret/1")
+        client.execute_command("ACL", "SETUSER", "app", "on", ">pa:ss", "~session:*", "+@all")
+        yield server
+
+
+GUARDED: dict[str, tuple[str, dict[str, Any]]] = {
+    "password in the URL": ("redis://:se%20cret%2F1@127.0.0.1:{port}/1", {}),
+    "password in OPTIONS": ("redis://127.0.0.1:{port}/1", {"PASSWORD": "se cret/1"}),
+    "user in the URL": ("redis://app:pa%3Ass@127.0.0.1:{port}/1", {}),
+    "user in OPTIONS": ("redis://127.0.0.1:{port}/1", {"USERNAME": "app", "PASSWORD": "pa:ss"}),
+    "user of the pool": (
+        "redis://127.0.0.1:{port}/1",
+        {"CONNECTION_POOL_KWARGS": {"username": "app", "password": "pa:ss"}},
+    ),
+}
+
+
+@pytest.mark.parametrize(("location", "options"), GUARDED.values(), ids=GUARDED.keys())
+def test_credentials(
+    guarded: StoreServer, settings: Any, is_async: bool, location: str, options: dict[str, Any]
+) -> None:
+    use_store(settings, location.format(port=guarded.port), **options)
+    root = guarded.client(password="se cret/1")
+    users = use(is_async, lambda: [client["user"] for client in root.client_list()])
+    assert ("app" in users) == ("app" in location or "app" in str(options))
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [({}, "NOAUTH"), ({"PASSWORD": "wrong"}, "WRONGPASS")],
+    ids=["none", "wrong"],
+)
+def test_wrong_credentials(
+    guarded: StoreServer, settings: Any, is_async: bool, options: dict[str, Any], word: str
+) -> None:
+    use_store(settings, f"{guarded.url}/1", **options)
+    with pytest.raises(SessionStoreUnavailable, match="CACHES entry") as caught:
+        use(is_async)
+    assert "wrong" not in str(caught.value).lower().replace("wrongpass", "")
+
+
+# TLS.
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make an authority, another one, and certificates of the first for server and client."""
+    folder = tmp_path_factory.mktemp("tls")
+    openssl = require(shutil.which("openssl"), "openssl")
+
+    def run(*arguments: str) -> None:
+        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+
+    def make(name: str, *more: str) -> None:
+        new = ("req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2")
+        run(*new, "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.crt", *more)
+
+    for name in ("ca", "other"):
+        # Python 3.13 wants a certificate to say what it is for.
+        make(name, "-addext", "keyUsage=critical,keyCertSign,cRLSign")
+    for name in ("server", "client"):
+        extensions = (
+            *("-addext", f"subjectAltName=IP:127.0.0.1,DNS:{name}"),
+            *("-addext", "basicConstraints=critical,CA:FALSE"),
+            *("-addext", "authorityKeyIdentifier=keyid"),
+        )
+        make(name, "-CA", "ca.crt", "-CAkey", "ca.key", *extensions)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tls_server(certificates: Path) -> Iterator[tuple[StoreServer, int]]:
+    port = free_port()
+    flags = (
+        *("--tls-port", str(port), "--tls-ca-cert-file", str(certificates / "ca.crt")),
+        *("--tls-cert-file", str(certificates / "server.crt")),
+        *("--tls-key-file", str(certificates / "server.key"), "--tls-auth-clients", "yes"),
+    )
+    with StoreServer(*flags, binary=store_binary("redis")) as server:
+        yield server, port
+
+
+def tls_options(certificates: Path, authority: str = "ca") -> dict[str, Any]:
+    return {
+        "ssl_ca_certs": str(certificates / f"{authority}.crt"),
+        "ssl_certfile": str(certificates / "client.crt"),
+        "ssl_keyfile": str(certificates / "client.key"),
+    }
+
+
+def test_tls(
+    tls_server: tuple[StoreServer, int], certificates: Path, settings: Any, is_async: bool
+) -> None:
+    server, port = tls_server
+    options = tls_options(certificates)
+    use_store(settings, f"rediss://127.0.0.1:{port}/3", CONNECTION_POOL_KWARGS=options)
+    use(is_async)
+    assert databases(server) == {3}
+
+
+def test_tls_refuses_a_server_of_another_authority(
+    tls_server: tuple[StoreServer, int], certificates: Path, settings: Any, is_async: bool
+) -> None:
+    _, port = tls_server
+    options = tls_options(certificates, "other")
+    use_store(settings, f"rediss://127.0.0.1:{port}/3", CONNECTION_POOL_KWARGS=options)
+    with pytest.raises(SessionStoreUnavailable, match="(?i)certificate"):
+        use(is_async)
+
+
+# Pools.
+
+
+def test_client_name(store: redis.Redis, settings: Any, is_async: bool) -> None:
+    use_store(
+        settings,
+        settings.CACHES["sessions"]["LOCATION"],
+        CONNECTION_POOL_KWARGS={"client_name": "sessions-of-shop"},
+    )
+    names = use(is_async, lambda: [client["name"] for client in store.client_list()])
+    assert "sessions-of-shop" in names
+
+
+def use_many(is_async: bool, times: int) -> None:
+    """Use that many sessions at once: in threads, or in tasks of one event loop."""
+    if is_async:
+
+        async def many() -> None:
+            await asyncio.gather(*(ause(nothing) for _ in range(times)))
+
+        asyncio.run(many())
+    else:
+        with ThreadPoolExecutor(times) as executor:
+            list(executor.map(use, [False] * times))
+
+
+BLOCKING = ["redis.BlockingConnectionPool", "redis.connection.BlockingConnectionPool"]
+
+
+@pytest.mark.parametrize("name", BLOCKING)
+def test_blocking_pool(store: redis.Redis, settings: Any, is_async: bool, name: str) -> None:
+    location = settings.CACHES["sessions"]["LOCATION"]
+    options = {"max_connections": 2, "client_name": "blocking"}
+    use_store(settings, location, CONNECTION_POOL_CLASS=name, CONNECTION_POOL_KWARGS=options)
+    before = store.info("stats")["total_connections_received"]
+    use_many(is_async, 20)
+    assert store.info("stats")["total_connections_received"] - before <= 2
+
+
+def test_blocking_pool_waits_no_longer_than_the_store_may(
+    store: redis.Redis, settings: Any, is_async: bool
+) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
+    use_store(
+        settings,
+        settings.CACHES["sessions"]["LOCATION"],
+        CONNECTION_POOL_CLASS="redis.BlockingConnectionPool",
+        CONNECTION_POOL_KWARGS={"max_connections": 1, "timeout": None},
+    )
+
+    async def go() -> None:
+        taken = await connections.apool().get_connection()
+        with pytest.raises(SessionStoreUnavailable):
+            await ause(nothing)
+        await connections.apool().release(taken)
+        await ause(nothing)
+
+    if is_async:
+        asyncio.run(go())
+    else:
+        taken = connections.pool().get_connection()
+        with pytest.raises(SessionStoreUnavailable):
+            use(False)
+        connections.pool().release(taken)
+        use(False)
+
+
+def test_plain_pool_that_is_used_up(store: redis.Redis, settings: Any, is_async: bool) -> None:
+    location = settings.CACHES["sessions"]["LOCATION"]
+    use_store(settings, location, CONNECTION_POOL_KWARGS={"max_connections": 1})
+
+    async def go() -> None:
+        taken = await connections.apool().get_connection()
+        with pytest.raises(SessionStoreUnavailable, match="(?i)too many connections"):
+            await ause(nothing)
+        await connections.apool().release(taken)
+        await ause(nothing)
+
+    if is_async:
+        asyncio.run(go())
+    else:
+        taken = connections.pool().get_connection()
+        with pytest.raises(SessionStoreUnavailable, match="(?i)too many connections"):
+            use(False)
+        connections.pool().release(taken)
+        use(False)
+
+
+def test_threads_share_one_pool(store: redis.Redis) -> None:
+    connections._working.forget()
+    start = threading.Barrier(8)
+
+    def pool(_: int) -> Any:
+        start.wait()
+        return connections.pool()
+
+    with ThreadPoolExecutor(8) as executor:
+        assert len(set(map(id, executor.map(pool, range(8))))) == 1
+    use_many(False, 8)
+
+
+def test_two_hundred_tasks_at_once(store: redis.Redis, settings: Any) -> None:
+    # A loop that has so much to do may look at a reply only after seconds.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60
+
+    async def go() -> dict[str, Any]:
+        shared = SessionStore()
+        await shared.asave()
+
+        async def count(number: int) -> None:
+            session = SessionStore(shared.session_key)
+            await session.aincrement("n")
+            await session.aset(f"task {number}", number)
+            await session.asave()
+
+        pools = {id(connections.apool())}
+        await asyncio.gather(*map(count, range(200)), *(ause(nothing) for _ in range(50)))
+        assert pools == {id(connections.apool())}
+        return await SessionStore(shared.session_key).aload()
+
+    expected = {f"task {number}": number for number in range(200)} | {"n": 200}
+    assert asyncio.run(go()) == expected
+
+
+# Event loops.
+
+
+def connected(store: redis.Redis) -> int:
+    return int(store.info("clients")["connected_clients"])
+
+
+@contextmanager
+def no_socket_left(store: redis.Redis) -> Iterator[None]:
+    """Hold that everything that is opened inside is closed again, and not by the collector."""
+    connections._working.forget()
+    gc.collect()
+    before = connected(store)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        yield
+        wait_for(lambda: connected(store) <= before, "every connection is closed")
+        gc.collect()
+    assert connections._working._async == {}
+
+
+def test_a_loop_that_ends_closes_its_connections(store: redis.Redis) -> None:
+    with no_socket_left(store):
+        for _ in range(30):
+            asyncio.run(ause(nothing))
+
+
+def test_loops_in_threads_have_pools_of_their_own(store: redis.Redis) -> None:
+    start = threading.Barrier(6)
+
+    def in_a_loop(_: int) -> int:
+        async def go() -> int:
+            start.wait()
+            await ause(nothing)
+            start.wait()
+            return id(connections.apool())
+
+        return asyncio.run(go())
+
+    with no_socket_left(store), ThreadPoolExecutor(6) as executor:
+        assert len(set(executor.map(in_a_loop, range(6)))) == 6
+
+
+def test_async_code_called_from_sync_code(store: redis.Redis) -> None:
+    with no_socket_left(store):
+        for _ in range(30):
+            async_to_sync(ause)(nothing)
+
+
+def test_a_loop_that_fails_closes_its_connections(store: redis.Redis) -> None:
+    async def go() -> None:
+        await ause(nothing)
+        raise LookupError
+
+    with no_socket_left(store), pytest.raises(LookupError):
+        asyncio.run(go())
+
+
+def test_a_loop_that_was_never_cleaned_up_is_forgotten(store: redis.Redis) -> None:
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(ause(nothing))
+    (left,) = (pool for pool, _ in connections._working._async.values())
+    loop.run_until_complete(left.disconnect())
+    loop.close()
+    asyncio.run(ause(nothing))
+    assert connections._working._async == {}
+
+
+def test_a_cancelled_task_leaves_no_reply_for_the_next(
+    store: redis.Redis, proxy: CountingProxy
+) -> None:
+    async def go() -> None:
+        others, mine = SessionStore(), SessionStore()
+        await others.aupdate({"whose": "others"})
+        await mine.aupdate({"whose": "mine"})
+        await others.asave()
+        await mine.asave()
+        for _ in range(2):
+            proxy.reset()
+            proxy.stall()
+            task = asyncio.create_task(SessionStore(others.session_key).aload())
+            while not proxy.round_trips:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            loading = asyncio.create_task(SessionStore(mine.session_key).aload())
+            await asyncio.sleep(0)
+            proxy.resume()
+            assert await loading == {"whose": "mine"}
+
+    asyncio.run(go())
+
+
+def test_a_task_cancelled_while_it_connects_leaves_no_half_made_connection(
+    store: redis.Redis, proxy: CountingProxy
+) -> None:
+    async def go() -> None:
+        for _ in range(2):
+            await connections.apool().disconnect()
+            proxy.reset()
+            proxy.stall()
+            task = asyncio.create_task(ause(nothing))
+            while not proxy.round_trips:
+                await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            using = asyncio.create_task(ause(nothing))
+            await asyncio.sleep(0)
+            proxy.resume()
+            await using
+
+    asyncio.run(go())
+    assert {int(name.removeprefix("db")) for name in store.info("keyspace")} == {DATABASE}
+
+
+# Time and repeats are the package's, not the entry's.
+
+IMPATIENT = {
+    "SOCKET_TIMEOUT": 300,
+    "SOCKET_CONNECT_TIMEOUT": 300,
+    "CONNECTION_POOL_KWARGS": {
+        "socket_timeout": 300,
+        "socket_connect_timeout": 300,
+        "retry_on_timeout": True,
+        "health_check_interval": 1,
+        "decode_responses": True,
+        "protocol": 3,
+    },
+}
+
+
+def test_timeouts_follow_the_setting(
+    store: redis.Redis, proxy: CountingProxy, settings: Any, is_async: bool
+) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
+    use_store(settings, f"{proxy.url}/{DATABASE}", **IMPATIENT)
+
+    async def go() -> None:
+        await ause(nothing)
+        proxy.stall()
+        with pytest.raises(SessionStoreUnavailable):
+            await ause(nothing)
+        with pytest.raises(SessionStoreUnavailable):
+            # On a new connection.
+            await ause(nothing)
+        proxy.resume()
+        await ause(nothing)
+
+    if is_async:
+        asyncio.run(asyncio.wait_for(go(), 60))
+        return
+    use(False)
+    proxy.stall()
+    for _ in range(2):
+        with pytest.raises(SessionStoreUnavailable):
+            use(False)
+    proxy.resume()
+    use(False)
+
+
+def test_connecting_is_tried_once(settings: Any, is_async: bool) -> None:
+    """redis-py's own repeats are off: a server that hangs up is not called again and again."""
+    accepted = 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def hang_up() -> None:
+            nonlocal accepted
+            while True:
+                try:
+                    caller, _ = listener.accept()
+                except OSError:
+                    return
+                accepted += 1
+                caller.close()
+
+        thread = threading.Thread(target=hang_up)
+        thread.start()
+        use_store(settings, f"redis://127.0.0.1:{listener.getsockname()[1]}/1", **IMPATIENT)
+        with pytest.raises(SessionStoreUnavailable):
+            use(is_async)
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    assert accepted == 1
+
+
+def test_a_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async: bool) -> None:
+    """To connect and to greet, and not all of STORE_TIMEOUT once more."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
+    session = SessionStore("x" * 32)
+    session.budget = drivers.Budget(0.3)
+    # The kernel takes the call, and nobody answers.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        use_store(settings, f"redis://127.0.0.1:{listener.getsockname()[1]}/1")
+        began_s = time.monotonic()
+        with pytest.raises(SessionStoreUnavailable):
+            if is_async:
+                asyncio.run(session.aload())
+            else:
+                session.load()
+        assert time.monotonic() - began_s < 30.0
+
+
+def test_a_short_budget_does_not_stay_with_the_connection(
+    store: redis.Redis, proxy: CountingProxy, is_async: bool, settings: Any
+) -> None:
+    """What was left to one request is not what the next ones have for connecting."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
+
+    async def go() -> list[float]:
+        await ause(nothing)
+        proxy.cut_next("reply", matching=b"EVALSHA")
+        await ause(nothing)
+        pool: Any = connections.apool()
+        return [c.socket_connect_timeout for c in pool._idle]
+
+    if is_async:
+        timeouts = asyncio.run(go())
+    else:
+        use(False)
+        proxy.cut_next("reply", matching=b"EVALSHA")
+        use(False)
+        pool: Any = connections.pool()
+        timeouts = [c.socket_connect_timeout for c in pool._idle]
+    assert timeouts == [30.0]
+
+
+# What cannot be.
+
+WRONG: dict[str, Any] = {
+    "another backend": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "Django's own": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": "redis://127.0.0.1:1/1",
+    },
+    "no location": {"BACKEND": connections.BACKEND},
+    "no URL": {"BACKEND": connections.BACKEND, "LOCATION": "127.0.0.1:6379"},
+    "pool class": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_POOL_CLASS": "shop.pools.Pool"},
+    },
+    "pool of Sentinel without its factory": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_POOL_CLASS": "redis.sentinel.SentinelConnectionPool"},
+    },
+    "Sentinel without its pool": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://primary/1",
+        "OPTIONS": {
+            "CONNECTION_FACTORY": connections.SENTINEL,
+            "CONNECTION_POOL_CLASS": "redis.ConnectionPool",
+            "SENTINELS": [("127.0.0.1", 1)],
+        },
+    },
+    "factory": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_FACTORY": "shop.pools.Factory"},
+    },
+}
+
+
+@pytest.mark.parametrize("entry", WRONG.values(), ids=WRONG.keys())
+def test_what_cannot_be_used_is_improperly_configured(
+    settings: Any, is_async: bool, entry: dict[str, Any]
+) -> None:
+    settings.CACHES = settings.CACHES | {"sessions": entry}
+    with pytest.raises(ImproperlyConfigured, match="CACHES"):
+        use(is_async)
+
+
+def test_unknown_alias_is_improperly_configured(settings: Any, is_async: bool) -> None:
+    settings.SESSION_CACHE_ALIAS = "shop"
+    with pytest.raises(ImproperlyConfigured, match="'shop'"):
+        use(is_async)
+
+
+def test_a_factory_for_all_caches_counts(settings: Any, is_async: bool) -> None:
+    settings.DJANGO_REDIS_CONNECTION_FACTORY = "shop.pools.Factory"
+    with pytest.raises(ImproperlyConfigured, match=r"shop\.pools\.Factory"):
+        use(is_async)
+
+
+# Settings that change.
+
+
+def test_override_settings(store: redis.Redis, store_server: StoreServer, is_async: bool) -> None:
+    def elsewhere(database: int) -> Any:
+        location = f"{store_server.url}/{database}"
+        return override_settings(
+            CACHES={"other": {"BACKEND": connections.BACKEND, "LOCATION": location}},
+            SESSION_CACHE_ALIAS="other",
+        )
+
+    async def go() -> None:
+        for database in (3, 4):
+            with elsewhere(database):
+                await ause(nothing)
+
+    if is_async:
+        with no_socket_left(store):
+            asyncio.run(go())
+    else:
+        for database in (3, 4):
+            with elsewhere(database):
+                use(False)
+    assert databases(store_server) == {3, 4}
+    use(is_async)
+    assert databases(store_server) == {1, 3, 4}
+
+
+# Sentinel.
+
+
+@pytest.fixture
+def topology() -> Iterator[Replicated]:
+    """Run a primary, its replica, and a Sentinel that watches them."""
+    with Replicated(sentinels=1) as started:
+        yield started
+
+
+def use_sentinel(settings: Any, *sentinels: StoreServer, **options: Any) -> None:
+    addresses = [("127.0.0.1", sentinel.port) for sentinel in sentinels]
+    options = {"CONNECTION_FACTORY": SENTINEL, "SENTINELS": addresses} | options
+    use_store(settings, "redis://main/2", **options)
+
+
+@pytest.mark.parametrize("pool", [None, "redis.sentinel.SentinelConnectionPool"])
+def test_sentinel_names_the_primary(
+    topology: Replicated, settings: Any, is_async: bool, pool: str | None
+) -> None:
+    options = {"CONNECTION_POOL_CLASS": pool} if pool else {}
+    use_sentinel(settings, *topology.sentinels, **options)
+    use(is_async)
+    assert databases(topology.primary) == {2}
+
+
+def test_no_loop_has_connections_to_the_sentinels_of_its_own(
+    topology: Replicated, settings: Any
+) -> None:
+    (sentinel,) = topology.sentinels
+    use_sentinel(settings, sentinel)
+    watched = sentinel.client()
+    before = connected(watched)
+    with no_socket_left(topology.primary.client()):
+        for _ in range(5):
+            asyncio.run(ause(nothing))
+        # The watcher's.
+        wait_for(lambda: connected(watched) <= before + 1, "the Sentinel is asked by one only")
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 2.5
+    wait_for(lambda: connected(watched) <= before, "the Sentinel is not asked any more")
+
+
+def test_a_sentinel_that_hangs_leaves_time_for_the_next(
+    topology: Replicated, settings: Any, is_async: bool
+) -> None:
+    config = "sentinel deny-scripts-reconfig yes\n"
+    # A third of it is waited for the one that hangs: the rest is for a machine that does, too.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 3.0
+    with StoreServer("--sentinel", config=config) as hanging:
+        use_sentinel(settings, hanging, *topology.sentinels)
+        hanging.pause()
+        try:
+            use(is_async)
+        finally:
+            hanging.resume()
+
+
+def test_failover_without_a_restart(topology: Replicated, settings: Any, is_async: bool) -> None:
+    use_sentinel(settings, *topology.sentinels)
+
+    async def awhen_promoted() -> None:
+        await ause(nothing)
+        topology.primary.kill()
+        await asyncio.to_thread(topology.promoted)
+        await ause(nothing)
+
+    if is_async:
+        asyncio.run(awhen_promoted())
+    else:
+        use(False)
+        topology.primary.kill()
+        topology.promoted()
+        use(False)
+
+
+@pytest.mark.parametrize("through", ["URL", "Sentinel"])
+def test_a_connection_with_a_reply_outstanding_is_not_used_again(
+    topology: Replicated, settings: Any, is_async: bool, through: str
+) -> None:
+    """Or the next request would take that reply, of another session, for its own."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.5
+    if through == "Sentinel":
+        use_sentinel(settings, *topology.sentinels)
+    else:
+        use_store(settings, f"{topology.primary.url}/2")
+    raw = topology.primary.client()
+
+    def waiting() -> int:
+        return sum(client["cmd"] in ("eval", "evalsha") for client in raw.client_list())
+
+    async def go() -> None:
+        session = SessionStore()
+        await session.aset("whose", "mine")
+        await session.asave()
+        await session.aset("a", 1)
+        raw.client_pause(60_000, all=False)
+        try:
+            with pytest.raises(SessionStoreUnavailable):
+                await session.asave()
+            await asyncio.to_thread(wait_for, lambda: not waiting(), "it is closed")
+            assert await SessionStore(session.session_key).aload() == {"whose": "mine"}
+        finally:
+            raw.client_unpause()
+
+    def go_sync() -> None:
+        session = SessionStore()
+        session["whose"] = "mine"
+        session.save()
+        session["a"] = 1
+        raw.client_pause(60_000, all=False)
+        try:
+            with pytest.raises(SessionStoreUnavailable):
+                session.save()
+            wait_for(lambda: not waiting(), "what was asked in vain is closed")
+            assert SessionStore(session.session_key).load() == {"whose": "mine"}
+        finally:
+            raw.client_unpause()
+
+    if is_async:
+        asyncio.run(go())
+    else:
+        go_sync()

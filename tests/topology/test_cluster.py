@@ -1,0 +1,1121 @@
+"""Sessions on a cluster: what differs from one server, and what if slots move or nodes are lost."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import os
+import re
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import nullcontext, suppress
+from io import StringIO
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from django.contrib.auth import alogin, login
+from django.contrib.auth.models import User
+from django.contrib.sessions.backends.base import VALID_KEY_CHARS, CreateError, UpdateError
+from django.contrib.sessions.backends.db import SessionStore as DatabaseStore
+from django.core.cache import caches
+from django.core.management import call_command
+from django.http import HttpRequest, HttpResponse
+from django.test import RequestFactory
+from django.utils.crypto import get_random_string
+from redis.crc import key_slot
+from redis.exceptions import AskError, MovedError
+
+from django_clustered_sessions import counters as counters_module
+from django_clustered_sessions import history, middleware
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.checks.settings import check_settings
+from django_clustered_sessions.checks.store import check_store
+from django_clustered_sessions.counters import counters
+from django_clustered_sessions.exceptions import (
+    SessionLockLost,
+    SessionNotReplicated,
+    SessionStoreUnavailable,
+)
+from django_clustered_sessions.figures.reporting import report_the_rest
+from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.protocol import commands, outcomes
+from django_clustered_sessions.protocol.record import EndReason
+from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.protocol.steps import Call, Pause
+from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.nodes import Address, Nodes, SlotMap
+from tests.clusters import ClusterServers, ask
+from tests.conftest import store_binary, use_store
+from tests.gateways import Browser, place
+from tests.gateways import load_scripts as load_scripts_into
+from tests.locking import (
+    Threads,
+    claim,
+    free,
+    new_session,
+    outcome,
+    owner,
+    seize,
+    wait_for_sleepers,
+)
+from tests.locking import ask as ask_store
+from tests.servers import StoreServer, free_port, wait_for
+
+pytestmark = [pytest.mark.full, pytest.mark.each_server]
+
+ADA = User(pk=1, username="ada", password="md5$secret")
+BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+
+@pytest.fixture(scope="module")
+def servers(server_binary: Path) -> Iterator[ClusterServers]:
+    """Run one cluster of three primaries of each kind for this module."""
+    with ClusterServers(binary=server_binary) as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(servers: ClusterServers, settings: Any) -> ClusterServers:
+    """Empty the cluster and point the settings at it."""
+    servers.flush()
+    servers.use(settings)
+    return servers
+
+
+class World:
+    """A session's methods in their synchronous or asynchronous form, each on a loop of its own."""
+
+    def __init__(self, *, is_async: bool) -> None:
+        self.is_async = is_async
+
+    def do(self, session: SessionStore, method: str, *arguments: Any) -> Any:
+        if self.is_async:
+            return asyncio.run(getattr(session, f"a{method}")(*arguments))
+        return getattr(session, method)(*arguments)
+
+    def opened(self, key: str | None) -> SessionStore:
+        """Return a session that is loaded."""
+        session = SessionStore(key)
+        self.do(session, "get", "n")
+        return session
+
+
+@pytest.fixture(params=["sync", "async"])
+def world(request: pytest.FixtureRequest) -> World:
+    return World(is_async=request.param == "async")
+
+
+@pytest.fixture
+def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
+    """Give what is sent to any node, a round trip for each item."""
+    sent: list[list[bytes]] = []
+    exchange, aexchange = drivers._exchange, drivers._aexchange
+
+    def counted(connection: Any, packed: list[bytes], deadline: float) -> list[Any]:
+        sent.extend([packed] if packed else [])
+        return exchange(connection, packed, deadline)
+
+    async def acounted(connection: Any, packed: list[bytes], deadline: float) -> list[Any]:
+        sent.extend([packed] if packed else [])
+        return await aexchange(connection, packed, deadline)
+
+    monkeypatch.setattr(drivers, "_exchange", counted)
+    monkeypatch.setattr(drivers, "_aexchange", acounted)
+    return sent
+
+
+def slot_of(key: str) -> int:
+    return key_slot(place(key).record.encode())
+
+
+def elsewhere(servers: ClusterServers, source: StoreServer) -> StoreServer:
+    """Return a primary that is another one."""
+    return next(one for one in servers.primaries if one is not source)
+
+
+def load_scripts(servers: ClusterServers) -> None:
+    """Let all primaries know all scripts."""
+    for server in servers.primaries:
+        with server.client() as client:
+            load_scripts_into(client)
+
+
+# Django's contract.
+
+
+def test_a_session_from_first_to_last(cluster: ClusterServers, world: World) -> None:
+    session = SessionStore()
+    session["a"] = 1
+    world.do(session, "save")
+    key = session.session_key or ""
+    assert world.do(SessionStore(), "exists", key)
+    other = world.opened(key)
+    other["b"] = [1]
+    session["a"] = 2
+    world.do(session, "save")
+    world.do(other, "save")
+    for _ in range(3):
+        world.do(other, "increment", "n")
+        world.do(other, "save")
+    assert world.do(SessionStore(key), "load") == {"a": 2, "b": [1], "n": 3}
+    world.do(session, "delete", key)
+    assert not world.do(SessionStore(), "exists", key)
+    with pytest.raises(UpdateError):
+        world.do(other, "save")
+
+
+def test_a_key_that_is_taken(cluster: ClusterServers, world: World) -> None:
+    key = new_session()
+    with pytest.raises(CreateError):
+        world.do(SessionStore(key), "save", True)
+
+
+def test_flush(cluster: ClusterServers, world: World) -> None:
+    session = world.opened(new_session(n=1))
+    key = session.session_key
+    world.do(session, "flush")
+    gone = world.opened(key)
+    assert (gone.session_key, gone.ended) == (None, EndReason.FLUSHED)
+
+
+def test_sessions_are_spread_over_all_nodes(cluster: ClusterServers, world: World) -> None:
+    keys = [new_session(n=n) for n in range(40)]
+    assert [world.do(SessionStore(key), "load") for key in keys] == [{"n": n} for n in range(40)]
+    assert all(ask(server, "DBSIZE") for server in cluster.primaries)
+
+
+def test_many_loops_and_threads(cluster: ClusterServers, threads: Threads) -> None:
+    keys = [new_session() for _ in range(8)]
+
+    def work(key: str, world: World) -> None:
+        for _ in range(5):
+            session = world.opened(key)
+            world.do(session, "increment", "n")
+            world.do(session, "save")
+
+    started = [
+        threads.start(work, key, World(is_async=is_async))
+        for key in keys
+        for is_async in (True, False)
+    ]
+    for one in started:
+        outcome(one)
+    assert [SessionStore(key)["n"] for key in keys] == [10] * 8
+
+
+# Login: two keys in two slots.
+
+
+def apart(servers: ClusterServers, monkeypatch: pytest.MonkeyPatch, key: str) -> str:
+    """Let the next new key be on another node than ``key``; return it."""
+    home = servers.owner(place(key).record)
+    new = next(
+        made
+        for made in (f"new{number:029}" for number in range(1000))
+        if servers.owner(place(made).record) is not home
+    )
+    monkeypatch.setattr(SessionStore, "_new_key", lambda self: new)
+    return new
+
+
+def test_cycle_key_takes_all_along(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What this release cannot read, the counter, the mode and the birth too."""
+    session = SessionStore()
+    session["a"] = {"x": 1}
+    session.set_expiry(300)
+    session.create()
+    session.increment("n", 7)
+    session.save()
+    key = session.session_key or ""
+    new = apart(cluster, monkeypatch, key)
+    client = cluster.client(place(key).record)
+    client.hset(place(key).record, "d:later", b"12345678" + b"?from a later release")
+    # Another process has written that.
+    near_cache.clear()
+    before = client.hgetall(place(key).record)
+    rotating = world.opened(key)
+    world.do(rotating, "cycle_key")
+    assert rotating.session_key == new
+    after = cluster.client(place(new).record).hgetall(place(new).record)
+    meta = after.pop(b"m:")
+    assert after == {name: value for name, value in before.items() if name[:2] != b"m:"}
+    assert meta[1:2] + meta[10:16] == before[b"m:"][1:2] + before[b"m:"][10:16]
+    assert world.do(SessionStore(new), "get_expiry_age") == 300
+    late = world.opened(key)
+    assert (late.session_key, late.ended) == (None, EndReason.ROTATED)
+    rotating["a"]["x"] = 2
+    world.do(rotating, "save")
+    assert SessionStore(new)["a"] == {"x": 2}
+    assert not ask(cluster.owner(place(key).record), "ZSCORE", place(key).index, place(key).id)
+    assert ask(cluster.owner(place(new).record), "ZSCORE", place(new).index, place(new).id)
+
+
+def test_what_others_write_in_between_is_not_lost(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, threads: Threads
+) -> None:
+    key = new_session(n=1)
+    rotating = world.opened(key)
+    copy, writes = commands.copy, iter(range(2))
+
+    def copied(*arguments: Any) -> Any:
+        if (number := next(writes, None)) is not None:
+            # A thread has no event loop that would mind.
+            outcome(threads.start(write, number))
+        return copy(*arguments)
+
+    def write(number: int) -> None:
+        other = SessionStore(key)
+        other[f"late{number}"] = number
+        other.save()
+
+    monkeypatch.setattr(commands, "copy", copied)
+    world.do(rotating, "cycle_key")
+    assert SessionStore(rotating.session_key)._session.copy() == {"n": 1, "late0": 0, "late1": 1}
+    assert cluster.stored() == {place(key).record, place(rotating.session_key or "").record}
+
+
+def test_a_writer_in_flight_is_told_that_the_session_has_moved(
+    cluster: ClusterServers, world: World
+) -> None:
+    key = new_session(n=1)
+    late, rotating = world.opened(key), world.opened(key)
+    late["b"] = 1
+    world.do(rotating, "cycle_key")
+    with pytest.raises(UpdateError, match="rotated"):
+        world.do(late, "save")
+
+
+def test_a_crash_between_the_two_steps_leaves_the_old_key(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_session(n=1)
+    rotating = world.opened(key)
+
+    def crash(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(commands, "leave", crash)
+    with pytest.raises(KeyboardInterrupt):
+        world.do(rotating, "cycle_key")
+    assert world.do(SessionStore(key), "load") == {"n": 1}
+
+
+@pytest.mark.parametrize("reason", ["flushed", "deleted"])
+def test_an_ended_session_does_not_live_on_under_the_new_key(
+    cluster: ClusterServers, world: World, reason: str
+) -> None:
+    key = new_session(n=1)
+    rotating = world.opened(key)
+    other = SessionStore(key)
+    other.flush() if reason == "flushed" else other.delete(key)
+    with pytest.raises(UpdateError, match=reason):
+        world.do(rotating, "cycle_key")
+    assert cluster.stored() == {place(key).record}
+
+
+@pytest.mark.parametrize("step", ["create", "leave"])
+def test_a_step_whose_reply_is_lost_is_the_same_step_again(
+    cluster: ClusterServers, world: World, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of one that somebody is logged into there is no second one in its place.
+    key = new_session(n=1, _auth_user_id="1")
+    rotating = world.opened(key)
+    load_scripts(cluster)
+    cut_reply(monkeypatch, script(step).sha)
+    world.do(rotating, "cycle_key")
+    assert world.do(SessionStore(rotating.session_key), "get", "n") == 1
+    assert world.opened(key).ended is EndReason.ROTATED
+
+
+def cut_reply(monkeypatch: pytest.MonkeyPatch, matching: bytes) -> None:
+    """Cut the connection once, after the reply to what holds ``matching`` has come."""
+    exchange, aexchange = drivers._exchange, drivers._aexchange
+    cuts = [matching]
+
+    def is_cut(packed: list[bytes]) -> bool:
+        return bool(cuts and any(cuts[0] in one for one in packed) and cuts.pop())
+
+    def cutting(connection: Any, packed: list[bytes], deadline: float) -> list[Any]:
+        replies = exchange(connection, packed, deadline)
+        if is_cut(packed):
+            connection.disconnect()
+            raise drivers.ConnectionError("cut")
+        return replies
+
+    async def acutting(connection: Any, packed: list[bytes], deadline: float) -> list[Any]:
+        replies = await aexchange(connection, packed, deadline)
+        if is_cut(packed):
+            await connection.disconnect(nowait=True)
+            raise drivers.ConnectionError("cut")
+        return replies
+
+    monkeypatch.setattr(drivers, "_exchange", cutting)
+    monkeypatch.setattr(drivers, "_aexchange", acutting)
+
+
+def test_the_lock_goes_along(cluster: ClusterServers, world: World) -> None:
+    key = new_session(n=1)
+    waiter = "w" * 16
+
+    def use(session: SessionStore) -> None:
+        assert isinstance(claim(key, waiter), outcomes.Held)
+        session["a"] = 1
+
+    async def auses() -> str:
+        session = SessionStore(key)
+        async with session.alock():
+            use(session)
+            await session.acycle_key()
+            check(session)
+        return session.session_key or ""
+
+    def check(session: SessionStore) -> None:
+        new = session.session_key or ""
+        assert owner(cluster.client(place(new).record), new) == session._hold.grant.token
+        # Who waited is woken and told.
+        assert ask(cluster.owner(place(key).record), "LLEN", place(key).mailbox(waiter)) == 1
+        assert isinstance(claim(key, waiter), outcomes.Gone)
+        session["b"] = 2
+
+    if world.is_async:
+        new = asyncio.run(auses())
+    else:
+        session = SessionStore(key)
+        with session.lock():
+            use(session)
+            session.cycle_key()
+            check(session)
+        new = session.session_key or ""
+    assert world.do(SessionStore(new), "load") == {"n": 1, "a": 1, "b": 2}
+    assert owner(cluster.client(place(new).record), new) == ""
+    assert not cluster.client(place(new).record).exists(place(new).locks)
+
+
+def test_cycle_key_waits_for_the_lock_of_another(
+    cluster: ClusterServers, world: World, threads: Threads
+) -> None:
+    key = new_session(n=1)
+    rotating = world.opened(key)
+    token = seize(key)
+    rotation = threads.start(world.do, rotating, "cycle_key")
+    wait_for_sleepers(cluster.client(place(key).record), 1)
+    assert free(key, token) is not None
+    outcome(rotation)
+    new = rotating.session_key or ""
+    assert world.do(SessionStore(new), "load") == {"n": 1}
+    assert owner(cluster.client(place(new).record), new) == ""
+    assert world.opened(key).ended is EndReason.ROTATED
+
+
+def test_cycle_key_without_the_lock_that_it_had(cluster: ClusterServers) -> None:
+    key = new_session(n=1)
+    session = SessionStore(key)
+    with pytest.raises(SessionLockLost), session.lock():
+        client = cluster.client(place(key).record)
+        client.hdel(place(key).record, "m:lock")
+        seize(key)
+        session.cycle_key()
+    assert SessionStore(key)["n"] == 1
+    assert cluster.stored() == {place(key).record, place(key).locks}
+
+
+# Round trips.
+
+
+def log_in(request: HttpRequest) -> HttpResponse:
+    login(request, ADA, BACKEND)
+    return HttpResponse()
+
+
+async def alog_in(request: HttpRequest) -> HttpResponse:
+    await alogin(request, ADA, BACKEND)
+    return HttpResponse()
+
+
+def change(request: HttpRequest) -> HttpResponse:
+    request.session["n"] += 1
+    return HttpResponse()
+
+
+async def achange(request: HttpRequest) -> HttpResponse:
+    await request.session.aset("n", 1 + await request.session.aget("n"))
+    return HttpResponse()
+
+
+async def nothing(*args: Any, **kwargs: Any) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("view", "aview", "trips"),
+    [(change, achange, 2), (log_in, alog_in, 4)],
+    ids=["change", "login"],
+)
+def test_round_trips(
+    cluster: ClusterServers,
+    world: World,
+    exchanges: list[list[bytes]],
+    view: Any,
+    aview: Any,
+    trips: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    load_scripts(cluster)
+    # A login notes when it was.
+    monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
+    monkeypatch.setattr(User, "asave", nothing)
+    # However slow the machine is, no answer here is late.
+    monkeypatch.setattr(middleware, "LATE_S", float("inf"))
+
+    def request() -> HttpRequest:
+        made = RequestFactory().get("/")
+        made.COOKIES["sessionid"] = new_session(n=0)
+        return made
+
+    requests = [request() for _ in range(2)]
+    for served in requests:
+        exchanges.clear()
+        if world.is_async:
+            asyncio.run(ClusteredSessionMiddleware(aview)(served))  # type: ignore[arg-type]
+        else:
+            ClusteredSessionMiddleware(view)(served)
+    assert len(exchanges) == trips
+
+
+# Slots that move.
+
+
+def test_a_slot_that_has_moved_is_found_once(
+    cluster: ClusterServers, world: World, exchanges: list[list[bytes]]
+) -> None:
+    key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    cluster.move(slot_of(key), home, elsewhere(cluster, home))
+    near_cache.clear()
+    exchanges.clear()
+    assert world.do(SessionStore(key), "load") == {"n": 1}
+    # MOVED, the map, the load.
+    assert len(exchanges) == 3
+    # The other node may not know the script that asks for what has changed.
+    near_cache.clear()
+    exchanges.clear()
+    assert world.do(SessionStore(key), "load") == {"n": 1}
+    assert len(exchanges) == 1
+
+
+def test_a_key_that_is_ahead_of_its_slot_is_read(cluster: ClusterServers, world: World) -> None:
+    """ASK: the slot is still the source's, the record is the target's."""
+    key = new_session(n=1)
+    known = world.opened(key)
+    home = cluster.owner(place(key).record)
+    target = elsewhere(cluster, home)
+    with cluster.moving(slot_of(key), home, target):
+        cluster.migrate(slot_of(key), home, target, place(key).record)
+        # A script, at hand here; and not.
+        assert world.do(SessionStore(key), "load") == {"n": 1}
+        near_cache.clear()
+        assert world.do(SessionStore(key), "load") == {"n": 1}
+        assert world.do(known, "exists", key)
+        with pytest.raises(AskError):
+            ask(home, "EXISTS", place(key).record)
+
+
+@pytest.mark.usefixtures("figures")
+@pytest.mark.parametrize("is_ahead", [True, False], ids=["ahead", "at home"])
+def test_figures_stay_behind_while_their_slot_is_open(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, is_ahead: bool
+) -> None:
+    """They are written, and would have the read that takes them along wait as a write does."""
+    key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    target = elsewhere(cluster, home)
+    counters.take(now=True)
+    counters.add(writes_refused=7)
+    monkeypatch.setattr(counters_module, "INTERVAL_S", 0.0)
+    with cluster.moving(slot_of(key), home, target):
+        moved = place(key).record if is_ahead else place(key).index
+        cluster.migrate(slot_of(key), home, target, moved)
+        assert world.do(SessionStore(key), "load") == {"n": 1}
+    assert world.do(SessionStore(key), "load") == {"n": 1}
+    report_the_rest()
+    out = StringIO()
+    call_command("sessionstats", "--format", "json", stdout=out)
+    assert json.loads(out.getvalue())["counters"]["writes_refused"] == 7
+
+
+def test_a_write_waits_until_its_slot_has_moved(
+    cluster: ClusterServers,
+    world: World,
+    exchanges: list[list[bytes]],
+    threads: Threads,
+) -> None:
+    """It is not begun while it might be refused in its middle, as an end with its tombstone."""
+    key = new_session(n=1)
+    seize(key)
+    writing, ending = world.opened(key), world.opened(key)
+    home = cluster.owner(place(key).record)
+    with cluster.moving(slot_of(key), home, elsewhere(cluster, home)):
+        before = cluster.client(place(key).record).hgetall(place(key).record)
+        exchanges.clear()
+        end = threads.start(world.do, ending, "flush")
+        wait_for(lambda: len(exchanges) > 2, "it is told to try again", timeout_s=30)
+        assert cluster.client(place(key).record).hgetall(place(key).record) == before
+    outcome(end)
+    assert world.opened(key).ended is EndReason.FLUSHED
+    writing["a"] = 1
+    with pytest.raises(UpdateError, match="flushed"):
+        world.do(writing, "save")
+
+
+def test_a_slot_that_never_arrives_is_no_logout(
+    cluster: ClusterServers, settings: Any, world: World
+) -> None:
+    browser = Browser(settings, asgi=world.is_async)
+    browser.key = key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    with cluster.moving(slot_of(key), home, elsewhere(cluster, home)):
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.3
+        response = browser.visit(achange if world.is_async else change)
+        assert response.status_code == 503
+        assert not response.cookies
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
+    assert browser.visit(achange if world.is_async else change).status_code == 200
+    assert SessionStore(key)["n"] == 2
+
+
+def test_no_increment_is_lost_while_slots_move(cluster: ClusterServers, threads: Threads) -> None:
+    key = new_session()
+    slot, done = slot_of(key), threading.Event()
+
+    def work(world: World) -> int:
+        counted = 0
+        while not done.is_set():
+            session = world.opened(key)
+            world.do(session, "increment", "n")
+            session[f"{threading.get_ident()}"] = counted
+            world.do(session, "save")
+            counted += 1
+        return counted
+
+    workers = [threads.start(work, World(is_async=is_async)) for is_async in (True, False) * 2]
+    for _ in range(6):
+        home = cluster.owner(place(key).record)
+        target = elsewhere(cluster, home)
+        before = SessionStore(key)["n"]
+        with cluster.moving(slot, home, target):
+            cluster.migrate(slot, home, target, place(key).record)
+        wait_for(lambda n=before: SessionStore(key)["n"] > n + 4, "they go on", timeout_s=30)
+    done.set()
+    counted = [outcome(worker) for worker in workers]
+    assert SessionStore(key)["n"] == sum(counted)
+    assert len(SessionStore(key).load()) == 1 + len(workers)
+
+
+def test_a_waiter_whose_slot_moves_gets_its_turn(
+    cluster: ClusterServers, world: World, threads: Threads
+) -> None:
+    key = new_session(n=1)
+    token = seize(key)
+    home = cluster.owner(place(key).record)
+
+    def locked() -> None:
+        if world.is_async:
+            asyncio.run(alocked())
+        else:
+            with SessionStore(key).lock() as session:
+                session["a"] = 1
+
+    async def alocked() -> None:
+        async with SessionStore(key).alock() as session:
+            await session.aset("a", 1)
+
+    waiting = threads.start(locked)
+    wait_for_sleepers(home.client(), 1)
+    cluster.move(slot_of(key), home, elsewhere(cluster, home))
+    assert free(key, token) is not None
+    outcome(waiting)
+    assert SessionStore(key)["a"] == 1
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_hand_off(cluster: ClusterServers, world: World, threads: Threads, is_first: bool) -> None:
+    """The one with the lock and the one who waits: each once on an event loop of its own."""
+    key = new_session(n=0)
+    asynchronous, synchronous = World(is_async=True), World(is_async=False)
+    first, second = (asynchronous, synchronous) if is_first else (synchronous, asynchronous)
+    entered, goes_on = threading.Event(), threading.Event()
+
+    def add(session: SessionStore, n: int) -> None:
+        session["n"] = n + 1
+        entered.set()
+        assert goes_on.wait(30)
+
+    async def alocked() -> None:
+        async with SessionStore(key).alock() as session:
+            add(session, await session.aget("n"))
+
+    def locked(world: World) -> None:
+        if world.is_async:
+            asyncio.run(alocked())
+            return
+        with SessionStore(key).lock() as session:
+            add(session, session["n"])
+
+    started = [threads.start(locked, first)]
+    assert entered.wait(30)
+    started.append(threads.start(locked, second))
+    wait_for_sleepers(cluster.client(place(key).record), 1)
+    goes_on.set()
+    for one in started:
+        outcome(one)
+    assert SessionStore(key)["n"] == 2
+
+
+# Nodes that are lost.
+
+
+def test_a_primary_that_is_killed_is_replaced_under_load(settings: Any, threads: Threads) -> None:
+    """Whoever asks meanwhile gets a 503, and is served once the replica has taken over."""
+    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+        servers.use(settings)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
+        lost = servers.primaries[0]
+        keys: list[str] = []
+        while {servers.owner(place(key).record) for key in keys} != set(servers.primaries):
+            keys += [new_session(n=1) for _ in range(4)]
+        for key in keys:
+            World(is_async=True).opened(key)
+        # The replica holds what was acknowledged.
+        assert ask(lost, "WAIT", 1, 5000) == 1
+        wait_for(
+            lambda: ask(servers.replicas[0], "DBSIZE") == ask(lost, "DBSIZE"), "all is replicated"
+        )
+        lost.kill()
+
+        def added(key: str, world: World) -> bool:
+            session = SessionStore(key)
+            try:
+                world.do(session, "increment", "n")
+                world.do(session, "save")
+            except SessionStoreUnavailable:
+                return False
+            return True
+
+        def add(key: str, world: World) -> None:
+            wait_for(lambda: added(key, world), "the replica has taken over", timeout_s=60)
+
+        worlds = [World(is_async=True), World(is_async=False)]
+        for one in [threads.start(add, key, world) for key in keys for world in worlds]:
+            one.result(90)
+        assert [SessionStore(key)["n"] for key in keys] == [3] * len(keys)
+        new = [key for key in keys if servers.owner(place(key).record) is servers.replicas[0]]
+        assert new
+        # What is known now costs nothing more.
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 5.0
+        assert [SessionStore(key)["n"] for key in new] == [3] * len(new)
+
+
+def test_a_write_waits_for_its_own_nodes_replicas(settings: Any) -> None:
+    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+        servers.use(settings)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+        settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.1
+        for world in (World(is_async=False), World(is_async=True)):
+            homes = set()
+            while homes != {True, False}:
+                session = SessionStore()
+                with suppress(SessionNotReplicated):
+                    world.do(session, "save")
+                owner = servers.owner(place(session.session_key or "").record)
+                has_replica = owner is servers.primaries[0]
+                homes.add(has_replica)
+                world.do(session, "increment", "n")
+                with nullcontext() if has_replica else pytest.raises(SessionNotReplicated):
+                    world.do(session, "save")
+
+
+def test_a_move_waits_for_the_replicas_of_both_nodes(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a failover of the old key's node would bring the session back under it."""
+    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+        servers.use(settings)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+
+        def next_key_on(has_replica: bool) -> str:
+            keys = iter(lambda: get_random_string(32, VALID_KEY_CHARS), None)
+            first = servers.primaries[0]
+            key = next(
+                one for one in keys if has_replica == (servers.owner(place(one).record) is first)
+            )
+            monkeypatch.setattr(SessionStore, "_new_key", lambda self: key)
+            return key
+
+        for world in (World(is_async=False), World(is_async=True)):
+            for old, new in ((False, True), (True, False), (True, True)):
+                settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
+                session = SessionStore()
+                session["n"] = 1
+                next_key_on(old)
+                session.create()
+                settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+                settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 10.0 if old and new else 0.1
+                key = next_key_on(new)
+                with nullcontext() if old and new else pytest.raises(SessionNotReplicated):
+                    world.do(session, "cycle_key")
+                assert session.session_key == key
+                assert world.opened(key)["n"] == 1
+
+
+def test_what_ended_the_old_key_writes_again_when_it_is_repeated(cluster: ClusterServers) -> None:
+    """WAIT behind it asks about this connection's own writes."""
+    key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    version = SessionStore(key)
+    version.load()
+    leave = commands.leave(place(key), b"thiscopy", version._version, place(key), 0)
+
+    def changes() -> int:
+        found = re.search(rb"rdb_changes_since_last_save:(\d+)", ask(home, "INFO", "persistence"))
+        assert found
+        return int(found[1])
+
+    for _ in range(2):
+        before = changes()
+        assert commands.parse_leave(ask_store(leave)) is None
+        assert changes() > before
+
+
+def test_a_primary_that_hangs_holds_nobody_up(settings: Any) -> None:
+    """New connections to it hang as well; the other nodes' sessions do not notice."""
+    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+        servers.use(settings)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
+        hung = servers.primaries[0]
+        homes = {}
+        while len(homes) < 3:
+            key = new_session(n=1)
+            homes[servers.owner(place(key).record)] = key
+        key = homes.pop(hung)
+        assert ask(hung, "WAIT", 1, 5000) == 1
+        hung.pause()
+        try:
+            for world in (World(is_async=False), World(is_async=True)):
+                # Nobody knows any node yet.
+                connections._slot_map.cache_clear()
+                connections._working.forget()
+                began = time.monotonic()
+                with suppress(SessionStoreUnavailable):
+                    world.do(SessionStore(key), "load")
+                assert time.monotonic() - began < 1.0 + 3.0
+                for other in homes.values():
+                    wait_for(
+                        lambda w=world, k=other: loads(w, k), "others are served", timeout_s=30
+                    )
+            wait_for(lambda: loads(world, key), "the replica has taken over", timeout_s=30)
+        finally:
+            hung.resume()
+
+
+def loads(world: World, key: str) -> bool:
+    try:
+        return bool(world.do(SessionStore(key), "load") == {"n": 1})
+    except SessionStoreUnavailable:
+        return False
+
+
+def test_a_cluster_that_is_down_is_no_logout(settings: Any) -> None:
+    with ClusterServers(binary=store_binary("valkey"), node_timeout_ms=500) as servers:
+        servers.use(settings)
+        browsers = [Browser(settings, asgi=asgi) for asgi in (False, True)]
+        lost = servers.primaries[0]
+        for browser in browsers:
+            while servers.owner(place(browser.key).record) is lost or not browser.key:
+                browser.key = new_session(n=1)
+        lost.kill()
+        up = servers.primaries[1]
+        wait_for(
+            lambda: b"cluster_state:fail" in ask(up, "CLUSTER INFO"), "it is down", timeout_s=30
+        )
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.5
+        for browser, view in zip(browsers, (change, achange), strict=True):
+            key = browser.key
+            response = browser.visit(view)
+            assert (response.status_code, browser.key) == (503, key)
+            with pytest.raises(SessionStoreUnavailable, match="has lost slots"):
+                SessionStore(key).load()
+        lost.start()
+        wait_for(lambda: b"cluster_state:ok" in ask(up, "CLUSTER INFO"), "it is up", timeout_s=30)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
+        for browser, view in zip(browsers, (change, achange), strict=True):
+            assert browser.visit(view).status_code == 200
+            assert SessionStore(browser.key)["n"] == 2
+
+
+def test_a_start_up_node_that_is_away(cluster: ClusterServers, world: World, settings: Any) -> None:
+    cluster.use(settings, free_port(), cluster.primaries[-1].port)
+    key = new_session(n=1)
+    assert world.do(SessionStore(key), "load") == {"n": 1}
+
+
+def test_nobody_there(settings: Any, world: World) -> None:
+    ClusterServers().use(settings, free_port(), free_port())
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.3
+    with pytest.raises(SessionStoreUnavailable, match="does not answer"):
+        world.do(SessionStore("x" * 32), "load")
+
+
+# Connections.
+
+
+def test_async_views_under_wsgi_leave_no_socket(cluster: ClusterServers, settings: Any) -> None:
+    def connected() -> int:
+        # The one that asks is among them.
+        return sum(
+            len(ask(one, "CLIENT LIST", "TYPE", "NORMAL").splitlines()) for one in cluster.primaries
+        )
+
+    keys = [new_session(n=1) for _ in range(10)]
+    browser = Browser(settings)
+
+    def visit() -> None:
+        for browser.key in keys:
+            assert browser.visit(achange).status_code == 200
+
+    # The middleware's own part is synchronous here, and keeps its connections.
+    visit()
+    gc.collect()
+    before = connected()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        visit()
+        wait_for(lambda: connected() <= before, "every connection is closed")
+        gc.collect()
+    assert connections._working._async == {}
+
+
+def test_a_child_process_has_connections_of_its_own(cluster: ClusterServers) -> None:
+    keys = [new_session(n=1) for _ in range(10)]
+    pid = os.fork()
+    if pid == 0:
+        try:
+            os._exit(0 if all(SessionStore(key)["n"] == 1 for key in keys) else 1)
+        finally:
+            os._exit(2)
+    assert os.waitpid(pid, 0)[1] == 0
+    assert all(SessionStore(key)["n"] == 1 for key in keys)
+
+
+def test_the_entry_is_a_cache_too(cluster: ClusterServers) -> None:
+    caches["sessions"].set("a", 1)
+    assert caches["sessions"].get("a") == 1
+
+
+# Figures and checks.
+
+
+@pytest.mark.usefixtures("figures")
+def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
+    counters.take(now=True)
+    report_the_rest()
+    cluster.flush()
+    keys = [new_session(n=n) for n in range(25)]
+    for _ in range(15):
+        new_session(_auth_user_id="1")
+    SessionStore(keys[0]).flush()
+    seize(keys[1])
+    report_the_rest()
+    out = StringIO()
+    call_command("sessionstats", "--format", "json", stdout=out)
+    found = json.loads(out.getvalue())
+    assert found["sessions"] == {"total": 39, "logged_in": 15, "anonymous": 24}
+    assert found["measured"] == {"sessions": 39, "unreadable": 0, "exact": True}
+    assert found["store"]["primaries"] == 3
+    primaries = {one["address"]: one for one in found["topology"]["primaries"]}
+    assert primaries.keys() == {f"127.0.0.1:{server.port}" for server in cluster.primaries}
+    ranges = sorted(tuple(each) for one in primaries.values() for each in one["slots"])
+    assert ranges[0][0] == 0
+    assert ranges[-1][1] == 16383
+    assert all(last + 1 == first for (_, last), (first, _) in pairwise(ranges))
+    memory = [ask(server, "INFO", "memory") for server in cluster.primaries]
+    assert found["store"]["used_memory_bytes"] > 2 * min(
+        int(re.search(rb"used_memory:(\d+)", info)[1]) for info in memory
+    )
+    assert (found["counters"]["created"], found["counters"]["ended"]) == (40, 1)
+    out = StringIO()
+    call_command("sessionstats", "--locks", "--format", "json", stdout=out)
+    (held,) = json.loads(out.getvalue())["held_locks"]
+    assert held["session"] == place(keys[1]).id[:12]
+
+
+@pytest.mark.usefixtures("figures")
+def test_history_and_users_of_all_nodes(cluster: ClusterServers) -> None:
+    counters.clear()
+    cluster.flush()
+    for _ in range(5):
+        for user in ("1", "2", "2"):
+            new_session(_auth_user_id=user)
+    SessionStore(new_session(_auth_user_id="3")).flush()
+    report_the_rest()
+    found = history.recent(1)
+    assert sum(row.created for row in found.rows) == 16
+    assert sum(row.ended for row in found.rows) == 1
+    assert found.levels[-1].sessions == 15
+    out = StringIO()
+    call_command("sessionstats", "--top-users", "5", "--format", "json", stdout=out)
+    assert json.loads(out.getvalue())["users"] == {"logged_in": 2, "most_sessions": [10, 5]}
+
+
+def test_checks(cluster: ClusterServers, settings: Any) -> None:
+    settings.SESSION_ENGINE = "django_clustered_sessions.backend"
+    assert [message for message in check_settings() if message.is_serious()] == []
+    assert {message.id for message in check_store()} <= {"clustered_sessions.W008"}
+    settings.CACHES["sessions"]["LOCATION"] = "unix:///run/store.sock"
+    settings.CACHES = settings.CACHES | {}
+    (message,) = [message for message in check_settings() if message.is_serious()]
+    assert message.id == "clustered_sessions.E001"
+
+
+def test_a_cluster_that_the_entry_does_not_name_says_what_to_do(
+    cluster: ClusterServers, settings: Any
+) -> None:
+    key = new_session(n=1)
+    home = cluster.owner(place(key).record)
+    use_store(settings, f"{elsewhere(cluster, home).url}/0")
+    with pytest.raises(SessionStoreUnavailable, match="node of a cluster"):
+        SessionStore(key).load()
+    settings.SESSION_ENGINE = "django_clustered_sessions.backend"
+    assert "clustered_sessions.W019" in {message.id for message in check_store()}
+
+
+# What is asked of whom, reply by reply.
+
+
+NODES = [Address("a", 1), Address("b", 2), Address("c", 3)]
+
+
+class Money:
+    left = 2.0
+
+    def spend(self, seconds: float) -> None:
+        self.left -= seconds
+
+
+def routed(*keys: str) -> tuple[Any, Money]:
+    """Return the flow that asks for keys on nodes that are known, and its first step."""
+    slots = SlotMap(NODES)
+    thirds = [[n * 5462, min(n * 5462 + 5461, 16383), [b"%c" % (97 + n), n + 1]] for n in range(3)]
+    learning = slots.refreshing(Money())
+    next(learning)
+    with pytest.raises(StopIteration):
+        learning.send([thirds])
+    money = Money()
+    trip = tuple(Call(None, (key,) if key else (), ("GET",)) for key in keys)
+    return Nodes(slots, lambda node: node).asking(trip, money), money
+
+
+def asked(step: Any) -> Any:
+    if isinstance(step, Pause):
+        return "pause"
+    words = [" ".join([str(call.arguments[0]), *call.keys]) for call in step]
+    return step.node.host, *words
+
+
+def cut() -> SessionStoreUnavailable:
+    error = SessionStoreUnavailable("cut")
+    error.__cause__ = drivers.ConnectionError("cut")
+    return error
+
+
+#: Keys whose slots are on the first, the second and the third node.
+A, B, C = "x{3}", "x{1}", "x{0}"
+
+
+def test_each_node_is_asked_for_its_own() -> None:
+    flow, _ = routed(A, B, "", A, C)
+    assert asked(next(flow)) == ("a", f"GET {A}", "GET", f"GET {A}")
+    assert asked(flow.send([1, 2, 3])) == ("b", f"GET {B}")
+    assert asked(flow.send([4])) == ("c", f"GET {C}")
+    with pytest.raises(StopIteration) as stop:
+        flow.send([5])
+    assert stop.value.value == [1, 4, 2, 3, 5]
+
+
+def test_a_node_that_is_lost_holds_up_no_other() -> None:
+    """Leases on the others are renewed all the same; and nobody spins where two are lost."""
+    flow, money = routed(A, B, C)
+    first = next(flow)
+    assert (asked(first), first.seconds) == (("a", f"GET {A}"), pytest.approx(2 / 3))
+    refresh = flow.throw(cut())
+    assert asked(refresh)[1] == "CLUSTER SLOTS"
+    assert refresh.node != NODES[0]
+    steps = []
+    step = flow.throw(cut())
+    for _ in range(40):
+        steps.append(asked(step))
+        if steps[-1] == "pause":
+            break
+        step = flow.send([2]) if steps[-1] == ("c", f"GET {C}") else flow.throw(cut())
+    assert ("c", f"GET {C}") in steps
+    assert steps[-1] == "pause"
+    money.left = 0.0
+    with pytest.raises(SessionStoreUnavailable, match="cut"):
+        while True:
+            flow.throw(cut())
+
+
+def test_a_refusal_is_not_asked_again() -> None:
+    flow, _ = routed(A)
+    next(flow)
+    with pytest.raises(SessionStoreUnavailable, match="wrong password"):
+        flow.throw(SessionStoreUnavailable("wrong password"))
+
+
+def test_what_came_before_a_redirection_is_not_asked_again() -> None:
+    flow, _ = routed(A, "", A)
+    next(flow)
+    step = flow.send([1, AskError("1 b:2"), 3])
+    assert asked(step) == ("b", "ASKING", "GET", "ASKING", f"GET {A}")
+    step = flow.send([b"OK", 2, b"OK", MovedError("5 c:3")])
+    assert asked(step)[1] == "CLUSTER SLOTS"
+
+
+def test_nodes_that_disagree_are_given_time() -> None:
+    flow, money = routed(A)
+    steps = [next(flow)]
+    for _ in range(20):
+        last = steps[-1]
+        refresh = isinstance(last, tuple) and "SLOTS" in asked(last)[1]
+        steps.append(flow.send([[]] if refresh else [MovedError(f"{key_slot(A.encode())} b:2")]))
+        if isinstance(steps[-1], Pause):
+            break
+    assert isinstance(steps[-1], Pause)
+    assert money.left < 2.0
+
+
+@pytest.mark.django_db(transaction=True)
+def test_the_sessions_of_another_engine_move_to_all_nodes(
+    cluster: ClusterServers, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = "django.contrib.sessions.backends.db"
+    keys = []
+    for n in range(30):
+        old = DatabaseStore()
+        old["n"] = n
+        old.create()
+        keys.append(old.session_key)
+    assert SessionStore(keys[0])["n"] == 0
+    for brought in ("taken over", "here already"):
+        stdout = StringIO()
+        call_command("sessionimport", stdout=stdout)
+        assert f"{29 if brought == 'taken over' else 30}  {brought}\n" in stdout.getvalue()
+    assert [SessionStore(key)["n"] for key in keys] == list(range(30))

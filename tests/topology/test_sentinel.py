@@ -1,0 +1,522 @@
+"""Sentinel: a primary that is killed, paused or cut off, and what a process knows of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+from redis.sentinel import MasterNotFoundError
+
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.checks.settings import check_settings
+from django_clustered_sessions.checks.store import check_store
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.store import connections, watching
+from django_clustered_sessions.store.watching import Watcher
+from tests.conftest import SERVERS, store_binary
+from tests.locking import new_session
+from tests.pages import block
+from tests.servers import StoreServer, wait_for
+from tests.topologies import NAME, Replicated
+
+pytestmark = pytest.mark.full
+
+#: Generous: what is waited for is the condition.
+BOUND_S = 30.0
+
+#: No request takes longer than this, in seconds, and what a machine may stand still meanwhile.
+TIMEOUT_S, STILL_S = 2.0, 5.0
+
+
+@pytest.fixture(params=[False, True], ids=["sync", "async"])
+def is_async(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
+@pytest.fixture(autouse=True)
+def timeout(settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = TIMEOUT_S
+
+
+class Outcome(NamedTuple):
+    """One request: when it ended and how long it took, in seconds, and how it failed."""
+
+    ended_s: float
+    took_s: float
+    error: Exception | None
+
+
+class Writers:
+    """Write sessions without a pause, each in a thread or task of its own; a context manager."""
+
+    def __init__(self, keys: list[str], *, is_async: bool) -> None:
+        self._keys, self._is_async = keys, is_async
+        self._ends = threading.Event()
+        self.outcomes: list[Outcome] = []
+
+    def __enter__(self) -> Writers:
+        work: list[Callable[[], Any]] = (
+            [lambda: asyncio.run(self._aall())]
+            if self._is_async
+            else [lambda key=key: self._write(key) for key in self._keys]
+        )
+        self._threads = [threading.Thread(target=one) for one in work]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._ends.set()
+        for thread in self._threads:
+            thread.join(BOUND_S)
+            assert not thread.is_alive()
+
+    def successes(self, *, since_s: float = 0.0) -> int:
+        """Return how many requests succeeded since a moment."""
+        return sum(one.error is None and one.ended_s > since_s for one in list(self.outcomes))
+
+    def wait_for_successes(self) -> float:
+        """Wait until each may have written again; return when the first had, in seconds."""
+        since_s, wanted = time.monotonic(), 3 * len(self._keys)
+        wait_for(
+            lambda: self.successes(since_s=since_s) >= wanted, "writes succeed", timeout_s=BOUND_S
+        )
+        return min(one.ended_s for one in self.outcomes if not one.error and one.ended_s > since_s)
+
+    def _write(self, key: str) -> None:
+        while not self._ends.is_set():
+            started_s, error = time.monotonic(), None
+            try:
+                write(key)
+            except Exception as failed:
+                error = failed
+            self._note(started_s, error)
+            # As a browser would, or refusals would fill the memory.
+            self._ends.wait(0.002)
+
+    async def _aall(self) -> None:
+        await asyncio.gather(*(self._awrite(key) for key in self._keys))
+
+    async def _awrite(self, key: str) -> None:
+        while not self._ends.is_set():
+            started_s, error = time.monotonic(), None
+            try:
+                await awrite(key)
+            except Exception as failed:
+                error = failed
+            self._note(started_s, error)
+            await asyncio.sleep(0.002)
+
+    def _note(self, started_s: float, error: Exception | None) -> None:
+        now_s = time.monotonic()
+        self.outcomes.append(Outcome(now_s, now_s - started_s, error))
+
+
+def sessions(topology: Replicated, number: int = 6) -> list[str]:
+    """Store sessions that all replicas have, and return their keys."""
+    keys = [new_session(n=0) for _ in range(number)]
+    # WAIT is about what its own connection wrote.
+    wait_for(lambda: offsets(topology) == {0}, "the replicas have all")
+    return keys
+
+
+def offsets(topology: Replicated) -> set[int]:
+    with topology.primary.client() as client:
+        told = client.info("replication")
+    return {
+        told["master_repl_offset"] - told[f"slave{number}"]["offset"]
+        for number in range(len(topology.replicas))
+    }
+
+
+def write(key: str) -> None:
+    """Write a session once."""
+    session = SessionStore(key)
+    session["n"] += 1
+    session.save()
+
+
+async def awrite(key: str) -> None:
+    """See write()."""
+    session = SessionStore(key)
+    await session.aset("n", await session.aget("n") + 1)
+    await session.asave()
+
+
+def scripts_run(client: redis.Redis) -> int:
+    """Return how many scripts clients have sent to a server."""
+    stats = client.info("commandstats")
+    return sum(
+        stats.get(f"cmdstat_{name}", {"calls": 0})["calls"]
+        for name in ("eval", "evalsha", "eval_ro", "evalsha_ro")
+    )
+
+
+def wait_until_seen(server: StoreServer) -> None:
+    """Wait until this process's watcher knows the primary."""
+    watcher = connections.watcher()
+    assert watcher is not None
+    wait_for(
+        lambda: watcher.names("127.0.0.1", server.port), "the watcher sees it", timeout_s=BOUND_S
+    )
+
+
+def test_failover_under_load(settings: Any, is_async: bool) -> None:
+    # Each kind of server once.
+    kind = SERVERS[is_async % len(SERVERS)]
+    with Replicated(sentinels=3, binary=store_binary(kind)) as topology:
+        topology.use(settings, 1)
+        with Writers(sessions(topology), is_async=is_async) as writers:
+            writers.wait_for_successes()
+            topology.primary.kill()
+            topology.promoted()
+            promoted_s = time.monotonic()
+            back_s = writers.wait_for_successes()
+    failed = [one.error for one in writers.outcomes if one.error]
+    assert failed
+    assert {type(error) for error in failed} == {SessionStoreUnavailable}
+    assert max(one.took_s for one in writers.outcomes) < TIMEOUT_S + STILL_S
+    # A second and a bit where the machine has time.
+    assert back_s - promoted_s < BOUND_S / 2
+
+
+def test_tasks_leave_a_primary_that_was_cut_off(settings: Any) -> None:
+    """It takes writes as before: nothing but the Sentinels tells that it is none any more."""
+    with Replicated(sentinels=3) as topology:
+        topology.admit("site", "on", ">secret", "~*", "+@all")
+        topology.use(settings, 1, user="site:secret")
+        with Writers(sessions(topology), is_async=True) as writers:
+            writers.wait_for_successes()
+            old = topology.cut_off("hidden")
+            promoted = topology.promoted()
+            wait_until_seen(promoted)
+            # What was under way when the change was seen has ended by the third write of each.
+            writers.wait_for_successes()
+            before = scripts_run(old)
+            writers.wait_for_successes()
+            assert scripts_run(old) == before
+            assert old.info("replication")["role"] == "master"
+            assert scripts_run(promoted.client()) > 0
+    # Who needed a new connection while the Sentinels knew of no primary.
+    failed = {type(one.error) for one in writers.outcomes if one.error}
+    assert failed <= {SessionStoreUnavailable}
+
+
+def test_threads_send_nothing_to_a_primary_that_was_paused(settings: Any) -> None:
+    """Bytes in its socket would be executed when it goes on, before it knows of the failover."""
+    with Replicated(sentinels=3) as topology:
+        topology.use(settings, 1)
+        keys = sessions(topology)
+        with Writers(keys, is_async=False) as writers:
+            writers.wait_for_successes()
+        # As many idle connections as there were writers; none has anything under way.
+        before = scripts_run(topology.primary.client())
+        topology.primary.pause()
+        promoted = topology.promoted()
+        wait_until_seen(promoted)
+        with Writers(keys, is_async=False) as writers:
+            writers.wait_for_successes()
+            topology.primary.resume()
+            old = topology.primary.client()
+            wait_for(lambda: old.ping(), "it goes on")
+            writers.wait_for_successes()
+        assert scripts_run(old) == before
+    assert not [one.error for one in writers.outcomes if one.error]
+
+
+def test_a_primary_that_hangs_costs_the_timeout_at_most(settings: Any) -> None:
+    """Asynchronously everything has a timeout around it; a thread has none but its sockets'."""
+    with Replicated(sentinels=3) as topology:
+        topology.use(settings, 1)
+        with Writers(sessions(topology), is_async=False) as writers:
+            writers.wait_for_successes()
+            topology.primary.pause()
+            try:
+                topology.promoted()
+                writers.wait_for_successes()
+            finally:
+                topology.primary.resume()
+    assert {type(one.error) for one in writers.outcomes} <= {SessionStoreUnavailable, type(None)}
+    assert max(one.took_s for one in writers.outcomes) < TIMEOUT_S + STILL_S
+
+
+def test_a_write_that_a_replica_refused_is_repeated_on_the_primary(
+    settings: Any, is_async: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # So only who connects asks.
+    monkeypatch.setattr(watching, "INTERVAL_S", 3600.0)
+    with Replicated(sentinels=1) as topology:
+        topology.use(settings, 1)
+        old, (new,), (sentinel,) = topology.primary, topology.replicas, topology.sentinels
+
+        def demote() -> None:
+            sentinel.client().execute_command("SENTINEL REMOVE", NAME)
+            new.client().replicaof("no", "one")
+            old.client().replicaof("127.0.0.1", new.port)
+            sentinel.client().execute_command("SENTINEL MONITOR", NAME, "127.0.0.1", new.port, 1)
+
+        async def go() -> None:
+            session = SessionStore(key)
+            await session.aset("n", await session.aget("n") + 1)
+            demote()
+            await session.asave()
+            assert await SessionStore(key).aget("n") == 1
+
+        (key,) = sessions(topology, 1)
+        if is_async:
+            asyncio.run(go())
+        else:
+            session = SessionStore(key)
+            session["n"] += 1
+            demote()
+            session.save()
+            assert SessionStore(key)["n"] == 1
+        assert "cmdstat_evalsha" in old.client().info("commandstats")
+        assert scripts_run(new.client()) > 0
+
+
+def test_a_replica_that_no_sentinel_knows_better_refuses(settings: Any) -> None:
+    with Replicated() as topology:
+        topology.use(settings, 1)
+        key = new_session(n=0)
+        topology.primary.client().replicaof("127.0.0.1", topology.replicas[0].port)
+        with pytest.raises(SessionStoreUnavailable, match="it is a replica"):
+            write(key)
+
+
+def test_configuration_as_documented(settings: Any) -> None:
+    """Servers, Sentinels and entry are those of the page, but for their addresses and timeouts."""
+    directives, watch, entry = (
+        block("deploy-store.md", word)
+        for word in ("maxmemory 2gb", "sentinel monitor", "SENTINELS")
+    )
+    flags = [word for line in directives.splitlines() for word in f"--{line}".split(" ", 1)]
+    with Replicated(*flags) as topology:
+        watch = watch.replace("10.0.0.1 6379 2", f"127.0.0.1 {topology.primary.port} 1")
+        with StoreServer("--sentinel", config=watch) as sentinel:
+            topology.admit("site", "on", ">...", "~session:*", "+@all")
+            sentinel.client().execute_command("ACL SETUSER", "site", "on", ">...", "+@all")
+            namespace: dict[str, Any] = {}
+            exec(
+                re.sub(r"\(\"sentinel-\d.*\)", f'("127.0.0.1", {sentinel.port})', entry), namespace
+            )
+            settings.CACHES = namespace["CACHES"]
+            settings.SESSION_CACHE_ALIAS = namespace["SESSION_CACHE_ALIAS"]
+            assert check_settings() == []
+            assert check_store() == []
+            assert SessionStore(new_session(n=1))["n"] == 1
+            asyncio.run(awrite(new_session(n=1)))
+
+
+# The watcher, beside Sentinels that say what they are told to.
+
+
+class Sentinel:
+    """What the watcher asks; ``state`` is an address with its epoch, or an error."""
+
+    def __init__(self, port: int, epoch: int = 0, *, is_down: bool = False) -> None:
+        self.state: Any = None
+        self.asked = 0
+        self.says(port, epoch, is_down=is_down)
+
+    def says(self, port: int, epoch: int, *, is_down: bool = False) -> None:
+        self.state = {
+            "ip": "127.0.0.1",
+            "port": port,
+            "config-epoch": epoch,
+            "is_master": True,
+            "is_sdown": is_down,
+            "is_odown": False,
+        }
+
+    def sentinel_master(self, service: str) -> Any:
+        self.asked += 1
+        if isinstance(self.state, Exception):
+            raise self.state
+        return self.state
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watcher]]:
+    """Give a watcher of Sentinels; its thread only looks when it is asked."""
+    monkeypatch.setattr(watching, "INTERVAL_S", 3600.0)
+    started = []
+
+    def start(*sentinels: Sentinel) -> Watcher:
+        watcher = Watcher("main", [], {})
+        monkeypatch.setattr(watcher, "clients", lambda: list(sentinels))
+        started.append(watcher)
+        return watcher
+
+    yield start
+    for watcher in started:
+        watcher.close()
+    wait_for(lambda: not any(watcher._is_running for watcher in started), "the threads end")
+
+
+def port(asked: Future[tuple[str, int]]) -> int:
+    return asked.result(BOUND_S)[1]
+
+
+def test_the_latest_failover_counts(watch: Callable[..., Watcher]) -> None:
+    stale, informed = Sentinel(1, 4), Sentinel(2, 5)
+    watcher = watch(stale, informed)
+    port(watcher.answer())
+    wait_for(lambda: watcher.names("127.0.0.1", 2), "the second one is heard")
+    informed.state = redis.ConnectionError("gone")
+    assert port(watcher.answer()) == 2
+    assert not watcher.names("127.0.0.1", 1)
+
+
+def test_sentinels_that_were_set_up_anew_are_believed(
+    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_REST_S", 0.1)
+    sentinels = [Sentinel(1, 9) for _ in range(3)]
+    watcher = watch(*sentinels)
+    assert port(watcher.answer()) == 1
+    sentinels[0].says(2, 0)
+    for lost in sentinels[1:]:
+        lost.state = redis.ConnectionError("gone")
+    assert port(watcher.answer()) == 1
+    assert port(watcher.answer()) == 1
+    for other in sentinels[1:]:
+        other.says(2, 0)
+    # Those that did not answer are left alone for a while.
+    wait_for(lambda: port(watcher.answer()) == 2, "all are asked again", timeout_s=BOUND_S)
+
+
+def test_without_any_sentinel_the_last_answer_stands(watch: Callable[..., Watcher]) -> None:
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    sentinel.state = redis.ConnectionError("gone away")
+    with pytest.raises(MasterNotFoundError, match="gone away"):
+        port(watcher.answer())
+    sentinel.says(1, 0)
+    assert port(watcher.answer()) == 1
+    sentinel.state = redis.ConnectionError("gone away")
+    assert port(watcher.answer()) == 1
+
+
+def test_a_primary_that_is_down_is_told_at_once(watch: Callable[..., Watcher]) -> None:
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    assert port(watcher.answer()) == 1
+    sentinel.says(1, 0, is_down=True)
+    with pytest.raises(MasterNotFoundError, match="down"):
+        port(watcher.answer())
+
+
+def test_one_that_does_not_answer_is_left_alone_for_a_while(watch: Callable[..., Watcher]) -> None:
+    silent, well = Sentinel(1), Sentinel(1)
+    silent.state = redis.TimeoutError("no answer")
+    watcher = watch(silent, well)
+    for _ in range(20):
+        assert port(watcher.answer()) == 1
+    assert silent.asked <= 2
+    assert well.asked >= 10
+
+
+def test_the_watcher_ends_when_nothing_is_lent(
+    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(watching, "_IDLE_INTERVALS", 3)
+    watcher = watch(Sentinel(1))
+    for _ in range(2):
+        assert port(watcher.answer()) == 1
+        wait_for(lambda: not watcher._is_running, "it ends")
+        # What it knew is old by the time that somebody comes again.
+        assert not watcher.names("127.0.0.1", 1)
+
+
+def test_nonsense_is_no_answer(watch: Callable[..., Watcher]) -> None:
+    """A thread that ended with it would let everybody wait for ever."""
+    strange = Sentinel(1)
+    strange.state = {"ip": "127.0.0.1"}
+    watcher = watch(strange)
+    with pytest.raises(MasterNotFoundError, match="KeyError"):
+        port(watcher.answer())
+    strange.says(1, 0)
+    assert port(watcher.answer()) == 1
+
+
+def test_no_thread_any_more(watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Since Python 3.12 none starts while the interpreter ends."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    watcher = watch(Sentinel(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(MasterNotFoundError, match="shutdown"):
+            port(watcher.answer())
+    assert port(watcher.answer()) == 1
+
+
+def test_a_change_is_logged_once(
+    watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    sentinels = [Sentinel(1, 4) for _ in range(3)]
+    watcher = watch(*sentinels)
+    for _ in range(3):
+        port(watcher.answer())
+    assert caplog.messages == []
+    for sentinel in sentinels:
+        sentinel.says(2, 5)
+    for _ in range(3):
+        port(watcher.answer())
+    assert caplog.messages == ["the primary of main was 127.0.0.1:1 and is now 127.0.0.1:2"]
+
+
+def test_who_gives_up_does_no_harm(watch: Callable[..., Watcher]) -> None:
+    watcher = watch(Sentinel(1))
+    asked = watcher.answer()
+    asked.cancel()
+    assert port(watcher.answer()) == 1
+
+
+def test_one_watcher_for_threads_and_loops(settings: Any) -> None:
+    with Replicated(sentinels=1) as topology:
+        topology.use(settings, 1)
+        for _ in range(3):
+            key = new_session(n=0)
+            write(key)
+            asyncio.run(awrite(key))
+        names = [thread.name for thread in threading.enumerate()]
+        assert names.count("session-store-watcher") == 1
+
+
+def test_a_child_process_watches_for_itself(settings: Any) -> None:
+    with Replicated(sentinels=1) as topology:
+        topology.use(settings, 1)
+        key = new_session(n=0)
+        child = os.fork()
+        if child == 0:
+            try:
+                names = [thread.name for thread in threading.enumerate()]
+                write(key)
+                os._exit(0 if "session-store-watcher" not in names else 2)
+            except BaseException:
+                os._exit(1)
+        _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) == 0
+        assert SessionStore(key)["n"] == 1

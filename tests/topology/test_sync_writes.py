@@ -1,0 +1,662 @@
+"""Synchronous writes: what is acknowledged is on replicas, and what is not is said to be not."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from asgiref.sync import async_to_sync
+from django.contrib.auth import login, logout
+from django.contrib.auth.models import User
+from django.core.management import call_command
+from django.http import HttpRequest, HttpResponse
+
+from django_clustered_sessions import counters as counters_module
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.counters import NAMES, counters
+from django_clustered_sessions.exceptions import SessionNotReplicated, SessionStoreUnavailable
+from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.session.replication import wanted
+from django_clustered_sessions.store.drivers import Budget
+from tests.conftest import DATABASE, store_binary, use_store
+from tests.gateways import Browser, load_scripts, place
+from tests.locking import Threads, outcome
+from tests.request import test_round_trips as round_trips
+from tests.servers import CountingProxy, StoreServer, wait_for
+from tests.topologies import Replicated
+
+pytestmark = [pytest.mark.full, pytest.mark.each_server]
+
+BACKEND = "django.contrib.auth.backends.ModelBackend"
+
+warm = round_trips.warm
+
+
+@pytest.fixture(scope="module")
+def topology(server_binary: Path) -> Iterator[Replicated]:
+    """A primary with two replicas, for all tests of this module."""
+    with Replicated(replicas=2, binary=server_binary) as started:
+        yield started
+
+
+@pytest.fixture
+def replicated(topology: Replicated, settings: Any) -> Iterator[Replicated]:
+    """Point the settings at the primary; a write waits for one replica, with patience."""
+    with topology.primary.client(db=DATABASE) as client:
+        client.flushall()
+        load_scripts(client)
+    topology.use(settings, DATABASE)
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    # No bound here is the point, unless a test says so.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 20.0
+    yield topology
+    for replica in topology.replicas:
+        replica.resume()
+
+
+@pytest.fixture
+def silent(replicated: Replicated, settings: Any) -> Replicated:
+    """Stop the replicas; a write waits for a moment only."""
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
+    for replica in replicated.replicas:
+        replica.pause()
+    return replicated
+
+
+@pytest.fixture
+def between(replicated: Replicated, settings: Any) -> Iterator[CountingProxy]:
+    """Put a counting proxy before the primary."""
+    with CountingProxy(replicated.primary.port) as proxy:
+        use_store(settings, f"{proxy.url}/{DATABASE}")
+        yield proxy
+
+
+def synchronously(session: SessionStore, name: str, *arguments: Any) -> Any:
+    """Call a session's method by its name."""
+    return getattr(session, name)(*arguments)
+
+
+def asynchronously(session: SessionStore, name: str, *arguments: Any) -> Any:
+    """Call the asynchronous twin of a session's method."""
+    return async_to_sync(getattr(session, f"a{name}"))(*arguments)
+
+
+@pytest.fixture(params=["sync", "async"])
+def do(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Give both ways to call a session's method by its name."""
+    return synchronously if request.param == "sync" else asynchronously
+
+
+@pytest.fixture(params=["wsgi", "asgi"])
+def browser(request: pytest.FixtureRequest, settings: Any) -> Browser:
+    return Browser(settings, asgi=request.param == "asgi")
+
+
+def speak(replicated: Replicated, settings: Any) -> None:
+    """Let the replicas run on, and have patience with them."""
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 20.0
+    for replica in replicated.replicas:
+        replica.resume()
+
+
+def stored(**values: Any) -> SessionStore:
+    """Return a session that is stored, without waiting for anybody."""
+    session = SessionStore()
+    session.update(values)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("django_clustered_sessions.session.operations.wanted", lambda left_s: None)
+        session.create()
+        session.modified = False
+    return session
+
+
+def held(server: StoreServer, key: str | None) -> Any:
+    """Return what a server has under a session's key."""
+    with server.client(db=DATABASE) as client:
+        return client.hgetall(place(key or "").record)
+
+
+def count(name: str) -> int:
+    return counters._counts[name]
+
+
+# Each write that users rely on: what it does with a stored session.
+
+
+def create(session: SessionStore, do: Any) -> None:
+    do(session, "create")
+
+
+def change(session: SessionStore, do: Any) -> None:
+    session["n"] = 2
+    do(session, "save")
+
+
+def cycle(session: SessionStore, do: Any) -> None:
+    do(session, "cycle_key")
+
+
+def flush(session: SessionStore, do: Any) -> None:
+    do(session, "flush")
+
+
+#: Each with the script that does it.
+WRITES = {"create": create, "commit": change, "rotate": cycle, "end": flush}
+
+
+@pytest.mark.parametrize("replicas", [1, 2])
+def test_what_returns_is_on_replicas(
+    replicated: Replicated, settings: Any, do: Any, replicas: int
+) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
+    waits, shortfalls = count("sync_waits"), count("sync_shortfalls")
+    session = SessionStore()
+    keys = []
+    for write in WRITES.values():
+        write(session, do)
+        keys.append(session.session_key or keys[-1])
+        for key in keys:
+            on_primary = held(replicated.primary, key)
+            copies = [held(replica, key) for replica in replicated.replicas]
+            assert on_primary
+            assert copies.count(on_primary) >= replicas
+    assert keys[0] == keys[1] != keys[2]
+    assert count("sync_waits") == waits + 4
+    assert count("sync_shortfalls") == shortfalls
+
+
+def test_a_new_session_is_on_replicas_before_its_first_answer(
+    replicated: Replicated, browser: Browser, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["n"] = 1
+        return HttpResponse()
+
+    assert browser.visit(view).status_code == 200
+    on_primary = held(replicated.primary, browser.key)
+    assert on_primary[b"d:n"]
+    assert [held(replica, browser.key) for replica in replicated.replicas] == [on_primary] * 2
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_too_few_is_said(silent: Replicated, do: Any, name: str) -> None:
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated) as caught:
+        WRITES[name](session, do)
+    assert (caught.value.acknowledged, caught.value.asked) == (0, 1)
+    assert "0 of 1 replicas said within 50 ms" in str(caught.value)
+    assert place(session.session_key or "").id not in str(caught.value)
+
+
+def test_one_of_two_is_too_few(silent: Replicated, settings: Any) -> None:
+    silent.replicas[0].resume()
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
+    # So that the one that runs is not late.
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 1.0
+    with pytest.raises(SessionNotReplicated) as caught:
+        change(stored(n=1), synchronously)
+    assert (caught.value.acknowledged, caught.value.asked) == (1, 2)
+
+
+def test_after_a_save_that_was_not_acknowledged(silent: Replicated, do: Any) -> None:
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated):
+        change(session, do)
+    assert not session.modified
+    assert SessionStore(session.session_key)["n"] == 2
+    # Nothing to merge: the object knows what it has written.
+    merged = count("conflicts_merged")
+    session["n"] = 3
+    with pytest.raises(SessionNotReplicated):
+        do(session, "save")
+    assert SessionStore(session.session_key)["n"] == 3
+    assert count("conflicts_merged") == merged
+
+
+def test_after_a_new_key_that_was_not_acknowledged(silent: Replicated, do: Any) -> None:
+    session = stored(n=1)
+    old = session.session_key
+    with pytest.raises(SessionNotReplicated):
+        cycle(session, do)
+    assert session.session_key not in (None, old)
+    assert SessionStore(session.session_key)["n"] == 1
+    assert held(silent.primary, old) == {b"m:end": b"rotated"}
+
+
+def test_after_an_end_that_was_not_acknowledged(silent: Replicated, do: Any) -> None:
+    session = stored(n=1)
+    old = session.session_key
+    with pytest.raises(SessionNotReplicated):
+        flush(session, do)
+    assert (session.session_key, session.is_empty()) == (None, True)
+    assert held(silent.primary, old) == {b"m:end": b"flushed"}
+    # Asked once more.
+    with pytest.raises(SessionNotReplicated):
+        do(SessionStore(), "delete", old)
+
+
+def test_after_a_lock_whose_commit_was_not_acknowledged(silent: Replicated) -> None:
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated), session.lock():
+        session["n"] = 2
+    assert not session.is_locked
+    assert b"m:lock" not in held(silent.primary, session.session_key)
+    with pytest.raises(SessionNotReplicated):
+        session.increment("hits")
+        session.commit()
+    assert SessionStore(session.session_key).load() == {"n": 2, "hits": 1}
+
+
+async def test_after_an_asynchronous_lock_whose_commit_was_not_acknowledged(
+    silent: Replicated,
+) -> None:
+    session = SessionStore()
+    with pytest.raises(SessionNotReplicated):
+        await session.acreate()
+    with pytest.raises(SessionNotReplicated):
+        async with session.alock():
+            session["n"] = 2
+    assert not session.is_locked
+    assert await SessionStore(session.session_key).aget("n") == 2
+
+
+def test_a_save_again_asks_again(silent: Replicated, settings: Any, do: Any) -> None:
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated):
+        change(session, do)
+    with pytest.raises(SessionNotReplicated):
+        do(session, "save")
+    speak(silent, settings)
+    do(session, "save")
+    on_primary = held(silent.primary, session.session_key)
+    assert on_primary in [held(replica, session.session_key) for replica in silent.replicas]
+    assert session.unreplicated is None
+    waits = count("sync_waits")
+    do(session, "save")
+    assert count("sync_waits") == waits
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_warning_instead(
+    silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
+    shortfalls = count("sync_shortfalls")
+    WRITES[name](stored(n=1), synchronously)
+    (record,) = caplog.records
+    assert (record.levelname, "0 of 1 replicas" in record.getMessage()) == ("WARNING", True)
+    assert count("sync_shortfalls") == shortfalls + 1
+
+
+def test_what_is_off_waits_for_nobody(silent: Replicated, settings: Any, between: Any) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
+    session = SessionStore()
+    for write in WRITES.values():
+        write(session, synchronously)
+    assert not [request for request in between.requests if b"WAIT" in request]
+
+
+# The answer to a request.
+
+
+def test_an_answer_to_a_change(silent: Replicated, settings: Any, browser: Browser) -> None:
+    browser.key = stored(n=1).session_key or ""
+    key = browser.key
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["n"] = 2
+        return HttpResponse("well")
+
+    response = browser.visit(view)
+    assert (response.status_code, response.headers["Retry-After"]) == (503, "5")
+    assert b"could not be secured" in response.content
+    assert browser.key == key
+    assert SessionStore(key)["n"] == 2
+
+
+def test_a_first_write_has_its_cookie(silent: Replicated, browser: Browser) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["n"] = 1
+        return HttpResponse()
+
+    assert browser.visit(view).status_code == 503
+    assert SessionStore(browser.key)["n"] == 1
+
+
+def log_in(request: HttpRequest) -> HttpResponse:
+    login(request, User(pk=1, username="ada", password="md5$secret"), BACKEND)
+    return HttpResponse()
+
+
+@pytest.fixture
+def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login notes when it was; do without."""
+    monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
+
+
+def test_a_login_leaves_no_dead_key_behind(
+    silent: Replicated, settings: Any, browser: Browser, no_database: None
+) -> None:
+    browser.key = stored(cart=["tea"]).session_key or ""
+    old = browser.key
+    assert browser.visit(log_in).status_code == 503
+    assert browser.key not in ("", old)
+    assert SessionStore(browser.key).load() == {"cart": ["tea"]}
+    speak(silent, settings)
+    assert browser.visit(log_in).status_code == 200
+    session = SessionStore(browser.key)
+    assert (session["cart"], session["_auth_user_id"]) == (["tea"], "1")
+
+
+def test_a_login_whose_last_write_was_not_acknowledged(
+    replicated: Replicated, settings: Any, browser: Browser, no_database: None
+) -> None:
+    browser.key = stored(cart=["tea"]).session_key or ""
+    old = browser.key
+
+    def view(request: HttpRequest) -> HttpResponse:
+        response = log_in(request)
+        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
+        for replica in replicated.replicas:
+            replica.pause()
+        return response
+
+    assert browser.visit(view).status_code == 503
+    assert browser.key not in ("", old)
+    session = SessionStore(browser.key)
+    assert (session["cart"], session["_auth_user_id"]) == (["tea"], "1")
+
+
+def test_a_logout_takes_the_cookie_away(silent: Replicated, browser: Browser) -> None:
+    browser.key = stored(n=1, _auth_user_id="1").session_key or ""
+    old = browser.key
+
+    def view(request: HttpRequest) -> HttpResponse:
+        logout(request)
+        return HttpResponse()
+
+    response = browser.visit(view)
+    assert response.status_code == 503
+    assert response.cookies["sessionid"]["max-age"] == 0
+    assert held(silent.primary, old) == {b"m:end": b"flushed"}
+
+
+def test_a_view_may_go_on(silent: Replicated, browser: Browser) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["n"] = 1
+        try:
+            request.session.save()
+        except SessionNotReplicated:
+            return HttpResponse("on it")
+        return HttpResponse("done")
+
+    assert browser.visit(view).content == b"on it"
+    assert SessionStore(browser.key)["n"] == 1
+
+
+def test_a_warning_changes_no_answer(silent: Replicated, settings: Any, browser: Browser) -> None:
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["n"] = 1
+        return HttpResponse()
+
+    assert browser.visit(view).status_code == 200
+    assert SessionStore(browser.key)["n"] == 1
+
+
+# What it costs.
+
+
+#: The cases that write, and one that does not.
+CASES = [
+    case
+    for case in round_trips.CASES
+    if case.id in ("read", "change", "change, every request", "first write", "login", "logout")
+]
+
+
+@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
+def test_round_trips_stay_the_same(
+    warm: CountingProxy,
+    settings: Any,
+    before: str | None,
+    every_request: bool,
+    use: Any,
+    ause: Any,
+    expected: int,
+) -> None:
+    # Nobody replicates this store.
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.001
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
+    case = before, every_request, use, ause, expected
+    round_trips.test_round_trips(warm, settings, *case)
+    waits = [request.count(b"\r\nWAIT\r\n") for request in warm.requests]
+    writes = [sum(request.count(script(name).sha) for name in WRITES) for request in warm.requests]
+    assert waits == writes
+    assert sum(writes) or expected < 2
+    async_to_sync(round_trips.test_round_trips_asynchronously)(warm, settings, *case)
+
+
+# What looks like an acknowledgement, and is none.
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_that_is_repeated_is_not_taken_for_replicated(
+    silent: Replicated, between: CountingProxy, name: str
+) -> None:
+    """On its new connection nothing was written before: WAIT would have nothing to wait for."""
+    session = stored(n=1)
+    between.cut_next("reply", matching=script(name).sha)
+    with pytest.raises(SessionNotReplicated):
+        WRITES[name](session, synchronously)
+    assert between._faults == []
+
+
+def test_an_expiry_that_is_repeated_is_not_taken_for_replicated(
+    silent: Replicated, between: CountingProxy
+) -> None:
+    session = stored(n=1)
+    session.set_expiry(-1)
+    between.cut_next("reply", matching=script("commit").sha)
+    with pytest.raises(SessionNotReplicated):
+        session.save()
+    assert between._faults == []
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_whose_script_was_unknown_is_not_taken_for_replicated(
+    silent: Replicated, between: CountingProxy, do: Any, name: str
+) -> None:
+    session = stored(n=1)
+    between.cut()
+    with silent.primary.client() as client:
+        client.script_flush()
+    with pytest.raises(SessionNotReplicated):
+        WRITES[name](session, do)
+    (_, *told) = [bytes(request) for request in between.requests if b"WAIT" in request]
+    assert len(told) == 1 and b"\r\nEVAL\r\n" in told[0]
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_a_write_beside_figures_whose_script_was_unknown(
+    silent: Replicated, monkeypatch: pytest.MonkeyPatch, between: CountingProxy, name: str
+) -> None:
+    session = stored(n=1)
+    with silent.primary.client(db=DATABASE) as client:
+        client.script_flush()
+        for known in WRITES:
+            client.script_load(script(known).source)
+        figures = iter([(1,) * len(NAMES)])
+        monkeypatch.setattr(counters_module.Counters, "are_due", True)
+        monkeypatch.setattr(counters_module.Counters, "take", lambda self: next(figures, ()))
+        with pytest.raises(SessionNotReplicated):
+            WRITES[name](session, synchronously)
+        (key,) = client.keys("*:figures")
+        (line,) = client.hvals(key)
+    assert line.split()[2:] == [b"1"] * len(NAMES)
+
+
+def test_a_store_that_does_not_tell(replicated: Replicated, settings: Any, do: Any) -> None:
+    with replicated.primary.client() as client:
+        client.execute_command("ACL SETUSER deaf on >secret ~* &* +@all -wait")
+    use_store(settings, f"redis://deaf:secret@127.0.0.1:{replicated.primary.port}/{DATABASE}")
+    errors = count("store_errors")
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated, match="no permissions to run the .wait. command"):
+        change(session, do)
+    assert SessionStore(session.session_key)["n"] == 2
+    assert count("store_errors") == errors
+
+
+def test_a_disk_that_does_not_tell(replicated: Replicated, settings: Any, do: Any) -> None:
+    """Redis 7.0 has no WAITAOF, and this store no append-only file."""
+    settings.CLUSTERED_SESSIONS_SYNC_FSYNC = True
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated, match="WAITAOF"):
+        change(session, do)
+    assert SessionStore(session.session_key)["n"] == 2
+
+
+def test_a_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any) -> None:
+    use_store(settings, f"{replicated.replicas[0].url}/{DATABASE}")
+    session = SessionStore()
+    with pytest.raises(SessionStoreUnavailable, match="replica"):
+        create(session, do)
+    assert session.session_key is None
+
+
+def test_on_disk(settings: Any) -> None:
+    flags = "--appendonly", "yes", "--appendfsync", "always"
+    with Replicated(*flags, replicas=1, binary=store_binary("valkey")) as topology:
+        topology.use(settings, DATABASE)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
+        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 20.0
+        settings.CLUSTERED_SESSIONS_SYNC_FSYNC = True
+        for replicas in (0, 1):
+            settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
+            session = SessionStore()
+            session.create()
+            session.flush()
+        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
+        topology.replicas[0].pause()
+        with pytest.raises(SessionNotReplicated, match="have it on disk"):
+            SessionStore().create()
+        topology.replicas[0].resume()
+
+
+def test_waiting_for_replicas_is_no_store_that_is_away(
+    silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 4.0
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 3.0
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
+    errors = count("store_errors")
+    session = stored(n=1)
+    session.budget = Budget(4.0)
+    session["n"] = 2
+    session.save()
+    assert SessionStore(session.session_key)["n"] == 2
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert count("store_errors") == errors
+
+
+@pytest.mark.parametrize(("left_s", "waits_ms"), [(4.0, 1000), (2.0, 800), (0.1, 40), (0.0, 1)])
+def test_a_wait_fits_into_what_is_left(settings: Any, left_s: float, waits_ms: int) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    sync = wanted(left_s)
+    assert sync is not None
+    assert sync.timeout_ms == waits_ms
+
+
+def test_statistics(replicated: Replicated, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def figures(**options: Any) -> str:
+        stdout = io.StringIO()
+        call_command("sessionstats", stdout=stdout, **options)
+        return stdout.getvalue()
+
+    assert json.loads(figures(format="json"))["sync"] == {"acknowledged_after_ms": None}
+    assert "Synchronous" not in figures()
+    counts = dict.fromkeys(NAMES, 0) | {"sync_waits": 4, "sync_shortfalls": 1, "sync_wait_ms": 4}
+    with replicated.primary.client(db=DATABASE) as client:
+        line = " ".join(map(str, [1, 0, *counts.values()]))
+        client.hset("session:{000}:figures", "web-1", line)
+        assert json.loads(figures(format="json"))["sync"] == {"acknowledged_after_ms": 1.33}
+        assert (
+            "Synchronous writes: 3 of 4 were acknowledged, after 1.33 ms in the mean." in figures()
+        )
+
+
+# A primary that dies.
+
+
+def test_what_was_acknowledged_outlasts_its_primary(
+    settings: Any, threads: Threads, server_binary: Path
+) -> None:
+    with Replicated(replicas=1, sentinels=3, binary=server_binary) as topology:
+        topology.use(settings, DATABASE)
+        settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+        is_over = threading.Event()
+        written: list[tuple[str, list[int]]] = []
+        ended: list[str] = []
+
+        def write() -> None:
+            session = SessionStore()
+            session.create()
+            acknowledged: list[int] = []
+            written.append((session.session_key or "", acknowledged))
+            number = 0
+            while not is_over.is_set():
+                number += 1
+                used = SessionStore(session.session_key)
+                try:
+                    used["log"] = [*used.get("log", []), number]
+                    used.increment("hits")
+                    used.save()
+                    acknowledged.append(number)
+                except (SessionNotReplicated, SessionStoreUnavailable):
+                    continue
+
+        def come_and_go() -> None:
+            while not is_over.is_set():
+                try:
+                    session = SessionStore()
+                    session.create()
+                    key = session.session_key or ""
+                    session.flush()
+                    ended.append(key)
+                except (SessionNotReplicated, SessionStoreUnavailable):
+                    continue
+
+        running = [threads.start(work) for work in (write, write, write, come_and_go)]
+        wait_for(
+            lambda: (
+                len(written) == 3
+                and all(len(numbers) > 40 for _, numbers in written)
+                and len(ended) > 40
+            ),
+            "all have written",
+            timeout_s=30.0,
+        )
+        topology.primary.kill()
+        is_over.set()
+        for one in running:
+            outcome(one)
+        promoted = topology.promoted()
+        # What is asked is the promoted one, without anything of this process in between.
+        use_store(settings, f"{promoted.url}/{DATABASE}")
+        settings.CLUSTERED_SESSIONS_NEAR_CACHE_BYTES = 0
+        for key, numbers in written:
+            session = SessionStore(key)
+            assert set(numbers) <= set(session["log"])
+            assert session["hits"] >= len(numbers)
+        assert not [key for key in ended if SessionStore().exists(key)]

@@ -1,0 +1,59 @@
+"""The benchmarks run; what they measure is nobody's business here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.children import ROOT
+
+pytestmark = pytest.mark.full
+
+
+def run(*arguments: str) -> str:
+    """Return what a benchmark prints; it fails if the benchmark does."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_engines_are_compared(tmp_path: Path) -> None:
+    output = tmp_path / "report.md"
+    tiny = ("--rounds=2", "--block=1", "--sessions=6", "--at-once=1,3")
+    report = run("benchmarks", "--quick", *tiny, f"--output={output}")
+    assert output.read_text() == report
+    rows = {
+        name: (limit, measured)
+        for name, limit, measured in re.findall(
+            r"^\| ([^|]+) \| ([\d.]+) \| ([^|]+) \| (?:yes|\*\*no\*\*) \|$", report, re.MULTILINE
+        )
+    }
+    assert {"read", "64 kB read, cold", "change, ASGI, 3 at once: client CPU"} <= set(rows)
+    # What is counted does not depend on the machine.
+    assert {
+        n: row for n, row in rows.items() if n.startswith("round trips") and row[0] != row[1]
+    } == {}
+    assert "| 48 additions by 8 threads leave |" in report
+    assert re.search(r"^\| store away, visitor logged in \|.* 503, cookie kept \|", report, re.M)
+
+
+def test_stores_of_several_sizes_are_compared() -> None:
+    report = run("benchmarks.scale", "--sessions=10,300", "--rounds=2", "--block=1")
+    assert "| sessionstats counted | 10 | 300 |" in report
+
+
+def test_primaries_are_compared() -> None:
+    assert "| change, locked |" in run("benchmarks.capacity", "--rounds=2", "--block=1")
+
+
+def test_what_is_lost_with_a_primary_is_counted() -> None:
+    report = run(
+        "benchmarks.sync_writes", "--rounds=1", "--kills=1", "--seconds=0.05", "--distances=0"
+    )
+    assert re.search(r"^\| 0 ms \| 1 \| [\d,]+ \| 0 \| [\d,]+ \| 0 \|$", report, re.MULTILINE)
