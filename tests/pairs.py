@@ -1,4 +1,4 @@
-"""Fewer cases than all combinations of a test's parameters, and each pair of values all the same."""
+"""Fewer cases than all combinations of a test's parameters, with each pair of values in one."""
 
 from __future__ import annotations
 
