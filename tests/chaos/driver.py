@@ -28,7 +28,7 @@ from django.test import override_settings
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout, SessionStoreUnavailable
 from django_clustered_sessions.store import connections
-from tests.request.test_clocks import libfaketime
+from tests.clocks import libfaketime
 from tests.servers import wait_for
 
 from . import checker, plan

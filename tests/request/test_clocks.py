@@ -12,6 +12,7 @@ import asyncio
 import json
 import math
 import os
+import select
 import subprocess
 import sys
 import time
@@ -19,7 +20,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -37,14 +37,21 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol.record import Meta, Place
 from tests import settings as test_settings
 from tests.children import ROOT
-from tests.conftest import require, use_store
+from tests.clocks import libfaketime
+from tests.conftest import use_store
+from tests.pairs import pairwise
 from tests.servers import wait_for
 
+# Wrong clocks need libfaketime, and four processes that take seconds to start. What they show holds
+# because deadlines come from the store's clock, which tests of requests and of sessions show.
 pytestmark = pytest.mark.full
 
 HOUR_MS = 3_600_000
 SPAN_S = 1000
 AGE_S = 5000
+
+#: How long an answer may take on a slow machine, in seconds.
+PATIENCE_S = 60.0
 
 
 # In the node.
@@ -219,6 +226,8 @@ class Node:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps([work.__name__, arguments, options]), file=self.process.stdin, flush=True)
+        # It answers with one line, so nothing is left of an answer before.
+        assert select.select([self.process.stdout], [], [], PATIENCE_S)[0], f"{self.name} is silent"
         answer = self.process.stdout.readline()
         assert answer, f"node {self.name} failed"
         return json.loads(answer)
@@ -227,14 +236,6 @@ class Node:
         if self.process is not None:
             self.process.kill()
             self.process.communicate()
-
-
-def libfaketime() -> Path:
-    """Return the library, which packages put into folders of their own."""
-    folders = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
-    patterns = ("faketime/libfaketime.so.1", "*/faketime/libfaketime.so.1")
-    found = [path for folder in folders for each in patterns for path in Path(folder).glob(each)]
-    return require(found[0] if found else None, "libfaketime")
 
 
 NODES = (
@@ -276,8 +277,17 @@ def tell(nodes: dict[str, Node], settings: Any, **changes: Any) -> None:
         node.ask(use, settings.CACHES["sessions"]["LOCATION"], **(usual | changes))
 
 
-makers = pytest.mark.parametrize("maker", [node.name for node in NODES])
-forms = pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+MAKERS = [node.name for node in NODES]
+
+#: Those whose clocks are wrong. The time zone is of no matter to a span.
+WRONG = [node.name for node in NODES if node.offset_s]
+
+
+def name_of(value: Any) -> str | None:
+    """Return the name of a case's value."""
+    if isinstance(value, bool):
+        return "async" if value else "sync"
+    return str(value[0]) if isinstance(value, tuple) else None
 
 
 class Watch:
@@ -312,34 +322,31 @@ def agreed(watch: Watch, nodes: dict[str, Node], key: str) -> None:
             assert round(date_ms) == watch.deadline_ms, node.name
 
 
-def test_the_clocks_are_wrong(nodes: dict[str, Node]) -> None:
+def test_clocks_of_nodes_are_wrong(nodes: dict[str, Node]) -> None:
     for node in nodes.values():
         before = time.time()
         told = node.ask(clock) - node.offset_s
         assert before - 0.1 <= told <= time.time() + 0.1
 
 
-@makers
-@forms
-@pytest.mark.parametrize(
-    ("kind", "value", "span_s"),
-    [
-        ("default", None, AGE_S),
-        ("browser", 0, AGE_S),
-        ("seconds", SPAN_S, SPAN_S),
-        ("timedelta", SPAN_S, SPAN_S),
-        ("none", None, AGE_S),
-    ],
-)
-def test_nobody_is_logged_out_early_or_late(
+SPANS: list[tuple[str, float | None, int]] = [
+    ("default", None, AGE_S),
+    ("browser", 0, AGE_S),
+    ("seconds", SPAN_S, SPAN_S),
+    ("timedelta", SPAN_S, SPAN_S),
+    ("none", None, AGE_S),
+]
+
+
+@pairwise(maker=WRONG, is_async=[False, True], span=SPANS, ids=name_of)
+def test_span_lasts_as_long_by_the_stores_clock(
     store: redis.Redis,
     nodes: dict[str, Node],
     maker: str,
     is_async: bool,
-    kind: str,
-    value: float | None,
-    span_s: int,
+    span: tuple[str, float | None, int],
 ) -> None:
+    kind, value, span_s = span
     earliest = now_ms(store)
     key = nodes[maker].ask(make, kind, value, is_async)
     latest = now_ms(store)
@@ -349,10 +356,8 @@ def test_nobody_is_logged_out_early_or_late(
     agreed(watch, nodes, key)
 
 
-@makers
-@forms
-@pytest.mark.parametrize("minutes", [1, 61])
-def test_a_date_is_that_date_on_every_node(
+@pairwise(maker=MAKERS, is_async=[False, True], minutes=[1, 61], ids=name_of)
+def test_date_is_that_date_on_every_node(
     store: redis.Redis, nodes: dict[str, Node], maker: str, is_async: bool, minutes: int
 ) -> None:
     """Also one that the node which sets it takes for past, or for more than an hour away."""
@@ -363,9 +368,17 @@ def test_a_date_is_that_date_on_every_node(
     agreed(watch, nodes, key)
 
 
-@makers
-@pytest.mark.parametrize("kind", ["datetime", "timedelta"])
-def test_an_absolute_expiry_moves_only_when_it_is_set(
+@pytest.mark.parametrize(
+    ("maker", "kind"),
+    [
+        ("ahead", "datetime"),
+        ("ahead", "timedelta"),
+        ("behind", "datetime"),
+        ("behind", "timedelta"),
+        ("naive", "datetime"),
+    ],
+)
+def test_absolute_expiry_moves_only_when_it_is_set(
     store: redis.Redis, nodes: dict[str, Node], settings: Any, maker: str, kind: str
 ) -> None:
     tell(nodes, settings, SESSION_SAVE_EVERY_REQUEST=True)
@@ -417,8 +430,8 @@ def renews(watch: Watch, node: Node, key: str, span_s: int, does: str) -> bool:
     return True
 
 
-@makers
-def test_the_cookie_lasts_as_long_as_the_session(
+@pytest.mark.parametrize("maker", WRONG)
+def test_cookie_lasts_as_long_as_the_session(
     store: redis.Redis, nodes: dict[str, Node], maker: str
 ) -> None:
     """Also on a node that only changes something in a session that another one made."""
@@ -436,7 +449,7 @@ def test_the_cookie_lasts_as_long_as_the_session(
         assert node.ask(request, key, "change") == ""
 
 
-def test_a_session_ends_for_all_nodes_when_the_store_says_so(
+def test_session_ends_for_all_nodes_when_the_store_says_so(
     store: redis.Redis, nodes: dict[str, Node]
 ) -> None:
     date = math.ceil(now_ms(store) / 1000) + 2
@@ -477,7 +490,7 @@ def is_used_until(
     return bool(found)
 
 
-def test_an_idle_timeout_ends_what_is_not_used(
+def test_idle_timeout_ends_what_is_not_used(
     store: redis.Redis, nodes: dict[str, Node], settings: Any
 ) -> None:
     tell(nodes, settings, CLUSTERED_SESSIONS_IDLE_TIMEOUT=4)
@@ -503,7 +516,7 @@ def test_an_idle_timeout_ends_what_is_not_used(
 
 
 @pytest.mark.parametrize("is_new", [False, True])
-def test_an_absolute_timeout_ends_what_is_used(
+def test_absolute_timeout_ends_what_is_used(
     store: redis.Redis, nodes: dict[str, Node], settings: Any, is_new: bool
 ) -> None:
     """Also a session whose deadline is from before the timeout was set."""
@@ -535,9 +548,15 @@ def test_an_absolute_timeout_ends_what_is_used(
     wait_for(lambda: not is_used(), "they end")
 
 
-@makers
-@pytest.mark.parametrize("kind", ["seconds", "timedelta", "datetime"])
-def test_an_expiry_in_the_past_is_one_at_once(
+@pytest.mark.parametrize(
+    ("maker", "kind"),
+    [
+        ("ahead", "seconds"),
+        ("behind", "timedelta"),
+        *((node.name, "datetime") for node in NODES),
+    ],
+)
+def test_expiry_in_the_past_ends_a_session_at_once(
     store: redis.Redis, nodes: dict[str, Node], maker: str, kind: str
 ) -> None:
     value = -5 if kind != "datetime" else math.floor(now_ms(store) / 1000) - 5
@@ -546,7 +565,7 @@ def test_an_expiry_in_the_past_is_one_at_once(
     assert store.keys("*[^xs]") == []
 
 
-def test_each_nodes_offset_is_measured_and_reported(
+def test_offset_of_each_node_is_measured_and_reported(
     store: redis.Redis, nodes: dict[str, Node]
 ) -> None:
     key = nodes["right"].ask(make, "default", None, False)
