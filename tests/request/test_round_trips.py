@@ -6,14 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 import redis
 from asgiref.sync import sync_to_async
-from django.contrib.auth import alogin, alogout, login, logout
-from django.contrib.auth.models import User
 from django.core.handlers.exception import convert_exception_to_response
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
@@ -24,278 +21,105 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.session import holding
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import connections
-from tests.gateways import load_scripts, place
-from tests.locking import Threads, new_session, outcome, owner, seize, wait_for_sleepers
+from tests.gateways import place
+from tests.locking import BOUND_S, Threads, new_session, outcome, owner, seize, wait_for_sleepers
+from tests.round_trips import (
+    CASES,
+    COOKIE,
+    LOCKED_CASES,
+    AsyncUse,
+    Use,
+    achange,
+    acost,
+    change,
+    cost,
+    read,
+    session_before,
+    warm,
+)
 from tests.servers import CountingProxy, free_port
 
-COOKIE = "sessionid"
-BACKEND = "django.contrib.auth.backends.ModelBackend"
+__all__ = ["warm"]
 
-Use = Callable[[HttpRequest], None]
-AsyncUse = Callable[[HttpRequest], Awaitable[None]]
+#: A request that saves each time does so in code that both halves share.
+AWAITED = [case for case in CASES if not case.values[1] or case.id == "untouched, every request"]
 
-
-ADA = User(pk=1, username="ada", password="md5$secret")
-
-
-def nothing(request: HttpRequest) -> None:
-    pass
-
-
-async def anothing(request: HttpRequest) -> None:
-    pass
-
-
-def read(request: HttpRequest) -> None:
-    request.session.get("n")
-
-
-async def aread(request: HttpRequest) -> None:
-    await request.session.aget("n")
-
-
-def read_all(request: HttpRequest) -> None:
-    session = request.session
-    session.get("n"), "m" in session, dict(session.items())
-    session.get_expiry_age(), session.get_expiry_date(), session.get_expire_at_browser_close()
-
-
-async def aread_all(request: HttpRequest) -> None:
-    session = request.session
-    await session.aget("n"), await session.ahas_key("m"), dict(await session.aitems())
-    await session.aget_expiry_age(), await session.aget_expiry_date()
-    await session.aget_expire_at_browser_close()
-
-
-def change(request: HttpRequest) -> None:
-    request.session["n"] = request.session.get("n", 0) + 1
-
-
-async def achange(request: HttpRequest) -> None:
-    await request.session.aset("n", await request.session.aget("n", 0) + 1)
-
-
-def change_in_place(request: HttpRequest) -> None:
-    request.session["cart"]["tea"] = 1
-
-
-async def achange_in_place(request: HttpRequest) -> None:
-    (await request.session.aget("cart"))["tea"] = 1
-
-
-def increment(request: HttpRequest) -> None:
-    request.session.increment("hits")
-
-
-async def aincrement(request: HttpRequest) -> None:
-    await request.session.aincrement("hits")
-
-
-def set_expiry(request: HttpRequest) -> None:
-    request.session.set_expiry(100)
-
-
-async def aset_expiry(request: HttpRequest) -> None:
-    await request.session.aset_expiry(100)
-
-
-def log_in(request: HttpRequest) -> None:
-    login(request, ADA, BACKEND)
-
-
-async def alog_in(request: HttpRequest) -> None:
-    await alogin(request, ADA, BACKEND)
-
-
-def log_out(request: HttpRequest) -> None:
-    read(request)
-    logout(request)
-
-
-async def alog_out(request: HttpRequest) -> None:
-    await aread(request)
-    await alogout(request)
-
-
-# What is there before: None, an anonymous session, a logged-in one, or a cookie of nobody's.
-CASES = [
-    # before, every request saves, use, asynchronous use, round trips
-    pytest.param(None, False, read, aread, 0, id="no cookie, read"),
-    pytest.param(None, True, nothing, anothing, 0, id="no cookie, every request"),
-    pytest.param("anonymous", False, nothing, anothing, 0, id="untouched"),
-    pytest.param("anonymous", True, nothing, anothing, 1, id="untouched, every request"),
-    pytest.param("anonymous", False, read, aread, 1, id="read"),
-    pytest.param("logged in", True, read, aread, 1, id="read, every request"),
-    pytest.param("anonymous", True, read, aread, 1, id="read, anonymous, every request"),
-    pytest.param("anonymous", False, read_all, aread_all, 1, id="read all"),
-    pytest.param("logged in", True, read_all, aread_all, 1, id="read all, every request"),
-    pytest.param("anonymous", False, change, achange, 2, id="change"),
-    pytest.param("anonymous", True, change, achange, 2, id="change, every request"),
-    pytest.param("anonymous", False, change_in_place, achange_in_place, 2, id="change in place"),
-    pytest.param("anonymous", False, increment, aincrement, 2, id="increment"),
-    pytest.param("anonymous", False, set_expiry, aset_expiry, 2, id="set expiry"),
-    pytest.param(None, False, change, achange, 1, id="first write"),
-    pytest.param(None, False, increment, aincrement, 1, id="first write, increment"),
-    pytest.param(None, True, change, achange, 1, id="first write, every request"),
-    pytest.param(None, False, log_in, alog_in, 2, id="login without a session"),
-    pytest.param("anonymous", False, log_in, alog_in, 3, id="login"),
-    pytest.param("anonymous", True, log_in, alog_in, 3, id="login, every request"),
-    pytest.param("logged in", False, log_out, alog_out, 2, id="logout"),
-    pytest.param("logged in", True, log_out, alog_out, 2, id="logout, every request"),
-    pytest.param("nobody's", False, read, aread, 1, id="unknown cookie"),
-    pytest.param("nobody's", True, nothing, anothing, 1, id="unknown cookie, every request"),
+#: What a lock adds is the same for every way to read, and for every way to change.
+LOCKED_AWAITED = [
+    case
+    for case in LOCKED_CASES
+    if case.id in ("read", "change", "first write", "login", "logout", "unknown cookie")
 ]
 
 
-LOCKED_CASES = [
-    # before, every request saves, use, asynchronous use, round trips
-    pytest.param(None, False, read, aread, 0, id="no cookie, read"),
-    pytest.param(None, True, nothing, anothing, 0, id="no cookie, every request"),
-    pytest.param("anonymous", False, nothing, anothing, 0, id="untouched"),
-    pytest.param("anonymous", True, nothing, anothing, 1, id="untouched, every request"),
-    # One more gives up the lock.
-    pytest.param("anonymous", False, read, aread, 2, id="read"),
-    pytest.param("logged in", True, read, aread, 2, id="read, every request"),
-    pytest.param("anonymous", True, read_all, aread_all, 2, id="read all, every request"),
-    # Otherwise it is given up along with the write.
-    pytest.param("anonymous", False, change, achange, 2, id="change"),
-    pytest.param("anonymous", True, change, achange, 2, id="change, every request"),
-    pytest.param("anonymous", False, change_in_place, achange_in_place, 2, id="change in place"),
-    pytest.param("anonymous", False, increment, aincrement, 2, id="increment"),
-    pytest.param("anonymous", False, set_expiry, aset_expiry, 2, id="set expiry"),
-    pytest.param(None, False, change, achange, 1, id="first write"),
-    pytest.param(None, True, change, achange, 1, id="first write, every request"),
-    pytest.param(None, False, log_in, alog_in, 2, id="login without a session"),
-    pytest.param("anonymous", False, log_in, alog_in, 3, id="login"),
-    pytest.param("anonymous", True, log_in, alog_in, 3, id="login, every request"),
-    pytest.param("logged in", False, log_out, alog_out, 2, id="logout"),
-    pytest.param("logged in", True, log_out, alog_out, 2, id="logout, every request"),
-    pytest.param("nobody's", False, read, aread, 1, id="unknown cookie"),
-]
-
-
-@pytest.fixture
-def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> CountingProxy:
-    """Load all scripts, connect, and let the counters have reported; do without a database."""
-
-    async def asave(*args: Any, **kwargs: Any) -> None:
-        pass
-
-    # However slow the machine is, no answer here is late.
-    monkeypatch.setattr(middleware, "LATE_S", float("inf"))
-    # A login notes when it was.
-    monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
-    monkeypatch.setattr(User, "asave", asave)
-    load_scripts(store)
-    # The renewer's trips are not the request's.
-    monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
-    counters.take(now=True)
-    SessionStore().exists("x" * 32)
-    proxy.reset()
-    return proxy
-
-
-def session_before(before: str | None) -> dict[str, str]:
-    if before is None:
-        return {}
-    if before == "nobody's":
-        return {COOKIE: "x" * 32}
-    session = SessionStore()
-    session.update({"n": 1, "cart": {}})
-    if before == "logged in":
-        session.update({"_auth_user_id": "1", "_auth_user_backend": BACKEND})
-    session.create()
-    return {COOKIE: session.session_key or ""}
-
-
-@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
-def test_round_trips(
+@pytest.mark.parametrize(("before", "every_request", "use", "_ause", "expected"), CASES)
+def test_request_takes_that_many_round_trips(
     warm: CountingProxy,
     settings: Any,
     before: str | None,
     every_request: bool,
     use: Use,
-    ause: AsyncUse,
+    _ause: AsyncUse,
     expected: int,
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
-
-    def view(request: HttpRequest) -> HttpResponse:
-        use(request)
-        return HttpResponse()
-
-    request = RequestFactory().get("/")
-    request.COOKIES = session_before(before)
-    warm.reset()
-    assert ClusteredSessionMiddleware(view)(request).status_code == 200
-    assert (warm.round_trips, warm.connections) == (expected, 0)
+    assert cost(warm, before, use) == (expected, 0)
 
 
-@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
-async def test_round_trips_asynchronously(
+@pytest.mark.parametrize(("before", "every_request", "_use", "ause", "expected"), AWAITED)
+async def test_async_request_takes_that_many_round_trips(
     warm: CountingProxy,
     settings: Any,
     before: str | None,
     every_request: bool,
-    use: Use,
+    _use: Use,
     ause: AsyncUse,
     expected: int,
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
-
-    async def view(request: HttpRequest) -> HttpResponse:
-        await ause(request)
-        return HttpResponse()
-
-    request = AsyncRequestFactory().get("/")
-    request.COOKIES = await sync_to_async(session_before)(before)
-    await SessionStore().aexists("x" * 32)
-    warm.reset()
-    assert (await ClusteredSessionMiddleware(view)(request)).status_code == 200
-    assert (warm.round_trips, warm.connections) == (expected, 0)
+    assert await acost(warm, before, ause) == (expected, 0)
 
 
-@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), LOCKED_CASES)
-def test_round_trips_of_a_locked_request(
+@pytest.mark.parametrize(("before", "every_request", "use", "_ause", "expected"), LOCKED_CASES)
+def test_locked_request_takes_that_many_round_trips(
     warm: CountingProxy,
     store: redis.Redis,
     settings: Any,
     before: str | None,
     every_request: bool,
     use: Use,
-    ause: AsyncUse,
+    _ause: AsyncUse,
     expected: int,
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    test_round_trips(warm, settings, before, every_request, use, ause, expected)
+    settings.SESSION_SAVE_EVERY_REQUEST = every_request
+    assert cost(warm, before, use) == (expected, 0)
     assert store.keys("*:locks") == []
 
 
-@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), LOCKED_CASES)
-async def test_round_trips_of_a_locked_request_asynchronously(
+@pytest.mark.parametrize(("before", "every_request", "_use", "ause", "expected"), LOCKED_AWAITED)
+async def test_async_locked_request_takes_that_many_round_trips(
     warm: CountingProxy,
     store: redis.Redis,
     settings: Any,
     before: str | None,
     every_request: bool,
-    use: Use,
+    _use: Use,
     ause: AsyncUse,
     expected: int,
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    await test_round_trips_asynchronously(
-        warm, settings, before, every_request, use, ause, expected
-    )
+    settings.SESSION_SAVE_EVERY_REQUEST = every_request
+    assert await acost(warm, before, ause) == (expected, 0)
     assert store.keys("*:locks") == []
 
 
 def test_idle_timeout_rides_on_a_locked_load(warm: CountingProxy, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 600
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    test_round_trips(warm, settings, "logged in", False, read, aread, 2)
+    assert cost(warm, "logged in", read) == (2, 0)
 
 
 def warm_up_waiting() -> None:
@@ -355,7 +179,7 @@ async def test_waiting_costs_two_more_asynchronously(
     visit = asyncio.create_task(ClusteredSessionMiddleware(view)(request))
     await asyncio.to_thread(wait_for_sleepers, store, 1)
     let_go(store, key, token)
-    assert (await asyncio.wait_for(visit, 20)).status_code == 200
+    assert (await asyncio.wait_for(visit, BOUND_S)).status_code == 200
     assert (warm.round_trips, warm.connections) == (4, 0)
 
 
@@ -383,7 +207,7 @@ def test_each_slice_of_a_wait_costs_two(
     assert owner(store, key) == token
 
 
-def test_explicit_lock_and_early_commit(warm: CountingProxy) -> None:
+def test_lock_commit_and_save_of_a_view_cost_no_more(warm: CountingProxy) -> None:
     def by_lock(request: HttpRequest) -> None:
         with request.session.lock():
             change(request)
@@ -400,16 +224,7 @@ def test_explicit_lock_and_early_commit(warm: CountingProxy) -> None:
         request.session.modified = False
 
     for use, expected in ((by_lock, 2), (by_commit, 3), (by_save, 2)):
-
-        def view(request: HttpRequest, use: Use = use) -> HttpResponse:
-            use(request)
-            return HttpResponse()
-
-        request = RequestFactory().get("/")
-        request.COOKIES = session_before("anonymous")
-        warm.reset()
-        assert ClusteredSessionMiddleware(view)(request).status_code == 200
-        assert warm.round_trips == expected, use
+        assert cost(warm, "anonymous", use) == (expected, 0), use
 
 
 def let_go(store: redis.Redis, key: str, token: str) -> None:
@@ -419,7 +234,7 @@ def let_go(store: redis.Redis, key: str, token: str) -> None:
     store.evalsha(call.script.sha, len(call.keys), *call.keys, *call.arguments)
 
 
-def test_late_answer_of_an_anonymous_session_asks_before_it_sends_the_cookie(
+def test_late_anonymous_answer_asks_before_it_sends_the_cookie(
     warm: CountingProxy, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = True
@@ -439,16 +254,7 @@ def test_late_answer_of_an_anonymous_session_asks_before_it_sends_the_cookie(
 
 def test_idle_timeout_rides_on_the_load(warm: CountingProxy, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 600
-    request = RequestFactory().get("/")
-    request.COOKIES = session_before("logged in")
-    warm.reset()
-
-    def view(request: HttpRequest) -> HttpResponse:
-        read(request)
-        return HttpResponse()
-
-    ClusteredSessionMiddleware(view)(request)
-    assert warm.round_trips == 1
+    assert cost(warm, "logged in", read) == (1, 0)
 
 
 @pytest.mark.usefixtures("figures")
@@ -469,7 +275,7 @@ def test_counters_ride_along(warm: CountingProxy, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.usefixtures("figures")
-def test_figures_that_the_store_does_not_take_keep_nobody_from_reading(
+def test_figures_that_are_refused_keep_nobody_from_reading(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A store that refuses writes reads all the same; the figures go with a later trip."""
@@ -488,9 +294,7 @@ def test_figures_that_the_store_does_not_take_keep_nobody_from_reading(
     assert any(b" 12345 " in line for line in figures.values())
 
 
-def test_script_that_the_store_has_forgotten_costs_one_more(
-    warm: CountingProxy, store: Any
-) -> None:
+def test_forgotten_script_costs_one_more(warm: CountingProxy, store: Any) -> None:
     request = RequestFactory().get("/")
     request.COOKIES = session_before("anonymous")
     # Or the load would need a script as well.
@@ -550,5 +354,6 @@ print("nothing was opened")
         capture_output=True,
         text=True,
         env={k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"},
+        timeout=100,
     )
     assert done.stdout == "nothing was opened\n", done.stderr

@@ -23,10 +23,10 @@ from django_clustered_sessions.exceptions import SessionNotReplicated, SessionSt
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session.replication import wanted
 from django_clustered_sessions.store.drivers import Budget
+from tests import round_trips
 from tests.conftest import DATABASE, store_binary, use_store
 from tests.gateways import Browser, load_scripts, place
 from tests.locking import Threads, outcome
-from tests.request import test_round_trips as round_trips
 from tests.servers import CountingProxy, StoreServer, wait_for
 from tests.topologies import Replicated
 
@@ -438,13 +438,13 @@ def test_round_trips_stay_the_same(
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
     settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.001
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
-    case = before, every_request, use, ause, expected
-    round_trips.test_round_trips(warm, settings, *case)
+    settings.SESSION_SAVE_EVERY_REQUEST = every_request
+    assert round_trips.cost(warm, before, use) == (expected, 0)
     waits = [request.count(b"\r\nWAIT\r\n") for request in warm.requests]
     writes = [sum(request.count(script(name).sha) for name in WRITES) for request in warm.requests]
     assert waits == writes
     assert sum(writes) or expected < 2
-    async_to_sync(round_trips.test_round_trips_asynchronously)(warm, settings, *case)
+    assert async_to_sync(round_trips.acost)(warm, before, ause) == (expected, 0)
 
 
 # What looks like an acknowledgement, and is none.
