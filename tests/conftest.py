@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from hypothesis import HealthCheck
+from hypothesis import HealthCheck, core
 from hypothesis import settings as hypothesis_settings
 
 from django_clustered_sessions.counters import Counters, counters
@@ -23,10 +23,16 @@ from tests.servers import CountingProxy, StoreServer
 
 pytest_plugins = ["pytester"]
 
-# A machine that stands still meanwhile does not make an example a slow one.
-hypothesis_settings.register_profile(
-    "tests", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
-)
+# A machine that stands still meanwhile does not make an example a slow one. More examples are tried
+# with "--hypothesis-profile=full".
+for name, examples in (("tests", 50), ("full", 200)):
+    hypothesis_settings.register_profile(
+        name,
+        max_examples=examples,
+        deadline=None,
+        print_blob=True,
+        suppress_health_check=[HealthCheck.too_slow],
+    )
 hypothesis_settings.load_profile("tests")
 
 #: The database of the sessions, on every server.
@@ -42,13 +48,19 @@ def pytest_xdist_auto_num_workers() -> int:
     return 2 * (os.cpu_count() or 1)
 
 
-def pytest_configure() -> None:
-    """Let Ctrl-C reach the processes that tests start.
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Let Ctrl-C reach the processes that tests start, and let one seed repeat all that is random.
 
     A shell that starts a job in the background lets it ignore SIGINT, and what is ignored stays
     ignored in a new program, while what is handled is back to its default there.
+
+    Hypothesis takes no seed from pytest-randomly, which has chosen its own by now and handed it to
+    each process.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if core.global_force_seed is None:
+        core.global_force_seed = config.getoption("randomly_seed", None)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

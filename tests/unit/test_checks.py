@@ -1,11 +1,9 @@
-"""Each system check: raised once, and silent where all is well."""
+"""Each system check: raised once, and silent where all is well; a store answers in tests/store."""
 
 from __future__ import annotations
 
 import io
 import sys
-import time
-from collections.abc import Iterator
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +11,7 @@ from typing import Any
 import pytest
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.contrib.sessions.serializers import JSONSerializer
-from django.core.checks import CheckMessage, run_checks
+from django.core.checks import CheckMessage
 from django.core.management import call_command
 
 from django_clustered_sessions.checks import settings as settings_checks
@@ -25,8 +23,6 @@ from django_clustered_sessions.conf import PREFIX
 from django_clustered_sessions.figures.servers import StoreFacts
 from django_clustered_sessions.store import connections
 from tests.conftest import use_store
-from tests.servers import StoreServer
-from tests.topologies import Replicated
 
 OURS = "django_clustered_sessions.middleware.ClusteredSessionMiddleware"
 DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
@@ -65,6 +61,39 @@ def beside(location: Any, backend: str = REDIS, **options: Any) -> dict[str, Any
     return {**entry(), "pages": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
 
 
+#: Values that each setting refuses, whatever the others are.
+WRONG: dict[str, tuple[Any, ...]] = {
+    "KEY_PREFIX": ("", 1, None, "a{b}"),
+    "ON_CONFLICT": ("Merge", None, ["merge"]),
+    "STORE_TIMEOUT": (0, -1, "2", None, float("nan")),
+    "MAX_BYTES": (0, 1.5, "1 MiB", None, True, 2**32),
+    "IDLE_TIMEOUT": (0, 1, "600", float("inf")),
+    "ABSOLUTE_TIMEOUT": (0, -1, "600", True, float("inf")),
+    "MAX_SESSIONS_PER_USER": (0, -1, True, "3", 1.0),
+    "ON_SESSION_LIMIT": ("end", None, True),
+    "TRACK_CLIENTS": (1, "yes", None),
+    "TRUSTED_PROXIES": (-1, True, None, 1.0, "10.0.0.1", ["proxy"], [""], ["10.1."], [10]),
+    "NEAR_CACHE_BYTES": (-1, None, "16 MiB", 1.5),
+    "LOCKING": ("on", True, None, ["all"]),
+    "LOCK_WAIT": (0, -1, "10", None, True, float("inf")),
+    "LOCK_LEASE": (0, -1, "10", None, True, float("inf")),
+    "LOCK_MAX_HOLD": (0, -1, "10", None, True, float("inf")),
+    "LOCK_MAX_WAITERS": (-1, 1.5, "2", None, False),
+    "LOCK_PROCESS_WAITERS": (-1, 1.5, "2", None, False),
+    "ON_LOCK_LOST": ("overwrite", None),
+    "ON_READ_ONLY_CHANGE": ("warn", False),
+    "SYNC_REPLICAS": (-1, 1.5, "1", None, True),
+    "SYNC_FSYNC": (1, "yes", None),
+    "SYNC_TIMEOUT": (0, "1", None),
+    "ON_SYNC_SHORTFALL": ("log", None),
+    "NONSTOP": ("localReads", None, True, ["noop"]),
+    "MIGRATE_FROM": (7,),
+    "MIGRATE_CACHE": (7,),
+    "MIGRATE_PICKLE": (1, "yes", None),
+    "EVENTS_KEPT": (-1, 1.5, "2", None, False),
+    "NODE_NAME": (7,),
+}
+
 RAISED = [
     ("E001", {"SESSION_CACHE_ALIAS": "nowhere"}),
     ("E001", {"SESSION_CACHE_ALIAS": "default"}),
@@ -78,39 +107,11 @@ RAISED = [
     ("E002", {"CACHES": entry(PARSER_CLASS="site.Parser")}),
     ("E002", {"CACHES": entry(CLIENT_CLASS="django_redis.client.ShardClient")}),
     ("E002", {"CACHES": entry(CONNECTION_POOL_KWARGS={"connection_class": "site.Connection"})}),
-    *(("E003", {PREFIX + "KEY_PREFIX": value}) for value in ("", 1, None, "a{b}")),
-    *(("E003", {PREFIX + "ON_CONFLICT": value}) for value in ("Merge", None, ["merge"])),
-    *(("E003", {PREFIX + "STORE_TIMEOUT": value}) for value in (0, -1, "2", None, float("nan"))),
-    *(("E003", {PREFIX + "MAX_BYTES": value}) for value in (0, 1.5, "1 MiB", None, True, 2**32)),
-    *(("E003", {PREFIX + "IDLE_TIMEOUT": value}) for value in (0, 1, "600", float("inf"))),
-    *(("E003", {PREFIX + "MAX_SESSIONS_PER_USER": value}) for value in (0, -1, True, "3", 1.0)),
-    *(("E003", {PREFIX + "ON_SESSION_LIMIT": value}) for value in ("end", None, True)),
-    *(("E003", {PREFIX + "TRACK_CLIENTS": value}) for value in (1, "yes", None)),
-    *(
-        ("E003", {PREFIX + "TRUSTED_PROXIES": value})
-        for value in (-1, True, None, 1.0, "10.0.0.1", ["proxy"], [""], ["10.1."], [10])
-    ),
-    *(("E003", {PREFIX + "NONSTOP": value}) for value in ("localReads", None, True, ["noop"])),
     *(
         ("E003", {PREFIX + "NONSTOP": value, PREFIX + "NEAR_CACHE_BYTES": 0})
         for value in ("local_reads", "local_reads_exception_on_write")
     ),
-    ("E003", {PREFIX + "NODE_NAME": 7}),
-    *(("E003", {PREFIX + "LOCKING": value}) for value in ("on", True, None, ["all"])),
-    *(
-        ("E003", {PREFIX + name: value})
-        for name in ("LOCK_WAIT", "LOCK_LEASE", "LOCK_MAX_HOLD")
-        for value in (0, -1, "10", None, True, float("inf"))
-    ),
-    *(
-        ("E003", {PREFIX + name: value})
-        for name in ("LOCK_MAX_WAITERS", "LOCK_PROCESS_WAITERS", "EVENTS_KEPT")
-        for value in (-1, 1.5, "2", None, False)
-    ),
-    *(("E003", {PREFIX + "ON_LOCK_LOST": value}) for value in ("overwrite", None)),
-    *(("E003", {PREFIX + "ON_READ_ONLY_CHANGE": value}) for value in ("warn", False)),
     ("E003", {PREFIX + "LOCK_MAX_HOLD": 7.9}),
-    *(("E003", {PREFIX + "NEAR_CACHE_BYTES": value}) for value in (-1, None, "16 MiB", 1.5)),
     ("E003", {PREFIX + "LOCK_LEASE": 121, PREFIX + "LOCK_WAIT": 200}),
     *(
         ("E004", {"SESSION_SERIALIZER": f"{__name__}.{name}"})
@@ -142,17 +143,8 @@ RAISED = [
     ("W011", {PREFIX + "LOCKING": "write", PREFIX + "LOCK_WAIT": 7.5}),
     ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "overwrite"}),
     ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "error"}),
-    *(("E003", {PREFIX + "SYNC_REPLICAS": value}) for value in (-1, 1.5, "1", None, True)),
-    *(("E003", {PREFIX + "SYNC_FSYNC": value}) for value in (1, "yes", None)),
-    *(("E003", {PREFIX + "SYNC_TIMEOUT": value}) for value in (0, "1", None)),
-    *(("E003", {PREFIX + "ON_SYNC_SHORTFALL": value}) for value in ("log", None)),
     ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 8.0}),
     ("W015", {PREFIX + "SYNC_FSYNC": True, PREFIX + "STORE_TIMEOUT": 1.0}),
-]
-
-RAISED += [
-    *(("E003", {PREFIX + name: 7}) for name in ("MIGRATE_FROM", "MIGRATE_CACHE")),
-    *(("E003", {PREFIX + "MIGRATE_PICKLE": value}) for value in (1, "yes", None)),
     *(
         ("E005", {PREFIX + "MIGRATE_FROM": name})
         for name in (
@@ -227,8 +219,17 @@ def configure(settings: Any, changed: dict[str, Any]) -> None:
         setattr(settings, name, value)
 
 
+@pytest.mark.parametrize("name", WRONG)
+def test_setting_refuses_wrong_values(name: str, settings: Any) -> None:
+    for value in WRONG[name]:
+        configure(settings, {PREFIX + name: value})
+        (message,) = check_settings()
+        assert (ids([message]), message.msg) == (["E003"], f"{PREFIX}{name} is {value!r}.")
+        assert message.hint
+
+
 @pytest.mark.parametrize(("id_", "changed"), RAISED)
-def test_raised(id_: str, changed: dict[str, Any], settings: Any) -> None:
+def test_wrong_settings_raise_one_message(id_: str, changed: dict[str, Any], settings: Any) -> None:
     configure(settings, changed)
     messages = check_settings()
     assert ids(messages) == [id_]
@@ -237,7 +238,7 @@ def test_raised(id_: str, changed: dict[str, Any], settings: Any) -> None:
 
 
 @pytest.mark.parametrize("changed", SILENT)
-def test_silent(changed: dict[str, Any], settings: Any) -> None:
+def test_right_settings_raise_nothing(changed: dict[str, Any], settings: Any) -> None:
     configure(settings, changed)
     assert check_settings() == []
 
@@ -245,14 +246,16 @@ def test_silent(changed: dict[str, Any], settings: Any) -> None:
 @pytest.mark.parametrize(
     ("uwsgi", "expected"), [({"has_threads": 0}, ["W012"]), ({"has_threads": 1}, []), ({}, [])]
 )
-def test_uwsgi(uwsgi: dict[str, int], expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_uwsgi_needs_threads(
+    uwsgi: dict[str, int], expected: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(**uwsgi))
     messages = check_settings()
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
 
-def test_proxies_need_a_library(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trusted_proxies_need_a_library(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     for proxies in (1, ["10.0.0.0/8", "2001:db8::1"], ("10.0.0.5",)):
         settings.CLUSTERED_SESSIONS_TRUSTED_PROXIES = proxies
         assert check_settings() == []
@@ -262,13 +265,13 @@ def test_proxies_need_a_library(settings: Any, monkeypatch: pytest.MonkeyPatch) 
     assert all(message.hint for message in messages)
 
 
-def test_under_another_middleware_no_request_is_locked(settings: Any) -> None:
+def test_other_middleware_is_said_to_lock_nothing(settings: Any) -> None:
     settings.MIDDLEWARE = [DJANGOS]
     (message,) = check_settings()
     assert "no request is locked" in message.msg
 
 
-def test_engine_of_the_site_that_derives_from_ours(
+def test_engine_derived_from_ours_is_checked(
     settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class SessionStore(settings_checks.SessionStore):
@@ -280,15 +283,15 @@ def test_engine_of_the_site_that_derives_from_ours(
     assert ids(check_settings()) == ["W001"]
 
 
-def test_rules_for_every_setting() -> None:
-    assert sorted(RULES) == sorted(_names())
+def test_every_setting_has_a_rule() -> None:
+    assert sorted(RULES) == sorted(WRONG) == sorted(_names())
 
 
 @pytest.mark.parametrize(
     ("wrong", "right"),
     [("MAXBYTES", "MAX_BYTES"), ("ON_CONFLICTS", "ON_CONFLICT"), ("IDLE_TIME", "IDLE_TIMEOUT")],
 )
-def test_unknown_name_is_told_the_nearest(wrong: str, right: str, settings: Any) -> None:
+def test_unknown_setting_is_told_the_nearest_name(wrong: str, right: str, settings: Any) -> None:
     setattr(settings, PREFIX + wrong, 1)
     (message,) = check_settings()
     assert message.hint == f"The nearest one is {PREFIX}{right}."
@@ -304,28 +307,6 @@ def test_check_command_runs_them(settings: Any) -> None:
     assert "clustered_sessions.W006" not in stderr.getvalue()
 
 
-def test_check_command_asks_the_store_for_a_deployment(settings: Any) -> None:
-    found = run_checks(include_deployment_checks=True)
-    assert "clustered_sessions.W006" in [message.id for message in found]
-
-
-def test_store_away() -> None:
-    (message,) = check_store()
-    assert message.id == "clustered_sessions.W006"
-    assert "\n" not in message.msg
-    assert "refused" in message.msg
-
-
-def test_store_silent(store_server: StoreServer, settings: Any) -> None:
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.05
-    use_store(settings, f"{store_server.url}/1")
-    store_server.pause()
-    try:
-        assert ids(check_store()) == ["W006"]
-    finally:
-        store_server.resume()
-
-
 def test_store_is_not_asked_while_the_settings_are_wrong(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = "soon"
     assert check_store() == []
@@ -336,95 +317,86 @@ def test_store_is_not_asked_for_another_engine(settings: Any) -> None:
     assert check_store() == []
 
 
+def facts(**info: str) -> StoreFacts:
+    return StoreFacts(0, 0, 0, info, "")
+
+
 @pytest.mark.parametrize(
-    ("flags", "expected"),
+    ("info", "expected"),
     [
-        (("--appendonly", "yes"), []),
-        (("--save", "3600 1"), []),
-        ((), ["W008"]),
-        (("--appendonly", "yes", "--maxmemory-policy", "volatile-lru"), ["W007"]),
-        (("--appendonly", "yes", "--maxmemory-policy", "allkeys-lru"), ["W007"]),
+        ({"maxmemory_policy": "noeviction"}, []),
+        ({"maxmemory_policy": "volatile-lru"}, ["W007"]),
+        ({"maxmemory_policy": "allkeys-lru"}, ["W007"]),
+        ({}, ["I001"]),
     ],
 )
-def test_store_settings(
-    flags: tuple[str, ...], expected: list[str], store_server: StoreServer, settings: Any
-) -> None:
-    with StoreServer(*flags, binary=store_server.binary) as server:
-        use_store(settings, f"{server.url}/1")
-        messages = check_store()
+def test_store_that_evicts_is_warned_of(info: dict[str, str], expected: list[str]) -> None:
+    messages = list(store_checks._eviction(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
 
-def test_primary_that_takes_writes_without_replicas(settings: Any) -> None:
-    """Asked for with Sentinels only: without them no other is promoted."""
-    with Replicated("--appendonly", "yes", sentinels=1) as topology:
-        topology.use(settings, 1)
-        (message,) = check_store()
-        assert message.id == "clustered_sessions.W017"
-        topology.primary.client().config_set("min-replicas-to-write", 1)
-        assert check_store() == []
-        topology.admit("site", "on", ">secret", "~*", "+@all", "-config")
-        topology.use(settings, 1, user="site:secret")
-        assert ids(check_store()) == ["I001"]
-        use_store(settings, f"{topology.primary.url}/1")
-        topology.primary.client().config_set("min-replicas-to-write", 0)
-        assert check_store() == []
-
-
-@pytest.fixture
-def stingy(store_server: StoreServer, settings: Any) -> Iterator[Any]:
-    """Point the settings at a store with a user of its own; yield a client that may do all."""
-    with (
-        StoreServer("--appendonly", "yes", binary=store_server.binary) as server,
-        server.client() as client,
-    ):
-        use_store(settings, f"redis://site:secret@127.0.0.1:{server.port}/1")
-        yield client
-
-
 @pytest.mark.parametrize(
-    ("forbidden", "expected"),
+    ("info", "save", "expected"),
     [
-        # What is wanted of CONFIG is only asked for without an append-only file.
-        ("-config", []),
-        ("-info", ["I001", "I001", "I001"]),
+        ({"aof_enabled": "1"}, None, []),
+        ({"aof_enabled": "0"}, "3600 1", []),
+        ({"aof_enabled": "0"}, "", ["W008"]),
+        ({"aof_enabled": "0"}, None, ["I001"]),
+        ({}, "3600 1", ["I001"]),
     ],
 )
-def test_forbidden_commands(forbidden: str, expected: list[str], stingy: Any) -> None:
-    stingy.execute_command("ACL SETUSER site on >secret ~* +@all", forbidden)
-    messages = check_store()
+def test_store_without_a_file_is_warned_of(
+    info: dict[str, str], save: str | None, expected: list[str]
+) -> None:
+    messages = list(store_checks._persistence(replace(facts(**info), save=save)))
     assert ids(messages) == expected
-    assert all(message.hint and "NOPERM" in message.msg for message in messages)
-    assert all(message.level < 30 for message in messages)
-
-
-def test_forbidden_config_where_it_matters(stingy: Any) -> None:
-    stingy.config_set("appendonly", "no")
-    stingy.execute_command("ACL SETUSER site on >secret ~* +@all -config")
-    (message,) = check_store()
-    assert message.id == "clustered_sessions.I001"
-    assert "on disk" in message.msg
+    assert all(message.hint for message in messages)
 
 
 @pytest.mark.parametrize(
-    ("offset_s", "words"), [(3600, "3600.0 s ahead of"), (-3600, "3600.0 s behind"), (0.5, None)]
+    ("offset_ms", "words"),
+    [(3_600_000, "3600.0 s ahead of"), (-3_600_000, "3600.0 s behind"), (500, None)],
 )
-def test_clock(
-    offset_s: float,
-    words: str | None,
-    store: Any,
-    monkeypatch: pytest.MonkeyPatch,
+def test_clock_that_is_off_is_warned_of(offset_ms: int, words: str | None) -> None:
+    messages = list(store_checks._clock(replace(facts(), clock_offset_ms=offset_ms)))
+    assert [words in message.msg for message in messages] == ([True] if words else [])
+    assert ids(messages) == (["W009"] if words else [])
+    assert all(message.hint for message in messages)
+
+
+@pytest.mark.parametrize(
+    ("watched", "min_replicas", "expected"),
+    [(True, 0, ["W017"]), (True, 1, []), (True, None, ["I001"]), (False, 0, [])],
+)
+def test_sentinels_primary_needs_replicas_to_write(
+    watched: bool, min_replicas: int | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now_s = time.time
-    clock = SimpleNamespace(time=lambda: now_s() + offset_s)
-    monkeypatch.setattr(store_checks, "time", clock)
-    found = [message for message in check_store() if message.id[-4:] == "W009"]
-    assert [words in message.msg for message in found] == ([True] if words else [])
+    monkeypatch.setattr(connections, "watcher", lambda: object() if watched else None)
+    messages = list(store_checks._isolation(replace(facts(), min_replicas=min_replicas)))
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
 
 
-def facts(**info: str) -> StoreFacts:
-    return StoreFacts(0, 0, 0, info, "")
+@pytest.mark.parametrize(
+    ("enabled", "configured", "expected"),
+    [
+        ("1", True, []),
+        ("0", False, []),
+        ("1", False, ["W019"]),
+        ("0", True, ["W019"]),
+        (None, True, []),
+    ],
+)
+def test_cluster_and_its_cache_entry_go_together(
+    enabled: str | None, configured: bool, expected: list[str], settings: Any
+) -> None:
+    if configured:
+        use_store(settings, LOCATION, CONNECTION_FACTORY=connections.CLUSTER)
+    info = {} if enabled is None else {"cluster_enabled": enabled}
+    messages = list(store_checks._topology(facts(**info)))
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
 
 
 @pytest.mark.parametrize(
@@ -439,7 +411,7 @@ def facts(**info: str) -> StoreFacts:
         ({}, ["I001"]),
     ],
 )
-def test_version(info: dict[str, str], expected: list[str]) -> None:
+def test_oldest_supported_store_is_asked_for(info: dict[str, str], expected: list[str]) -> None:
     messages = list(store_checks._version(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
@@ -458,7 +430,7 @@ def test_version(info: dict[str, str], expected: list[str]) -> None:
         (1, False, {}, ["I001"]),
     ],
 )
-def test_synchronous_writes(
+def test_synchronous_writes_need_what_the_store_has(
     settings: Any, replicas: int, fsync: bool, info: dict[str, str], expected: list[str]
 ) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
@@ -476,17 +448,6 @@ def test_every_primary_needs_replicas(settings: Any) -> None:
         assert ids(list(store_checks._sync(told))) == ([] if others == ["1", "1"] else ["W014"])
 
 
-def test_the_store_is_asked_about_synchronous_writes(store: Any, settings: Any) -> None:
-    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-    assert "W014" in ids(check_store())
-
-
-def test_uncertain_clock_is_not_reported() -> None:
+def test_clock_within_its_uncertainty_is_not_reported() -> None:
     slow = StoreFacts(0, clock_offset_ms=1500, clock_error_ms=600, info={}, save="")
     assert list(store_checks._clock(slow)) == []
-
-
-def test_a_store_that_is_no_cluster(store: Any, store_server: StoreServer, settings: Any) -> None:
-    """The other way round is in test_cluster: clustered_sessions.W019."""
-    use_store(settings, store_server.url, CONNECTION_FACTORY=connections.CLUSTER)
-    assert ids(check_store()) == ["W008", "W019"]

@@ -1,3 +1,5 @@
+"""The wheel, as an index would give it: what is in it, and that it works where it is installed."""
+
 from __future__ import annotations
 
 import shutil
@@ -13,7 +15,8 @@ import django_clustered_sessions
 from tests.children import ROOT
 from tests.servers import StoreServer
 
-pytestmark = pytest.mark.full
+# They build with pip and the package index, which answer when they like.
+pytestmark = [pytest.mark.full, pytest.mark.timeout(600)]
 
 PACKAGE = Path(django_clustered_sessions.__file__).parent
 
@@ -33,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_pip(python: str | Path, *arguments: str | Path) -> None:
     command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -75,6 +78,7 @@ def test_installed_wheel_loads_a_session(wheel: Path, tmp_path: Path) -> None:
             cwd=tmp_path,
             capture_output=True,
             text=True,
+            timeout=100,
         )
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith("{'cart': ['tea']}\n")

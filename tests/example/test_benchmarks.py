@@ -11,19 +11,26 @@ import pytest
 
 from tests.children import ROOT
 
-pytestmark = pytest.mark.full
+#: Seconds for a benchmark on a machine that has much else to do.
+PATIENCE_S = 500
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(PATIENCE_S + 60)]
 
 
 def run(*arguments: str) -> str:
     """Return what a benchmark prints; it fails if the benchmark does."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-m", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_engines_are_compared(tmp_path: Path) -> None:
+def test_benchmark_compares_engines(tmp_path: Path) -> None:
     output = tmp_path / "report.md"
     tiny = ("--rounds=2", "--block=1", "--sessions=6", "--at-once=1,3")
     report = run("benchmarks", "--quick", *tiny, f"--output={output}")
@@ -43,16 +50,16 @@ def test_engines_are_compared(tmp_path: Path) -> None:
     assert re.search(r"^\| store away, visitor logged in \|.* 503, cookie kept \|", report, re.M)
 
 
-def test_stores_of_several_sizes_are_compared() -> None:
+def test_benchmark_compares_sizes_of_stores() -> None:
     report = run("benchmarks.scale", "--sessions=10,300", "--rounds=2", "--block=1")
     assert "| sessionstats counted | 10 | 300 |" in report
 
 
-def test_primaries_are_compared() -> None:
+def test_benchmark_compares_primaries() -> None:
     assert "| change, locked |" in run("benchmarks.capacity", "--rounds=2", "--block=1")
 
 
-def test_what_is_lost_with_a_primary_is_counted() -> None:
+def test_benchmark_counts_what_is_lost_with_a_primary() -> None:
     report = run(
         "benchmarks.sync_writes", "--rounds=1", "--kills=1", "--seconds=0.05", "--distances=0"
     )

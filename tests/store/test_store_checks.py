@@ -1,0 +1,131 @@
+"""What the checks make of a store: one that says how it is set up, refuses to, or is away."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import redis
+from django.core.checks import CheckMessage, run_checks
+
+from django_clustered_sessions.checks import store as module
+from django_clustered_sessions.checks.store import check_store
+from django_clustered_sessions.store import connections
+from tests.conftest import use_store
+from tests.servers import StoreServer
+
+
+def ids(messages: list[CheckMessage]) -> list[str]:
+    return [message.id.removeprefix("clustered_sessions.") for message in messages if message.id]
+
+
+def test_check_command_asks_the_store_for_a_deployment() -> None:
+    found = run_checks(include_deployment_checks=True)
+    assert "clustered_sessions.W006" in [message.id for message in found]
+
+
+def test_store_that_is_away_is_warned_of() -> None:
+    (message,) = check_store()
+    assert message.id == "clustered_sessions.W006"
+    assert "\n" not in message.msg
+    assert "refused" in message.msg
+
+
+def test_silent_store_is_warned_of(store_server: StoreServer, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.05
+    use_store(settings, f"{store_server.url}/1")
+    store_server.pause()
+    try:
+        assert ids(check_store()) == ["W006"]
+    finally:
+        store_server.resume()
+
+
+@pytest.fixture
+def lasting(store_server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
+    """Point the settings at a store with an append-only file; yield a client that may do all.
+
+    The user that the settings name is made by ``admit``.
+    """
+    with (
+        StoreServer("--appendonly", "yes", binary=store_server.binary) as server,
+        server.client() as client,
+    ):
+        use_store(settings, f"redis://site:secret@127.0.0.1:{server.port}/1")
+        yield client
+
+
+def admit(client: redis.Redis, *rules: str) -> None:
+    """Let the site's user do everything, but for the rules."""
+    client.execute_command("ACL SETUSER site on >secret ~* +@all", *rules)
+
+
+def test_checks_follow_the_settings_of_the_store(
+    lasting: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admit(lasting)
+    assert check_store() == []
+    for name, value, expected in (
+        ("maxmemory-policy", "volatile-lru", ["W007"]),
+        ("maxmemory-policy", "noeviction", []),
+        ("appendonly", "no", ["W008"]),
+        ("save", "3600 1", []),
+    ):
+        lasting.config_set(name, value)
+        assert ids(check_store()) == expected, (name, value)
+    # As if Sentinels had named it.
+    monkeypatch.setattr(connections, "watcher", object)
+    assert ids(check_store()) == ["W017"]
+    lasting.config_set("min-replicas-to-write", 1)
+    assert check_store() == []
+
+
+@pytest.mark.parametrize(
+    ("forbidden", "expected"),
+    [
+        # What is wanted of CONFIG is only asked for without an append-only file.
+        ("-config", []),
+        ("-info", ["I001", "I001", "I001"]),
+    ],
+)
+def test_forbidden_commands_leave_checks_undone(
+    forbidden: str, expected: list[str], lasting: redis.Redis
+) -> None:
+    admit(lasting, forbidden)
+    messages = check_store()
+    assert ids(messages) == expected
+    assert all(message.hint and "NOPERM" in message.msg for message in messages)
+    assert all(message.level < 30 for message in messages)
+
+
+def test_forbidden_config_leaves_the_disk_unchecked(lasting: redis.Redis) -> None:
+    lasting.config_set("appendonly", "no")
+    admit(lasting, "-config")
+    (message,) = check_store()
+    assert message.id == "clustered_sessions.I001"
+    assert "on disk" in message.msg
+
+
+def test_clock_ahead_of_the_store_is_warned_of(
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = time.time
+    monkeypatch.setattr(module, "time", SimpleNamespace(time=lambda: now_s() + 3600))
+    (message,) = (found for found in check_store() if str(found.id).endswith("W009"))
+    assert "3600.0 s ahead of" in message.msg
+
+
+def test_store_without_replicas_is_warned_of(store: redis.Redis, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    assert "W014" in ids(check_store())
+
+
+def test_store_that_is_no_cluster_is_warned_of(
+    store: redis.Redis, store_server: StoreServer, settings: Any
+) -> None:
+    """The other way round is in test_cluster: clustered_sessions.W019."""
+    use_store(settings, store_server.url, CONNECTION_FACTORY=connections.CLUSTER)
+    assert ids(check_store()) == ["W008", "W019"]

@@ -1,0 +1,51 @@
+"""One seed, which pytest-randomly prints, repeats what hypothesis draws."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, seed
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, rule
+
+from tests import machines
+
+
+def drawn(number: int | None = None) -> list[int]:
+    """Return what a property test draws, from the seed of this run where it is given none."""
+    found: list[int] = []
+
+    @hypothesis_settings(max_examples=5, database=None)
+    @given(st.integers())
+    def draw(value: int) -> None:
+        found.append(value)
+
+    (seed(number)(draw) if number is not None else draw)()
+    return found
+
+
+def test_examples_come_from_the_seed_of_the_run(pytestconfig: pytest.Config) -> None:
+    number = pytestconfig.getoption("randomly_seed")
+    assert drawn() == drawn(number) != drawn(number + 1)
+
+
+def test_failed_machine_says_how_to_repeat_it(pytestconfig: pytest.Config) -> None:
+    steps: list[int] = []
+
+    class Failing(RuleBasedStateMachine):
+        @rule(value=st.integers())
+        def step(self, value: int) -> None:
+            steps.append(value)
+            raise ValueError
+
+    def fail() -> list[str]:
+        steps.clear()
+        with pytest.raises(ValueError) as caught:
+            machines.run(Failing, "the name", max_examples=5)
+        return caught.value.__notes__
+
+    seed_option = f"--randomly-seed={pytestconfig.getoption('randomly_seed')}"
+    assert f"replay: pytest {__file__} -k 'the name' {seed_option}" in fail()
+    first = list(steps)
+    fail()
+    assert steps == first
