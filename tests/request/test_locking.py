@@ -53,6 +53,7 @@ from tests.locking import (
     wait_for_queue,
     wait_for_sleepers,
 )
+from tests.pairs import pairwise
 from tests.servers import wait_for
 
 COOKIE = "sessionid"
@@ -71,12 +72,25 @@ def patience(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
 
 
-@pytest.fixture(params=["wsgi", "asgi"])
+GATEWAYS = ["wsgi", "asgi"]
+
+
+@pytest.fixture(params=GATEWAYS)
 def browser(request: pytest.FixtureRequest, store: redis.Redis, settings: Any) -> Browser:
     """Visit with the cookie of a session that is stored: ``n`` is 0, ``cart`` an empty list."""
     found = Browser(settings, asgi=request.param == "asgi")
     found.key = new_session(n=0, cart=[])
     return found
+
+
+def on(*cases: tuple[str, Any], name: str = "view") -> pytest.MarkDecorator:
+    """Return a mark that gives each gateway a value of its own, where the two are independent."""
+    return pytest.mark.parametrize(("browser", name), cases, indirect=["browser"])
+
+
+def halves(view: View, aview: View) -> pytest.MarkDecorator:
+    """Return a mark for a view that is written twice, each half on the gateway of its kind."""
+    return on(("wsgi", view), ("asgi", aview))
 
 
 def waiting_here(key: str) -> int:
@@ -158,49 +172,34 @@ class Swallower(Toucher):
 # Who locks.
 
 
-@pytest.mark.parametrize("view", [is_locked, ais_locked])
-@pytest.mark.parametrize(
-    ("mode", "method", "locks"),
-    [
-        (None, "post", False),
-        ("off", "get", False),
-        ("off", "post", False),
-        ("write", "get", False),
-        ("write", "options", False),
-        ("write", "post", True),
-        ("write", "put", True),
-        ("write", "patch", True),
-        ("write", "delete", True),
-        ("all", "get", True),
-        ("all", "post", True),
-    ],
-)
+# The whole table is in tests/unit/test_usage.py.
+SAID = {
+    "off": ("post", False),
+    "write": ("post", True),
+    "all": ("get", True),
+}
+
+
+@pairwise(browser=GATEWAYS, view=[is_locked, ais_locked], mode=SAID, indirect=["browser"])
 def test_setting_says_who_locks(
-    browser: Browser,
-    settings: Any,
-    store: redis.Redis,
-    view: View,
-    mode: str | None,
-    method: str,
-    locks: bool,
+    browser: Browser, settings: Any, store: redis.Redis, view: View, mode: str
 ) -> None:
-    if mode:
-        settings.CLUSTERED_SESSIONS_LOCKING = mode
+    settings.CLUSTERED_SESSIONS_LOCKING = mode
+    method, locks = SAID[mode]
     assert browser.visit(view, method).content == repr(locks).encode()
     assert owner(store, browser.key) == ""
     assert store.keys("*:locks") == []
 
 
-@pytest.mark.parametrize("cookie", [True, False])
 def test_session_that_nobody_touches_is_not_locked(
-    browser: Browser, settings: Any, store: redis.Redis, cookie: bool
+    browser: Browser, settings: Any, store: redis.Redis
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    token = seize(browser.key)
     key = browser.key
-    if not cookie:
-        browser.key = ""
-    assert browser.visit(untouched).content == b"untouched"
+    token = seize(key)
+    for cookie in (key, ""):
+        browser.key = cookie
+        assert browser.visit(untouched).content == b"untouched"
     assert [entry.token for entry in queue(store, key)] == [token]
 
 
@@ -312,65 +311,45 @@ def async_class_based(decorate: Decorator) -> Decorator:
     return around
 
 
-FORMS = [
-    pytest.param(lambda decorate: decorate, is_locked, id="function"),
-    pytest.param(lambda decorate: decorate, ais_locked, id="async"),
-    pytest.param(hidden, is_locked, id="hidden"),
-    pytest.param(hidden, ais_locked, id="hidden async"),
-    pytest.param(class_based, is_locked, id="class"),
-    pytest.param(class_based_method, is_locked, id="method"),
-    pytest.param(async_class_based, ais_locked, id="async class"),
-]
+def plain(decorate: Decorator) -> Decorator:
+    return decorate
 
 
-@pytest.mark.parametrize(("form", "view"), FORMS)
-@pytest.mark.parametrize(
-    ("mode", "decorate", "locks"),
-    [
-        ("off", session_locked, True),
-        ("write", session_locked, True),
-        ("write", session_unlocked, False),
-        ("all", session_unlocked, False),
-        ("write", session_read_only, False),
-        ("all", session_read_only, False),
-    ],
-)
+FORMS: dict[str, tuple[Callable[[Decorator], Decorator], View]] = {
+    "function": (plain, is_locked),
+    "async": (plain, ais_locked),
+    "hidden": (hidden, is_locked),
+    "hidden async": (hidden, ais_locked),
+    "class": (class_based, is_locked),
+    "method": (class_based_method, is_locked),
+    "async class": (async_class_based, ais_locked),
+}
+
+#: What each decorator says under each setting is in tests/unit/test_usage.py.
+MARKS: dict[str, tuple[str, Decorator, bool]] = {
+    "locked": ("off", session_locked, True),
+    "unlocked": ("all", session_unlocked, False),
+    "read only": ("all", session_read_only, False),
+}
+
+
+@pairwise(browser=GATEWAYS, form=FORMS, mark=["locked", "read only"], indirect=["browser"])
 def test_view_says_otherwise(
-    browser: Browser,
-    settings: Any,
-    store: redis.Redis,
-    form: Callable[[Decorator], Decorator],
-    view: View,
-    mode: str,
-    decorate: Decorator,
-    locks: bool,
+    browser: Browser, settings: Any, store: redis.Redis, form: str, mark: str
 ) -> None:
-    settings.CLUSTERED_SESSIONS_LOCKING = mode
-    page = form(decorate)(view)
+    settings.CLUSTERED_SESSIONS_LOCKING, decorate, locks = MARKS[mark]
+    around, view = FORMS[form]
+    page = around(decorate)(view)
     for method in ("get", "post"):
         assert browser.visit(page, method).content == repr(locks).encode()
     assert owner(store, browser.key) == ""
 
 
-@pytest.mark.parametrize(
-    ("mode", "decorate", "locks"),
-    [
-        ("all", session_read_only, False),
-        ("all", session_unlocked, False),
-        ("off", session_locked, True),
-    ],
-)
-@pytest.mark.parametrize("form", [lambda decorate: decorate, class_based])
-def test_middleware_that_touches_the_session_first_finds_the_views_mark(
-    browser: Browser,
-    settings: Any,
-    store: redis.Redis,
-    form: Callable[[Decorator], Decorator],
-    mode: str,
-    decorate: Decorator,
-    locks: bool,
+@pairwise(browser=GATEWAYS, form=[plain, class_based], mark=MARKS, indirect=["browser"])
+def test_middleware_that_touches_first_finds_the_views_mark(
+    browser: Browser, settings: Any, form: Callable[[Decorator], Decorator], mark: str
 ) -> None:
-    settings.CLUSTERED_SESSIONS_LOCKING = mode
+    settings.CLUSTERED_SESSIONS_LOCKING, decorate, locks = MARKS[mark]
     settings.MIDDLEWARE = [OURS, HERE + "Toucher"]
     if not locks:
         # It would wait, in vain.
@@ -379,8 +358,8 @@ def test_middleware_that_touches_the_session_first_finds_the_views_mark(
     assert browser.visit(form(decorate)(is_locked)).content == repr(locks).encode()
 
 
-@pytest.mark.parametrize("view", [change, achange])
-def test_lock_that_a_hidden_mark_asks_for_is_taken_when_the_view_begins(
+@halves(change, achange)
+def test_hidden_mark_takes_the_lock_when_the_view_begins(
     browser: Browser, settings: Any, store: redis.Redis, view: View
 ) -> None:
     settings.MIDDLEWARE = [OURS, HERE + "Toucher"]
@@ -389,8 +368,8 @@ def test_lock_that_a_hidden_mark_asks_for_is_taken_when_the_view_begins(
     assert owner(store, browser.key) == ""
 
 
-@pytest.mark.parametrize("view", [change, achange])
-def test_lock_that_a_hidden_mark_does_not_want_is_given_up_when_the_view_begins(
+@halves(change, achange)
+def test_hidden_mark_gives_up_the_lock_when_the_view_begins(
     browser: Browser, settings: Any, store: redis.Redis, view: View
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
@@ -423,9 +402,13 @@ def test_csrf_token_in_the_session_is_no_reason_to_lock(browser: Browser, settin
 # Views that only read.
 
 
-@pytest.mark.parametrize("form", [lambda decorate: decorate, hidden, class_based])
-@pytest.mark.parametrize("touched_first", [False, True])
-@pytest.mark.parametrize("mode", ["off", "all"])
+@pairwise(
+    browser=GATEWAYS,
+    form=[plain, hidden, class_based],
+    touched_first=[False, True],
+    mode=["off", "all"],
+    indirect=["browser"],
+)
 def test_change_by_a_view_that_only_reads_is_refused_and_logged(
     browser: Browser,
     settings: Any,
@@ -455,9 +438,8 @@ def with_secret(decorate: Decorator) -> View:
     return page
 
 
-@pytest.mark.parametrize("why", ["DEBUG", "setting"])
-@pytest.mark.parametrize("view", [change, achange])
-def test_change_by_a_view_that_only_reads_is_an_error_in_development(
+@pairwise(browser=GATEWAYS, view=[change, achange], why=["DEBUG", "setting"], indirect=["browser"])
+def test_change_by_a_read_only_view_is_an_error_in_development(
     browser: Browser, settings: Any, why: str, view: View
 ) -> None:
     if why == "DEBUG":
@@ -500,10 +482,15 @@ def test_view_that_only_reads_may_log_out(browser: Browser, store: redis.Redis) 
 # Views that are no use of the session.
 
 
-RENEWS = [
-    pytest.param({"SESSION_SAVE_EVERY_REQUEST": True}, id="every request"),
-    pytest.param({"CLUSTERED_SESSIONS_IDLE_TIMEOUT": 3000}, id="idle timeout"),
-]
+RENEWS = {"SESSION_SAVE_EVERY_REQUEST": True, "CLUSTERED_SESSIONS_IDLE_TIMEOUT": 3000}
+
+NO_TOUCH: dict[str, Decorator] = {
+    "function": session_no_touch,
+    "class": class_based(session_no_touch),
+    "outside": lambda view: session_no_touch(session_read_only(view)),
+    "inside": lambda view: session_read_only(session_no_touch(view)),
+    "hidden": lambda view: hidden(session_no_touch)(session_locked(view)),
+}
 
 
 def lifetime(store: redis.Redis, key: str) -> tuple[Any, Any]:
@@ -511,33 +498,27 @@ def lifetime(store: redis.Redis, key: str) -> tuple[Any, Any]:
     return store.hget(record, "m:"), store.pexpiretime(record)
 
 
-@pytest.mark.parametrize("renews", RENEWS)
-@pytest.mark.parametrize("touched_first", [False, True])
-@pytest.mark.parametrize(
-    "decorate",
-    [
-        session_no_touch,
-        class_based(session_no_touch),
-        lambda view: session_no_touch(session_read_only(view)),
-        lambda view: session_read_only(session_no_touch(view)),
-        lambda view: hidden(session_no_touch)(session_locked(view)),
-    ],
+@pairwise(
+    browser=GATEWAYS,
+    renews=RENEWS,
+    touched_first=[False, True],
+    decorate=NO_TOUCH,
+    view=[untouched, is_locked],
+    indirect=["browser"],
 )
-@pytest.mark.parametrize("view", [untouched, is_locked])
 def test_view_that_does_not_touch_renews_nothing(
     browser: Browser,
     settings: Any,
     store: redis.Redis,
-    renews: dict[str, Any],
+    renews: str,
     touched_first: bool,
-    decorate: Decorator,
+    decorate: str,
     view: View,
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
     settings.SESSION_COOKIE_AGE = 5000
-    for name, value in renews.items():
-        setattr(settings, name, value)
-    page = decorate(view)
+    setattr(settings, renews, RENEWS[renews])
+    page = NO_TOUCH[decorate](view)
     if touched_first and hasattr(page, "clustered_session"):
         settings.MIDDLEWARE = [OURS, HERE + "Toucher"]
     before = lifetime(store, browser.key)
@@ -550,19 +531,20 @@ def test_view_that_does_not_touch_renews_nothing(
     assert lifetime(store, browser.key) != before
 
 
-@pytest.mark.parametrize(
-    "decorate",
-    [
-        lambda view: session_read_only(session_no_touch(view)),
-        lambda view: session_no_touch(session_read_only(view)),
-        lambda view: hidden(session_no_touch)(session_read_only(view)),
-        lambda view: session_no_touch(hidden(session_read_only)(view)),
-    ],
-)
+BOTH_MARKS: dict[str, Decorator] = {
+    "no touch inside": lambda view: session_read_only(session_no_touch(view)),
+    "no touch outside": lambda view: session_no_touch(session_read_only(view)),
+    "no touch hidden": lambda view: hidden(session_no_touch)(session_read_only(view)),
+    "read only hidden": lambda view: session_no_touch(hidden(session_read_only)(view)),
+}
+
+
+@on(*zip(GATEWAYS * 2, BOTH_MARKS, strict=True), name="marks")
 def test_marks_add_up(
-    browser: Browser, settings: Any, caplog: pytest.LogCaptureFixture, decorate: Decorator
+    browser: Browser, settings: Any, caplog: pytest.LogCaptureFixture, marks: str
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = True
+    decorate = BOTH_MARKS[marks]
     assert COOKIE not in browser.visit(decorate(untouched)).cookies
     browser.visit(decorate(change))
     assert stored(browser.key) == UNCHANGED
@@ -576,7 +558,7 @@ def visiting(threads: Threads, browser: Browser, method: str = "get") -> Future[
     return threads.start(browser.another_tab().request, "/", method)
 
 
-@pytest.mark.parametrize("view", [change, achange])
+@halves(change, achange)
 def test_request_waits_for_its_turn(
     browser: Browser, settings: Any, store: redis.Redis, threads: Threads, view: View
 ) -> None:
@@ -647,7 +629,7 @@ def test_one_waiter_too_many_for_the_process_is_refused_at_once(
     assert not waiting_here(browser.key)
 
 
-@pytest.mark.parametrize("cap", ["MAX", "PROCESS"])
+@on(("wsgi", "MAX"), ("asgi", "PROCESS"), name="cap")
 def test_template_that_swallows_the_refusal_is_replaced(
     browser: Browser, settings: Any, cap: str
 ) -> None:
@@ -695,8 +677,8 @@ def test_one_who_was_told_that_it_is_locked_does_not_wait_again(
 # Writers without a lock.
 
 
-@pytest.mark.parametrize("view", [change, achange])
-def test_unlocked_change_waits_for_the_holder_and_is_outside_the_caps(
+@halves(change, achange)
+def test_unlocked_change_waits_for_the_holder_outside_the_caps(
     browser: Browser, settings: Any, store: redis.Redis, threads: Threads, view: View
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
@@ -779,7 +761,7 @@ def lose(store: redis.Redis, key: str) -> str:
     return seize(key)
 
 
-def test_write_without_its_lock_is_a_409_and_the_log_names_the_route(
+def test_write_without_its_lock_is_a_409_and_logs_the_route(
     browser: Browser, settings: Any, store: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
     tokens = []
@@ -805,9 +787,7 @@ def test_write_without_its_lock_is_a_409_and_the_log_names_the_route(
     assert browser.key not in caplog.text
 
 
-def test_view_that_swallows_the_loss_gets_a_409_all_the_same(
-    browser: Browser, store: redis.Redis
-) -> None:
+def test_view_that_swallows_the_loss_gets_a_409(browser: Browser, store: redis.Redis) -> None:
     @session_locked
     def view(request: HttpRequest) -> HttpResponse:
         change(request)
@@ -822,7 +802,7 @@ def test_view_that_swallows_the_loss_gets_a_409_all_the_same(
     assert stored(browser.key) == UNCHANGED
 
 
-def test_inner_middleware_that_swallows_the_loss_gets_a_409_all_the_same(
+def test_middleware_that_swallows_the_loss_gets_a_409(
     browser: Browser, settings: Any, store: redis.Redis
 ) -> None:
     settings.MIDDLEWARE = [OURS, HERE + "Swallower"]
@@ -880,31 +860,38 @@ def inner(request: HttpRequest) -> HttpResponse:
     return HttpResponse(repr(request.session.is_locked))
 
 
-NESTED = [
-    pytest.param(lambda threads, *arguments: call(*arguments), id="same thread"),
-    pytest.param(
-        lambda threads, *arguments: outcome(threads.start(call, *arguments)), id="another thread"
-    ),
-]
+NESTED: dict[str, Callable[..., Any]] = {
+    "same thread": lambda threads, *arguments: call(*arguments),
+    "another thread": lambda threads, *arguments: outcome(threads.start(call, *arguments)),
+}
 
 
-@pytest.mark.parametrize("nested", NESTED)
-@pytest.mark.parametrize("view", [inner, session_locked(inner)])
+@pairwise(
+    browser=GATEWAYS,
+    nested=NESTED,
+    decorate=[plain, session_locked],
+    indirect=["browser"],
+)
 def test_nested_request_runs_under_the_same_lock(
-    browser: Browser, settings: Any, store: redis.Redis, threads: Threads, nested: Any, view: View
+    browser: Browser,
+    settings: Any,
+    store: redis.Redis,
+    threads: Threads,
+    nested: str,
+    decorate: Decorator,
 ) -> None:
     @session_locked
     def outer(request: HttpRequest) -> HttpResponse:
         request.session["cart"].append("outer")
         mine = owner(store, browser.key)
-        response = nested(threads, browser, "/inner/", request.session.lock_headers())
+        response = NESTED[nested](threads, browser, "/inner/", request.session.lock_headers())
         assert response.status_code == 200
         # It could not give up what is not its own, and what it wrote is there.
         assert owner(store, browser.key) == mine
         assert stored(browser.key)["cart"] == ["inner"]
         return HttpResponse(response.content)
 
-    settings.ROOT_URLCONF = (path("", outer), path("inner/", view))
+    settings.ROOT_URLCONF = (path("", outer), path("inner/", decorate(inner)))
     assert browser.request("/").content == b"True"
     assert stored(browser.key) == {"n": 0, "cart": ["inner", "outer"], "inner": True}
     assert owner(store, browser.key) == ""
@@ -975,7 +962,7 @@ def test_nested_request_cannot_release(browser: Browser, settings: Any, store: r
     assert owner(store, browser.key) == ""
 
 
-def test_nested_request_without_the_header_is_told_at_once_what_to_do(
+def test_nested_request_without_the_header_is_refused_at_once(
     browser: Browser, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     @session_locked
@@ -998,7 +985,7 @@ def test_nested_request_without_the_header_is_told_at_once_what_to_do(
 count_locked = session_locked(count)
 
 
-def test_nested_request_without_the_header_waits_and_is_told_what_to_do(
+def test_nested_request_in_a_thread_is_told_of_the_header(
     browser: Browser, settings: Any, threads: Threads, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.2
@@ -1016,7 +1003,8 @@ def test_nested_request_without_the_header_waits_and_is_told_what_to_do(
     assert stored(browser.key)["n"] == 5
 
 
-@pytest.mark.parametrize("header", ["forged", "another's", "ended", "tampered", "no token"])
+# What comes here is a call by WSGI, whatever the browser's gateway is.
+@on(("wsgi", "forged"), ("wsgi", "ended"), name="header")
 def test_header_that_is_not_this_locks_is_useless(
     browser: Browser, settings: Any, store: redis.Redis, header: str
 ) -> None:
@@ -1026,14 +1014,10 @@ def test_header_that_is_not_this_locks_is_useless(
     free(browser.key, ended)
     token = seize(browser.key)
     its_id = place(browser.key).id
-    other = place(new_session()).id
     good = write_header(its_id, token)[HEADER]
     value = {
         "forged": token,
-        "another's": write_header(other, token)[HEADER],
         "ended": write_header(its_id, ended)[HEADER],
-        "tampered": good[:-1] + ("a" if good[-1] != "a" else "b"),
-        "no token": write_header(its_id, "")[HEADER],
     }[header]
     assert call(browser, "/inner/", {HEADER: value}).status_code == 503
     assert stored(browser.key)["n"] == 0
@@ -1043,7 +1027,7 @@ def test_header_that_is_not_this_locks_is_useless(
     assert owner(store, browser.key) == token
 
 
-@pytest.mark.parametrize("is_held", [True, False], ids=["another's", "free"])
+@on(("wsgi", True), ("wsgi", False), name="is_held")
 def test_header_of_a_lock_that_has_ended_makes_no_view_lock(
     browser: Browser, settings: Any, store: redis.Redis, is_held: bool
 ) -> None:
@@ -1125,8 +1109,8 @@ async def afails_inside(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
-@pytest.mark.parametrize("view", [fails_inside, afails_inside])
-def test_exception_drops_what_was_changed_inside_and_keeps_the_rest(
+@halves(fails_inside, afails_inside)
+def test_exception_drops_what_changed_inside_and_keeps_the_rest(
     browser: Browser, store: redis.Redis, view: View
 ) -> None:
     assert browser.visit(view).status_code == 200
@@ -1134,7 +1118,7 @@ def test_exception_drops_what_was_changed_inside_and_keeps_the_rest(
     assert owner(store, browser.key) == ""
 
 
-def test_lock_may_be_entered_again_and_the_outermost_exit_releases(store: redis.Redis) -> None:
+def test_outermost_exit_of_a_lock_entered_again_releases(store: redis.Redis) -> None:
     key = new_session(n=0)
     session = SessionStore(key)
     with session.lock():
@@ -1153,7 +1137,7 @@ def test_lock_may_be_entered_again_and_the_outermost_exit_releases(store: redis.
     assert owner(store, key) == ""
 
 
-@pytest.mark.parametrize("mode", ["off", "all"])
+@on(("wsgi", "off"), ("asgi", "all"), name="mode")
 def test_lock_in_a_view_that_has_it_already_is_the_requests(
     browser: Browser, settings: Any, store: redis.Redis, mode: str
 ) -> None:
@@ -1182,7 +1166,7 @@ async def acreates_by_lock(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
-@pytest.mark.parametrize("view", [creates_by_lock, acreates_by_lock])
+@halves(creates_by_lock, acreates_by_lock)
 def test_session_without_a_key_is_created_and_gets_its_cookie(
     browser: Browser, store: redis.Redis, view: View
 ) -> None:
@@ -1239,7 +1223,7 @@ async def test_second_object_in_the_same_task_fails_at_once(store: redis.Redis) 
             await may_go.wait()
 
     keeping = asyncio.create_task(keep())
-    await has_lock.wait()
+    await asyncio.wait_for(has_lock.wait(), BOUND_S)
     taking = asyncio.create_task(take())
     await asyncio.to_thread(wait_for_queue, store, key, 1)
     may_go.set()
@@ -1277,7 +1261,7 @@ def test_view_may_go_on_where_lock_was_in_vain(browser: Browser, settings: Any) 
 # The end of a request.
 
 
-@pytest.mark.parametrize("method", ["commit", "acommit"])
+@on(("wsgi", "commit"), ("asgi", "acommit"), name="method")
 def test_commit_lets_the_next_one_in_while_the_view_goes_on(
     browser: Browser, settings: Any, store: redis.Redis, threads: Threads, method: str
 ) -> None:
@@ -1385,7 +1369,7 @@ def test_stream_that_uses_the_session_first_takes_no_lock(
     assert owner(store, browser.key) == ""
 
 
-def test_outer_middleware_that_looks_at_the_session_afterwards_takes_no_lock(
+def test_outer_middleware_that_looks_afterwards_takes_no_lock(
     browser: Browser, settings: Any, store: redis.Redis
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
@@ -1394,7 +1378,7 @@ def test_outer_middleware_that_looks_at_the_session_afterwards_takes_no_lock(
     assert owner(store, browser.key) == ""
 
 
-@pytest.mark.parametrize("status", [500, 503])
+@on(("wsgi", 500), ("asgi", 503), name="status")
 def test_answer_from_500_on_releases_and_writes_nothing(
     browser: Browser, store: redis.Redis, status: int
 ) -> None:
@@ -1435,22 +1419,19 @@ def test_error_of_the_save_releases(browser: Browser, settings: Any, store: redi
         assert owner(store, browser.key) == ""
 
 
-@pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt])
-def test_worker_that_is_told_to_stop_releases(
-    store: redis.Redis, error: type[BaseException]
-) -> None:
+def test_worker_that_is_told_to_stop_releases(store: redis.Redis) -> None:
     key = new_session(**UNCHANGED)
 
     @session_locked
     def view(request: HttpRequest) -> HttpResponse:
         change(request)
         assert owner(store, key)
-        raise error
+        raise SystemExit
 
     request = RequestFactory().get("/")
     request.COOKIES = {COOKIE: key}
     request.urlconf = (path("", view),)
-    with pytest.raises(error):
+    with pytest.raises(SystemExit):
         ClusteredSessionMiddleware(view)(request)
     assert stored(key) == UNCHANGED
     assert owner(store, key) == ""
@@ -1480,7 +1461,7 @@ class Subclass(ClusteredSessionMiddleware):
 
 
 @pytest.mark.parametrize("middleware", [ClusteredSessionMiddleware, Subclass])
-async def test_client_that_leaves_while_its_request_has_the_lock(
+async def test_request_whose_client_leaves_gives_up_its_lock(
     store: redis.Redis, middleware: Any
 ) -> None:
     key = await asyncio.to_thread(new_session, **UNCHANGED)
@@ -1501,7 +1482,7 @@ async def test_client_that_leaves_while_its_request_has_the_lock(
     assert await SessionStore(key).aload() == UNCHANGED
 
 
-async def test_client_that_leaves_while_its_request_waits(store: redis.Redis) -> None:
+async def test_request_whose_client_leaves_gives_up_its_place(store: redis.Redis) -> None:
     key = await asyncio.to_thread(new_session)
     token = seize(key)
     view = session_locked(ais_locked)
@@ -1516,7 +1497,7 @@ async def test_client_that_leaves_while_its_request_waits(store: redis.Redis) ->
     assert not waiting_here(key)
 
 
-async def test_client_that_leaves_while_its_request_waits_to_write(store: redis.Redis) -> None:
+async def test_write_whose_client_leaves_gives_up_its_place(store: redis.Redis) -> None:
     key = await asyncio.to_thread(new_session, **UNCHANGED)
     token = seize(key)
     task = asyncio.create_task(ClusteredSessionMiddleware(achange)(arequest(key, achange)))
@@ -1528,7 +1509,7 @@ async def test_client_that_leaves_while_its_request_waits_to_write(store: redis.
 
 
 @pytest.mark.parametrize("method", ["connect", "send_packed_command"])
-async def test_client_that_leaves_while_its_request_is_sent(
+async def test_cancellation_while_a_command_is_sent_is_kept(
     store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     """Python 3.11's wait_for forgets that it was cancelled where its work was just done."""
@@ -1559,7 +1540,8 @@ async def test_client_that_leaves_while_its_request_is_sent(
     assert await SessionStore(key).aload() == UNCHANGED
 
 
-async def test_client_that_leaves_while_its_view_waits_in_a_thread(store: redis.Redis) -> None:
+@pytest.mark.full  # closing gave up its place, so that the thread asks again after half the timeout
+async def test_thread_whose_client_has_left_gives_up_its_lock(store: redis.Redis) -> None:
     key = await asyncio.to_thread(new_session, **UNCHANGED)
     token = seize(key)
     went_on = asyncio.Event()
@@ -1612,8 +1594,10 @@ def test_settings_may_be_overridden(browser: Browser) -> None:
     assert browser.visit(is_locked).content == b"False"
 
 
-@pytest.mark.parametrize("mode", ["off", "write", "all"])
-def test_session_of_djangos_test_client(store: redis.Redis, settings: Any, mode: str) -> None:
+@pytest.mark.parametrize("mode", ["off", "write"])
+def test_session_of_djangos_test_client_meets_the_requests(
+    store: redis.Redis, settings: Any, mode: str
+) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = mode
     settings.ROOT_URLCONF = (path("", count),)
     client = Client()
