@@ -18,6 +18,10 @@ with warnings.catch_warnings():
     from channels.testing import HttpCommunicator, WebsocketCommunicator
 
 
+#: How long what is to come may take on a slow machine, in seconds.
+PATIENCE_S = 30
+
+
 class Visits(AsyncHttpConsumer):
     """Count visits in the session."""
 
@@ -53,12 +57,12 @@ async def get(consumer, session_key=None):
     communicator = HttpCommunicator(
         SessionMiddlewareStack(consumer.as_asgi()), "GET", "/", headers=headers
     )
-    response = await communicator.get_response()
+    response = await communicator.get_response(timeout=PATIENCE_S)
     cookies = [value.decode() for name, value in response["headers"] if name == b"Set-Cookie"]
     return response["status"], cookies
 
 
-async def test_a_consumer_makes_a_session_and_finds_it_again(store):
+async def test_consumer_makes_a_session_and_finds_it_again(store):
     status, (cookie,) = await get(Visits)
     assert status == 200
     assert "Max-Age=1209600" in cookie
@@ -68,7 +72,7 @@ async def test_a_consumer_makes_a_session_and_finds_it_again(store):
 
 
 @pytest.mark.parametrize("expiry", [None, 0, 600])
-async def test_sliding_expiry_of_an_untouched_session(store, settings, expiry):
+async def test_untouched_session_slides_its_expiry(store, settings, expiry):
     settings.SESSION_SAVE_EVERY_REQUEST = True
     session = SessionStore()
     await session.aset_expiry(expiry)
@@ -80,21 +84,21 @@ async def test_sliding_expiry_of_an_untouched_session(store, settings, expiry):
         assert f"Max-Age={expiry}" in cookie
 
 
-async def test_an_unknown_key_is_not_adopted(store):
+async def test_unknown_key_is_not_adopted(store):
     _, (cookie,) = await get(Visits, "a" * 32)
     assert "a" * 32 not in cookie
     assert not await SessionStore().aexists("a" * 32)
 
 
-async def test_a_websocket_reads_and_writes_the_session(store):
+async def test_websocket_reads_and_writes_the_session(store):
     session = SessionStore()
     await session.aset("visits", 7)
     await session.asave()
     socket = WebsocketCommunicator(
         SessionMiddlewareStack(Socket.as_asgi()), "/", headers=cookie_header(session.session_key)
     )
-    assert (await socket.connect())[0]
+    assert (await socket.connect(timeout=PATIENCE_S))[0]
     await socket.send_json_to({"hello": "there"})
-    assert await socket.receive_json_from() == {"visits": 7}
-    await socket.disconnect()
+    assert await socket.receive_json_from(timeout=PATIENCE_S) == {"visits": 7}
+    await socket.disconnect(timeout=PATIENCE_S)
     assert await SessionStore(session.session_key).aget("said") == {"hello": "there"}

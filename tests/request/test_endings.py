@@ -213,7 +213,7 @@ async def is_open(socket: WebsocketCommunicator) -> bool:
 
 
 @pytest.mark.parametrize("consumer", [Async, AsyncJson, Sync, SyncJson, Bare])
-async def test_a_logout_elsewhere_closes_the_socket_of_every_kind_of_consumer(
+async def test_logout_elsewhere_closes_the_socket_of_any_consumer(
     store: redis.Redis, told: Told, looks: list[float], consumer: Any
 ) -> None:
     key = await new_key()
@@ -225,7 +225,7 @@ async def test_a_logout_elsewhere_closes_the_socket_of_every_kind_of_consumer(
     assert told == [4401]
 
 
-async def test_a_session_that_somebody_deletes(
+async def test_deleted_session_closes_its_socket(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     key = await new_key()
@@ -236,7 +236,7 @@ async def test_a_session_that_somebody_deletes(
 
 
 @pytest.mark.parametrize("how", ["expires", "is lost", "is damaged"])
-async def test_a_session_that_is_no_more_for_another_reason(
+async def test_session_that_is_no_more_closes_its_socket(
     store: redis.Redis, told: Told, looks: list[float], how: str
 ) -> None:
     key = await new_key()
@@ -253,7 +253,7 @@ async def test_a_session_that_is_no_more_for_another_reason(
         assert await closed(socket) == (4401, "expired")
 
 
-async def test_a_login_elsewhere_has_a_code_of_its_own(
+async def test_login_elsewhere_has_a_code_of_its_own(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     key = await new_key()
@@ -280,7 +280,7 @@ async def test_codes_can_be_changed(store: redis.Redis, told: Told, looks: list[
         assert await closed(two) == (4998, "rotated")
 
 
-async def test_a_login_by_the_socket_itself_leaves_it_open(
+async def test_login_by_the_socket_itself_leaves_it_open(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     key = await new_key()
@@ -296,7 +296,7 @@ async def test_a_login_by_the_socket_itself_leaves_it_open(
         assert await closed(socket) == (4401, "flushed")
 
 
-async def test_a_login_by_the_socket_itself_is_no_end_before_its_reply_is_there(
+async def test_login_by_the_socket_is_no_end_before_its_reply(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     """The store has moved the session already, and the socket's session does not know it yet."""
@@ -317,7 +317,7 @@ async def test_a_login_by_the_socket_itself_is_no_end_before_its_reply_is_there(
         watch._session._session_key = key
 
 
-async def test_a_logout_by_the_socket_itself_closes_it(
+async def test_logout_by_the_socket_itself_closes_it(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     async with opened(Obedient, told, await new_key()) as socket:
@@ -327,7 +327,7 @@ async def test_a_logout_by_the_socket_itself_closes_it(
 
 
 @pytest.mark.parametrize("stack", [loading, lambda app: app], ids=["loaded", "not loaded"])
-async def test_a_logout_before_the_first_look(
+async def test_logout_before_the_first_look_closes_the_socket(
     store: redis.Redis, told: Told, looks: list[float], stack: Any
 ) -> None:
     """The application may have found a user in the session, and nobody has looked for it yet."""
@@ -340,7 +340,7 @@ async def test_a_logout_before_the_first_look(
 
 
 @pytest.mark.parametrize("stack", [loading, lambda app: app], ids=["loaded", "not loaded"])
-async def test_a_cookie_of_a_session_that_is_no_more_is_no_session(
+async def test_cookie_of_a_session_that_is_no_more_ends_nothing(
     store: redis.Redis, told: Told, looks: list[float], stack: Any
 ) -> None:
     key = await new_key()
@@ -350,9 +350,12 @@ async def test_a_cookie_of_a_session_that_is_no_more_is_no_session(
         assert await is_open(socket)
 
 
-@pytest.mark.parametrize("first", [None, "look"])
-@pytest.mark.parametrize("stack", [loading, lambda app: app], ids=["loaded", "not loaded"])
-async def test_a_cookie_from_before_a_login_is_sent_back_until_the_new_one_is_there(
+@pytest.mark.parametrize(
+    ("stack", "first"),
+    [(loading, None), (lambda app: app, None), (lambda app: app, "look")],
+    ids=["loaded", "not loaded", "looked at"],
+)
+async def test_cookie_from_before_a_login_is_sent_back(
     store: redis.Redis,
     told: Told,
     looks: list[float],
@@ -376,7 +379,7 @@ async def test_a_cookie_from_before_a_login_is_sent_back_until_the_new_one_is_th
         assert await closed(socket) == (4301, "rotated")
 
 
-async def test_a_socket_without_a_session_asks_for_nothing_until_it_has_one(
+async def test_socket_without_a_session_asks_for_nothing(
     store: redis.Redis, proxy: CountingProxy, told: Told, looks: list[float]
 ) -> None:
     async with opened(Obedient, told, None) as socket:
@@ -404,8 +407,8 @@ async def test_what_a_socket_writes_is_there_and_makes_no_orphans(
     assert records == {Place.of("session", key).record}
 
 
-@pytest.mark.parametrize("fault", ["silent", "gone"])
-async def test_an_outage_ends_no_session(
+@pytest.mark.parametrize("fault", [pytest.param("silent", marks=pytest.mark.full), "gone"])
+async def test_outage_ends_no_session(
     store: redis.Redis,
     proxy: CountingProxy,
     told: Told,
@@ -429,7 +432,7 @@ async def test_an_outage_ends_no_session(
         assert await closed(socket) == (4401, "flushed")
 
 
-async def test_an_error_of_ours_does_not_end_the_looking(
+async def test_error_of_ours_does_not_end_the_looking(
     store: redis.Redis,
     told: Told,
     looks: list[float],
@@ -450,7 +453,7 @@ async def test_an_error_of_ours_does_not_end_the_looking(
         assert await closed(socket) == (4401, "flushed")
 
 
-async def test_a_consumer_that_is_busy_does_not_keep_its_client(
+async def test_busy_consumer_does_not_keep_its_client(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     key, may_go = await new_key(), asyncio.Event()
@@ -469,7 +472,7 @@ async def test_a_consumer_that_is_busy_does_not_keep_its_client(
         assert await socket.receive_nothing(timeout=0)
 
 
-async def test_a_socket_that_its_application_has_closed_is_left_alone(
+async def test_socket_that_its_application_closed_is_left_alone(
     store: redis.Redis, told: Told, looks: list[float]
 ) -> None:
     key = await new_key()
@@ -505,7 +508,7 @@ class Server:
             raise self.error
 
 
-async def test_the_application_is_told_once_more_if_it_asks_once_more(
+async def test_application_that_asks_once_more_is_told_once_more(
     store: redis.Redis, looks: list[float]
 ) -> None:
     session, server, seen = SessionStore(await new_key()), Server(), []
@@ -528,7 +531,7 @@ async def test_the_application_is_told_once_more_if_it_asks_once_more(
     assert server.sent == ["websocket.close"]
 
 
-async def test_a_message_that_comes_at_the_moment_of_the_end_is_not_handed_on(
+async def test_message_at_the_moment_of_the_end_is_not_handed_on(
     store: redis.Redis, looks: list[float]
 ) -> None:
     """And the server is not told that all is done before the close is sent."""
@@ -554,7 +557,7 @@ async def test_a_message_that_comes_at_the_moment_of_the_end_is_not_handed_on(
     assert server.sent == ["websocket.close"]
 
 
-async def test_a_timeout_of_the_server_is_passed_on(store: redis.Redis, looks: list[float]) -> None:
+async def test_timeout_of_the_server_is_passed_on(store: redis.Redis, looks: list[float]) -> None:
     session, server = SessionStore(await new_key()), Server()
     server.messages.put_nowait({"type": "websocket.connect"})
     server.messages.put_nowait(TimeoutError("the server's own"))
@@ -584,7 +587,7 @@ async def test_what_is_no_websocket_is_passed_on() -> None:
     ("scope", "what"),
     [({}, "is missing"), ({"session": OtherStore()}, "is django.contrib.sessions.backends")],
 )
-async def test_a_scope_without_a_session_of_this_engine(scope: Any, what: str) -> None:
+async def test_scope_without_a_session_of_this_engine_is_refused(scope: Any, what: str) -> None:
     server = Server()
     with pytest.raises(ImproperlyConfigured, match=what):
         await EndsWithSession(server.send)(
@@ -663,7 +666,9 @@ async def test_nothing_stays_behind_of_the_last_socket(
         assert await closed(socket) == (4401, "flushed")
 
 
-def test_several_event_loops_of_one_process(store: redis.Redis, looks: list[float]) -> None:
+def test_event_loops_of_one_process_look_each_for_themselves(
+    store: redis.Redis, looks: list[float]
+) -> None:
     outcomes: list[Any] = []
 
     async def one() -> None:
@@ -684,9 +689,7 @@ def test_several_event_loops_of_one_process(store: redis.Redis, looks: list[floa
     assert endings._watchers == {}
 
 
-def test_a_loop_that_was_closed_without_its_sockets_is_forgotten(
-    store: redis.Redis, looks: list[float]
-) -> None:
+def test_closed_loop_with_open_sockets_is_forgotten(store: redis.Redis, looks: list[float]) -> None:
     async def begin() -> None:
         endings.begin(endings.Watch(SessionStore(), lambda reason: None))
 
@@ -704,7 +707,7 @@ def test_a_loop_that_was_closed_without_its_sockets_is_forgotten(
 
 
 @pytest.mark.full
-async def test_a_node_of_a_cluster_that_is_away_holds_up_none_of_the_others(
+async def test_cluster_node_that_is_away_holds_up_no_other(
     settings: Any, looks: list[float]
 ) -> None:
     with ClusterServers(binary=store_binary("valkey")) as servers:

@@ -30,6 +30,8 @@ from tests.children import ROOT
 from tests.conftest import store_binary, use_store
 from tests.servers import StoreServer, free_port, wait_for
 
+# Two servers take seconds to start. What they show of the engine is shown without them, and in less
+# time, by test_endings.py.
 pytestmark = pytest.mark.full
 
 #: How long what is to come may take on a slow machine, in seconds.
@@ -178,7 +180,7 @@ class Node:
     def kill(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.wait(timeout=PATIENCE_S)
 
     def get(self, page: str, key: str = "") -> tuple[str, str]:
         """Return a page's text, and the session key that it has set, or the one from before."""
@@ -253,9 +255,10 @@ def here(server: StoreServer, settings: Any) -> None:
     use_store(settings, f"{server.url}/1")
 
 
-@pytest.mark.parametrize("route", ["async", "sync"])
-@pytest.mark.parametrize(("one", "other"), [("uvicorn", "daphne"), ("daphne", "uvicorn")])
-def test_a_logout_on_one_node_closes_the_socket_on_the_other(
+@pytest.mark.parametrize(
+    ("one", "other", "route"), [("uvicorn", "daphne", "async"), ("daphne", "uvicorn", "sync")]
+)
+def test_logout_on_one_node_closes_the_socket_on_the_other(
     nodes: dict[str, Node], one: str, other: str, route: str
 ) -> None:
     a, b = nodes[one], nodes[other]
@@ -269,12 +272,9 @@ def test_a_logout_on_one_node_closes_the_socket_on_the_other(
     wait_for(lambda: b.notes[-1:] == [f"{route} 4401"], "the consumer is told", timeout_s=30)
 
 
-@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
-async def test_ending_a_users_sessions_closes_their_sockets(
-    nodes: dict[str, Node], kind: str
-) -> None:
+async def test_ending_a_users_sessions_closes_their_sockets(nodes: dict[str, Node]) -> None:
     keys = [nodes["uvicorn"].get("log_in")[1] for _ in range(3)]
-    one, two, three = (nodes[kind].socket("async", key) for key in keys)
+    one, two, three = (nodes["daphne"].socket("async", key) for key in keys)
     with one, two, three:
         for socket in (one, two, three):
             say(socket, "hello")
@@ -287,9 +287,7 @@ async def test_ending_a_users_sessions_closes_their_sockets(
 
 
 @pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
-def test_a_change_of_password_asks_the_client_to_come_back(
-    nodes: dict[str, Node], kind: str
-) -> None:
+def test_change_of_password_asks_the_client_to_come_back(nodes: dict[str, Node], kind: str) -> None:
     node = nodes[kind]
     _, before = node.get("log_in")
     with node.socket("async", before) as socket:
@@ -303,9 +301,8 @@ def test_a_change_of_password_asks_the_client_to_come_back(
         assert say(socket, "again") == ["ann", "again"]
 
 
-@pytest.mark.parametrize("kind", ["uvicorn", "daphne"])
-def test_a_server_that_is_killed_and_started_anew(nodes: dict[str, Node], kind: str) -> None:
-    node = nodes[kind]
+def test_socket_opens_again_on_a_server_that_was_killed(nodes: dict[str, Node]) -> None:
+    node = nodes["uvicorn"]
     _, key = node.get("log_in")
     with node.socket("async", key) as socket:
         say(socket, "hello")
@@ -321,7 +318,7 @@ def test_a_server_that_is_killed_and_started_anew(nodes: dict[str, Node], kind: 
         assert closed(socket)[0] == 4401
 
 
-def test_a_store_that_is_stopped_closes_no_socket(
+def test_store_that_is_stopped_closes_no_socket(
     nodes: dict[str, Node], server: StoreServer
 ) -> None:
     _, key = nodes["uvicorn"].get("log_in")
