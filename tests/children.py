@@ -1,30 +1,98 @@
-"""Python processes that a test starts, and that end with it."""
+"""Processes that a test starts: they end with it, and nobody waits for them for ever."""
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 #: The folder that holds the package and the tests.
 ROOT: Final = Path(__file__).parent.parent
 
+#: No process of a test lives longer, in seconds; one that does is killed, so that every read from
+#: it and every wait for it ends, and the test fails by what it gets then.
+LIFE_S: Final = 60.0
+
 
 @contextmanager
-def child(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """Run ``python -m module arguments`` with its output in pipes; kill it at the end."""
-    running = subprocess.Popen(
-        [sys.executable, "-W", "error", "-m", module, *arguments],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+def python(
+    *arguments: str, life_s: float = LIFE_S, **options: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """Run Python with its output in pipes; kill it at the end, or when its time is over.
+
+    ``options`` are those of `subprocess.Popen`. What it has started itself is killed with it.
+    """
+    defaults: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(
+        [sys.executable, *arguments], text=True, start_new_session=True, **(defaults | options)
     )
+    alarm = threading.Timer(life_s, _kill, [process])
+    alarm.daemon = True
+    alarm.start()
     try:
-        yield running
+        yield process
     finally:
-        running.kill()
-        running.communicate()
+        alarm.cancel()
+        _kill(process)
+        process.communicate(timeout=LIFE_S)
+
+
+def child(module: str, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Run ``python -m module arguments``, for which a warning is an error; see `python`."""
+    return python("-W", "error", "-m", module, *arguments)
+
+
+def finish(*processes: subprocess.Popen[str]) -> list[str]:
+    """Wait for processes that have to end well, and return what they printed."""
+    printed = [process.communicate(timeout=LIFE_S) for process in processes]
+    assert [process.returncode for process in processes] == [0] * len(processes), printed
+    return [output for output, _ in printed]
+
+
+def line(process: subprocess.Popen[str]) -> str:
+    """Return the next line that a process prints; fail where it ends instead."""
+    assert process.stdout is not None
+    found = process.stdout.readline()
+    assert found, process.communicate(timeout=LIFE_S)
+    return found
+
+
+def forked(work: Callable[[], bytes]) -> bytes:
+    """Return what ``work`` returns in a fork of this process, where it must not fail."""
+    reading, writing = os.pipe()
+    with warnings.catch_warnings():
+        # Python warns of threads, which the fork does not have.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        pid = os.fork()
+    if not pid:
+        status = 1
+        try:
+            os.write(writing, work())
+            status = 0
+        finally:
+            os._exit(status)
+    os.close(writing)
+    alarm = threading.Timer(LIFE_S, os.kill, [pid, signal.SIGKILL])
+    alarm.daemon = True
+    alarm.start()
+    try:
+        with os.fdopen(reading, "rb") as pipe:
+            told = pipe.read()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        alarm.cancel()
+    return told
+
+
+def _kill(process: subprocess.Popen[str]) -> None:
+    """Kill a process that still runs, and those that it has started."""
+    if process.poll() is None:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)

@@ -6,8 +6,8 @@ Its handlers write what they do into the file ``log`` of the folder.
 from __future__ import annotations
 
 import os
-import signal
 import sys
+import time
 from pathlib import Path
 
 import django
@@ -39,10 +39,9 @@ def note(event: Event) -> None:
 
 
 def note_and_hang(event: Event) -> None:
-    """Write down that an event is at hand, and not get any further."""
+    """Write down that an event is at hand, and not get any further in good time."""
     note(event)
-    while True:
-        signal.pause()
+    time.sleep(2 * WAIT_S)
 
 
 def note_when_allowed(event: Event) -> None:

@@ -26,10 +26,9 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.store import connections, drivers
 from tests.conftest import DATABASE, require, store_binary, use_store
+from tests.locking import BOUND_S
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
 from tests.topologies import Replicated
-
-pytestmark = pytest.mark.full
 
 VALUES = {"cart": {"a": 1}}
 SENTINEL = "django_redis.pool.SentinelConnectionFactory"
@@ -73,47 +72,21 @@ def databases(server: StoreServer, **options: Any) -> set[int]:
 # Where the store is.
 
 
-@pytest.mark.parametrize("form", ["{url}", "{url},{dead}", " {url} , {dead} ", "list", "tuple"])
-def test_location(
-    store: redis.Redis, store_server: StoreServer, settings: Any, is_async: bool, form: str
+def test_first_of_several_locations_is_used(
+    store: redis.Redis, store_server: StoreServer, settings: Any, is_async: bool
 ) -> None:
-    url, dead = f"{store_server.url}/{DATABASE}", "redis://127.0.0.1:1/1"
-    several = {"list": [url, dead], "tuple": (url, dead)}
-    location: Any = several.get(form) or form.format(url=url, dead=dead)
-    use_store(settings, location)
+    use_store(settings, f" {store_server.url}/{DATABASE} , redis://127.0.0.1:1/1 ")
     use(is_async)
     assert databases(store_server) == {DATABASE}
 
 
-@pytest.mark.parametrize(
-    ("end", "database"), [("", 0), ("/5", 5), ("?db=6", 6)], ids=["none", "path", "query"]
-)
-def test_database(
-    store: redis.Redis,
-    store_server: StoreServer,
-    settings: Any,
-    is_async: bool,
-    end: str,
-    database: int,
+def test_unix_socket_leads_to_its_database(
+    store: redis.Redis, store_server: StoreServer, settings: Any, is_async: bool
 ) -> None:
-    use_store(settings, store_server.url + end)
-    use(is_async)
-    assert databases(store_server) == {database}
-
-
-@pytest.mark.parametrize(("end", "database"), [("", 0), ("?db=7", 7)], ids=["none", "query"])
-def test_unix_socket(
-    store: redis.Redis,
-    store_server: StoreServer,
-    settings: Any,
-    is_async: bool,
-    end: str,
-    database: int,
-) -> None:
-    use_store(settings, store_server.unix_url + end)
+    use_store(settings, f"{store_server.unix_url}?db=7")
     before = connected(store)
     assert use(is_async, lambda: connected(store)) > before
-    assert databases(store_server) == {database}
+    assert databases(store_server) == {7}
 
 
 # Who asks.
@@ -127,20 +100,17 @@ def guarded() -> Iterator[StoreServer]:
         yield server
 
 
-GUARDED: dict[str, tuple[str, dict[str, Any]]] = {
-    "password in the URL": ("redis://:se%20cret%2F1@127.0.0.1:{port}/1", {}),
-    "password in OPTIONS": ("redis://127.0.0.1:{port}/1", {"PASSWORD": "se cret/1"}),
-    "user in the URL": ("redis://app:pa%3Ass@127.0.0.1:{port}/1", {}),
-    "user in OPTIONS": ("redis://127.0.0.1:{port}/1", {"USERNAME": "app", "PASSWORD": "pa:ss"}),
-    "user of the pool": (
-        "redis://127.0.0.1:{port}/1",
-        {"CONNECTION_POOL_KWARGS": {"username": "app", "password": "pa:ss"}},
-    ),
-}
-
-
-@pytest.mark.parametrize(("location", "options"), GUARDED.values(), ids=GUARDED.keys())
-def test_credentials(
+@pytest.mark.parametrize(
+    ("is_async", "location", "options"),
+    [
+        (False, "redis://:se%20cret%2F1@127.0.0.1:{port}/1", {}),
+        (True, "redis://127.0.0.1:{port}/1", {"PASSWORD": "se cret/1"}),
+        (True, "redis://app:pa%3Ass@127.0.0.1:{port}/1", {}),
+        (False, "redis://127.0.0.1:{port}/1", {"USERNAME": "app", "PASSWORD": "pa:ss"}),
+    ],
+    ids=["sync, URL", "async, OPTIONS", "async, user in URL", "sync, user in OPTIONS"],
+)
+def test_credentials_are_presented(
     guarded: StoreServer, settings: Any, is_async: bool, location: str, options: dict[str, Any]
 ) -> None:
     use_store(settings, location.format(port=guarded.port), **options)
@@ -154,7 +124,7 @@ def test_credentials(
     [({}, "NOAUTH"), ({"PASSWORD": "wrong"}, "WRONGPASS")],
     ids=["none", "wrong"],
 )
-def test_wrong_credentials(
+def test_wrong_credentials_are_an_error_of_the_entry(
     guarded: StoreServer, settings: Any, is_async: bool, options: dict[str, Any], word: str
 ) -> None:
     use_store(settings, f"{guarded.url}/1", **options)
@@ -173,7 +143,9 @@ def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
     openssl = require(shutil.which("openssl"), "openssl")
 
     def run(*arguments: str) -> None:
-        subprocess.run([openssl, *arguments], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            [openssl, *arguments], cwd=folder, check=True, capture_output=True, timeout=60
+        )
 
     def make(name: str, *more: str) -> None:
         new = ("req", "-x509", "-newkey", "rsa:2048", "-noenc", "-days", "2")
@@ -212,7 +184,8 @@ def tls_options(certificates: Path, authority: str = "ca") -> dict[str, Any]:
     }
 
 
-def test_tls(
+@pytest.mark.full
+def test_tls_connects_with_a_certificate(
     tls_server: tuple[StoreServer, int], certificates: Path, settings: Any, is_async: bool
 ) -> None:
     server, port = tls_server
@@ -222,7 +195,8 @@ def test_tls(
     assert databases(server) == {3}
 
 
-def test_tls_refuses_a_server_of_another_authority(
+@pytest.mark.full
+def test_server_of_another_authority_is_refused(
     tls_server: tuple[StoreServer, int], certificates: Path, settings: Any, is_async: bool
 ) -> None:
     _, port = tls_server
@@ -235,7 +209,9 @@ def test_tls_refuses_a_server_of_another_authority(
 # Pools.
 
 
-def test_client_name(store: redis.Redis, settings: Any, is_async: bool) -> None:
+def test_connections_have_the_clients_name(
+    store: redis.Redis, settings: Any, is_async: bool
+) -> None:
     use_store(
         settings,
         settings.CACHES["sessions"]["LOCATION"],
@@ -258,11 +234,10 @@ def use_many(is_async: bool, times: int) -> None:
             list(executor.map(use, [False] * times))
 
 
-BLOCKING = ["redis.BlockingConnectionPool", "redis.connection.BlockingConnectionPool"]
-
-
-@pytest.mark.parametrize("name", BLOCKING)
-def test_blocking_pool(store: redis.Redis, settings: Any, is_async: bool, name: str) -> None:
+def test_blocking_pool_lets_requests_share_connections(
+    store: redis.Redis, settings: Any, is_async: bool
+) -> None:
+    name = "redis.BlockingConnectionPool"
     location = settings.CACHES["sessions"]["LOCATION"]
     options = {"max_connections": 2, "client_name": "blocking"}
     use_store(settings, location, CONNECTION_POOL_CLASS=name, CONNECTION_POOL_KWARGS=options)
@@ -271,6 +246,7 @@ def test_blocking_pool(store: redis.Redis, settings: Any, is_async: bool, name: 
     assert store.info("stats")["total_connections_received"] - before <= 2
 
 
+@pytest.mark.full
 def test_blocking_pool_waits_no_longer_than_the_store_may(
     store: redis.Redis, settings: Any, is_async: bool
 ) -> None:
@@ -299,7 +275,9 @@ def test_blocking_pool_waits_no_longer_than_the_store_may(
         use(False)
 
 
-def test_plain_pool_that_is_used_up(store: redis.Redis, settings: Any, is_async: bool) -> None:
+def test_plain_pool_that_is_used_up_is_an_error(
+    store: redis.Redis, settings: Any, is_async: bool
+) -> None:
     location = settings.CACHES["sessions"]["LOCATION"]
     use_store(settings, location, CONNECTION_POOL_KWARGS={"max_connections": 1})
 
@@ -322,7 +300,7 @@ def test_plain_pool_that_is_used_up(store: redis.Redis, settings: Any, is_async:
 
 def test_threads_share_one_pool(store: redis.Redis) -> None:
     connections._working.forget()
-    start = threading.Barrier(8)
+    start = threading.Barrier(8, timeout=BOUND_S)
 
     def pool(_: int) -> Any:
         start.wait()
@@ -333,7 +311,7 @@ def test_threads_share_one_pool(store: redis.Redis) -> None:
     use_many(False, 8)
 
 
-def test_two_hundred_tasks_at_once(store: redis.Redis, settings: Any) -> None:
+def test_two_hundred_tasks_share_one_pool(store: redis.Redis, settings: Any) -> None:
     # A loop that has so much to do may look at a reply only after seconds.
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60
 
@@ -377,14 +355,14 @@ def no_socket_left(store: redis.Redis) -> Iterator[None]:
     assert connections._working._async == {}
 
 
-def test_a_loop_that_ends_closes_its_connections(store: redis.Redis) -> None:
+def test_ended_loop_has_closed_its_connections(store: redis.Redis) -> None:
     with no_socket_left(store):
         for _ in range(30):
             asyncio.run(ause(nothing))
 
 
 def test_loops_in_threads_have_pools_of_their_own(store: redis.Redis) -> None:
-    start = threading.Barrier(6)
+    start = threading.Barrier(6, timeout=BOUND_S)
 
     def in_a_loop(_: int) -> int:
         async def go() -> int:
@@ -399,13 +377,13 @@ def test_loops_in_threads_have_pools_of_their_own(store: redis.Redis) -> None:
         assert len(set(executor.map(in_a_loop, range(6)))) == 6
 
 
-def test_async_code_called_from_sync_code(store: redis.Redis) -> None:
+def test_async_code_in_sync_code_closes_its_connections(store: redis.Redis) -> None:
     with no_socket_left(store):
         for _ in range(30):
             async_to_sync(ause)(nothing)
 
 
-def test_a_loop_that_fails_closes_its_connections(store: redis.Redis) -> None:
+def test_failed_loop_has_closed_its_connections(store: redis.Redis) -> None:
     async def go() -> None:
         await ause(nothing)
         raise LookupError
@@ -414,7 +392,7 @@ def test_a_loop_that_fails_closes_its_connections(store: redis.Redis) -> None:
         asyncio.run(go())
 
 
-def test_a_loop_that_was_never_cleaned_up_is_forgotten(store: redis.Redis) -> None:
+def test_loop_that_was_never_cleaned_up_is_forgotten(store: redis.Redis) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ause(nothing))
     (left,) = (pool for pool, _ in connections._working._async.values())
@@ -424,7 +402,14 @@ def test_a_loop_that_was_never_cleaned_up_is_forgotten(store: redis.Redis) -> No
     assert connections._working._async == {}
 
 
-def test_a_cancelled_task_leaves_no_reply_for_the_next(
+async def asked(proxy: CountingProxy) -> None:
+    """Wait, without rest, until something was sent."""
+    async with asyncio.timeout(BOUND_S):
+        while not proxy.round_trips:
+            await asyncio.sleep(0)
+
+
+def test_cancelled_task_leaves_no_reply_for_the_next(
     store: redis.Redis, proxy: CountingProxy
 ) -> None:
     async def go() -> None:
@@ -437,8 +422,7 @@ def test_a_cancelled_task_leaves_no_reply_for_the_next(
             proxy.reset()
             proxy.stall()
             task = asyncio.create_task(SessionStore(others.session_key).aload())
-            while not proxy.round_trips:
-                await asyncio.sleep(0)
+            await asked(proxy)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -450,7 +434,7 @@ def test_a_cancelled_task_leaves_no_reply_for_the_next(
     asyncio.run(go())
 
 
-def test_a_task_cancelled_while_it_connects_leaves_no_half_made_connection(
+def test_task_cancelled_as_it_connects_leaves_no_connection(
     store: redis.Redis, proxy: CountingProxy
 ) -> None:
     async def go() -> None:
@@ -459,8 +443,7 @@ def test_a_task_cancelled_while_it_connects_leaves_no_half_made_connection(
             proxy.reset()
             proxy.stall()
             task = asyncio.create_task(ause(nothing))
-            while not proxy.round_trips:
-                await asyncio.sleep(0)
+            await asked(proxy)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
@@ -489,6 +472,7 @@ IMPATIENT = {
 }
 
 
+@pytest.mark.full
 def test_timeouts_follow_the_setting(
     store: redis.Redis, proxy: CountingProxy, settings: Any, is_async: bool
 ) -> None:
@@ -507,7 +491,7 @@ def test_timeouts_follow_the_setting(
         await ause(nothing)
 
     if is_async:
-        asyncio.run(asyncio.wait_for(go(), 60))
+        asyncio.run(asyncio.wait_for(go(), BOUND_S))
         return
     use(False)
     proxy.stall()
@@ -539,11 +523,11 @@ def test_connecting_is_tried_once(settings: Any, is_async: bool) -> None:
         with pytest.raises(SessionStoreUnavailable):
             use(is_async)
         listener.shutdown(socket.SHUT_RDWR)
-        thread.join()
+        thread.join(BOUND_S)
     assert accepted == 1
 
 
-def test_a_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async: bool) -> None:
+def test_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async: bool) -> None:
     """To connect and to greet, and not all of STORE_TIMEOUT once more."""
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
     session = SessionStore("x" * 32)
@@ -560,7 +544,7 @@ def test_a_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async
         assert time.monotonic() - began_s < 30.0
 
 
-def test_a_short_budget_does_not_stay_with_the_connection(
+def test_short_budget_does_not_stay_with_the_connection(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, settings: Any
 ) -> None:
     """What was left to one request is not what the next ones have for connecting."""
@@ -586,49 +570,6 @@ def test_a_short_budget_does_not_stay_with_the_connection(
 
 # What cannot be.
 
-WRONG: dict[str, Any] = {
-    "another backend": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-    "Django's own": {
-        "BACKEND": "django.core.cache.backends.redis.RedisCache",
-        "LOCATION": "redis://127.0.0.1:1/1",
-    },
-    "no location": {"BACKEND": connections.BACKEND},
-    "no URL": {"BACKEND": connections.BACKEND, "LOCATION": "127.0.0.1:6379"},
-    "pool class": {
-        "BACKEND": connections.BACKEND,
-        "LOCATION": "redis://127.0.0.1:1/1",
-        "OPTIONS": {"CONNECTION_POOL_CLASS": "shop.pools.Pool"},
-    },
-    "pool of Sentinel without its factory": {
-        "BACKEND": connections.BACKEND,
-        "LOCATION": "redis://127.0.0.1:1/1",
-        "OPTIONS": {"CONNECTION_POOL_CLASS": "redis.sentinel.SentinelConnectionPool"},
-    },
-    "Sentinel without its pool": {
-        "BACKEND": connections.BACKEND,
-        "LOCATION": "redis://primary/1",
-        "OPTIONS": {
-            "CONNECTION_FACTORY": connections.SENTINEL,
-            "CONNECTION_POOL_CLASS": "redis.ConnectionPool",
-            "SENTINELS": [("127.0.0.1", 1)],
-        },
-    },
-    "factory": {
-        "BACKEND": connections.BACKEND,
-        "LOCATION": "redis://127.0.0.1:1/1",
-        "OPTIONS": {"CONNECTION_FACTORY": "shop.pools.Factory"},
-    },
-}
-
-
-@pytest.mark.parametrize("entry", WRONG.values(), ids=WRONG.keys())
-def test_what_cannot_be_used_is_improperly_configured(
-    settings: Any, is_async: bool, entry: dict[str, Any]
-) -> None:
-    settings.CACHES = settings.CACHES | {"sessions": entry}
-    with pytest.raises(ImproperlyConfigured, match="CACHES"):
-        use(is_async)
-
 
 def test_unknown_alias_is_improperly_configured(settings: Any, is_async: bool) -> None:
     settings.SESSION_CACHE_ALIAS = "shop"
@@ -636,16 +577,12 @@ def test_unknown_alias_is_improperly_configured(settings: Any, is_async: bool) -
         use(is_async)
 
 
-def test_a_factory_for_all_caches_counts(settings: Any, is_async: bool) -> None:
-    settings.DJANGO_REDIS_CONNECTION_FACTORY = "shop.pools.Factory"
-    with pytest.raises(ImproperlyConfigured, match=r"shop\.pools\.Factory"):
-        use(is_async)
-
-
 # Settings that change.
 
 
-def test_override_settings(store: redis.Redis, store_server: StoreServer, is_async: bool) -> None:
+def test_changed_settings_lead_elsewhere(
+    store: redis.Redis, store_server: StoreServer, is_async: bool
+) -> None:
     def elsewhere(database: int) -> Any:
         location = f"{store_server.url}/{database}"
         return override_settings(
@@ -686,6 +623,7 @@ def use_sentinel(settings: Any, *sentinels: StoreServer, **options: Any) -> None
     use_store(settings, "redis://main/2", **options)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("pool", [None, "redis.sentinel.SentinelConnectionPool"])
 def test_sentinel_names_the_primary(
     topology: Replicated, settings: Any, is_async: bool, pool: str | None
@@ -696,9 +634,8 @@ def test_sentinel_names_the_primary(
     assert databases(topology.primary) == {2}
 
 
-def test_no_loop_has_connections_to_the_sentinels_of_its_own(
-    topology: Replicated, settings: Any
-) -> None:
+@pytest.mark.full
+def test_loops_share_the_connection_to_the_sentinels(topology: Replicated, settings: Any) -> None:
     (sentinel,) = topology.sentinels
     use_sentinel(settings, sentinel)
     watched = sentinel.client()
@@ -712,7 +649,8 @@ def test_no_loop_has_connections_to_the_sentinels_of_its_own(
     wait_for(lambda: connected(watched) <= before, "the Sentinel is not asked any more")
 
 
-def test_a_sentinel_that_hangs_leaves_time_for_the_next(
+@pytest.mark.full
+def test_hanging_sentinel_leaves_time_for_the_next(
     topology: Replicated, settings: Any, is_async: bool
 ) -> None:
     config = "sentinel deny-scripts-reconfig yes\n"
@@ -727,7 +665,8 @@ def test_a_sentinel_that_hangs_leaves_time_for_the_next(
             hanging.resume()
 
 
-def test_failover_without_a_restart(topology: Replicated, settings: Any, is_async: bool) -> None:
+@pytest.mark.full
+def test_failover_needs_no_restart(topology: Replicated, settings: Any, is_async: bool) -> None:
     use_sentinel(settings, *topology.sentinels)
 
     async def awhen_promoted() -> None:
@@ -745,8 +684,9 @@ def test_failover_without_a_restart(topology: Replicated, settings: Any, is_asyn
         use(False)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("through", ["URL", "Sentinel"])
-def test_a_connection_with_a_reply_outstanding_is_not_used_again(
+def test_connection_with_a_reply_outstanding_is_not_used_again(
     topology: Replicated, settings: Any, is_async: bool, through: str
 ) -> None:
     """Or the next request would take that reply, of another session, for its own."""

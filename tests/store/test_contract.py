@@ -106,8 +106,20 @@ def test_expiry_follows_the_store(new: New, store: redis.Redis) -> None:
     assert date == datetime.fromtimestamp(deadline_ms / 1000, UTC)
 
 
-@pytest.mark.parametrize("how", ["seconds", "timedelta", "datetime", "naive", "default"])
-def test_expiry_of_each_kind(new: New, store: redis.Redis, settings: Any, how: str) -> None:
+#: The kinds are told apart in code that both halves share.
+@pytest.mark.parametrize(
+    ("new", "how"),
+    [
+        ("sync", "seconds"),
+        ("async", "seconds"),
+        ("sync", "timedelta"),
+        ("async", "datetime"),
+        ("sync", "naive"),
+        ("async", "default"),
+    ],
+    indirect=["new"],
+)
+def test_expiry_of_each_kind_is_kept(new: New, store: redis.Redis, settings: Any, how: str) -> None:
     settings.SESSION_COOKIE_AGE = 300
     settings.USE_TZ = how != "naive"
     session = new({"n": 1})
@@ -130,7 +142,7 @@ def test_expiry_of_each_kind(new: New, store: redis.Redis, settings: Any, how: s
 
 
 @pytest.mark.parametrize("how", ["seconds", "timedelta"])
-def test_only_seconds_slide(new: New, store: redis.Redis, how: str) -> None:
+def test_seconds_slide_and_a_timedelta_does_not(new: New, store: redis.Redis, how: str) -> None:
     session = new({"n": 1})
     record = place(session.session_key).record
     session.set_expiry(300 if how == "seconds" else timedelta(seconds=300))
@@ -255,7 +267,9 @@ def test_clear_of_a_session_that_was_never_loaded(new: New) -> None:
 # ``modified``, as its users know it.
 
 
-@pytest.mark.parametrize("said", [None, False, True])
+@pytest.mark.parametrize(
+    ("new", "said"), [("sync", None), ("async", False), ("sync", True)], indirect=["new"]
+)
 def test_saying_modified_never_loses_a_change(new: New, said: bool | None) -> None:
     session = new({"cart": {"tea": 1}, "n": 1})
     session["cart"]["cup"] = 1
@@ -361,14 +375,14 @@ def taken(new: New, key: str) -> Driven:
     return second
 
 
-def test_save_under_a_taken_key(new: New, store: redis.Redis) -> None:
+def test_save_under_a_taken_key_is_refused(new: New, store: redis.Redis) -> None:
     session = taken(new, "y" * 32)
     with pytest.raises(CreateError):
         session.save(must_create=True)
     assert len(records(store)) == 1
 
 
-def test_save_under_the_key_of_an_ended_session(new: New, store: redis.Redis) -> None:
+def test_save_under_an_ended_sessions_key_is_refused(new: New, store: redis.Redis) -> None:
     session = new({"n": 1})
     key = session.session_key
     session.flush()
@@ -422,7 +436,7 @@ def test_increments_of_many_add_up(new: New) -> None:
     assert again(new, session).load() == {"n": 16}
 
 
-def test_increment_of_a_new_session(new: New) -> None:
+def test_increment_counts_in_a_new_session(new: New) -> None:
     session = new()
     assert session.increment("n", 3) == 3
     session.save()
@@ -449,7 +463,7 @@ def test_increment_before_and_after_other_changes(new: New) -> None:
     assert again(new, session).load() == {}
 
 
-def test_increment_after_clear(new: New) -> None:
+def test_increment_after_clear_begins_at_nothing(new: New) -> None:
     session = new({"n": 5})
     session.clear()
     session.increment("n")
@@ -457,8 +471,12 @@ def test_increment_after_clear(new: New) -> None:
     assert again(new, session).load() == {"n": 1}
 
 
-@pytest.mark.parametrize("policy", ["merge", "overwrite", "error"])
-def test_increment_meets_a_value_that_is_no_integer_any_more(
+@pytest.mark.parametrize(
+    ("new", "policy"),
+    [("sync", "merge"), ("async", "merge"), ("async", "overwrite"), ("sync", "error")],
+    indirect=["new"],
+)
+def test_increment_of_what_is_no_integer_any_more_is_an_error(
     new: New, settings: Any, policy: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_ON_CONFLICT = policy
@@ -476,7 +494,7 @@ def test_increment_meets_a_value_that_is_no_integer_any_more(
 
 
 @pytest.mark.usefixtures("figures")
-def test_what_is_counted(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loads_commits_and_fields_are_counted(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters_module, "INTERVAL_S", float("inf"))
     counters.add(requests=1)
     counters.take(now=True)

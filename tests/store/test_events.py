@@ -21,8 +21,6 @@ from typing import Any
 import pytest
 import redis
 from django.core.management import CommandError, call_command
-from django.http import HttpRequest, HttpResponse
-from django.test import RequestFactory
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
@@ -31,7 +29,6 @@ from django_clustered_sessions.events import Entry, Event
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.management.commands.sessionevents import Worker
-from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol import commands, scripts
 from django_clustered_sessions.protocol.fields import Delta
 from django_clustered_sessions.protocol.flows import Flow
@@ -53,14 +50,13 @@ from tests.clusters import ClusterServers
 from tests.event_worker import KEPT, WAIT_S, note, note_and_hang, note_when_allowed
 from tests.locking import Threads, outcome
 from tests.pages import page
-from tests.request.test_round_trips import CASES, COOKIE, session_before, warm
+from tests.round_trips import CASES, cost, warm
 from tests.servers import CountingProxy, StoreServer, wait_for
 
 __all__ = ["warm"]
 
 pytestmark = [pytest.mark.usefixtures("no_databases"), pytest.mark.each_server]
 
-#: For what depends on processes, or on a cluster, and not on the kind of server.
 #: Numbers for keys that nobody has had.
 KEYS = itertools.count()
 LEASE_S = 60
@@ -160,7 +156,7 @@ def test_nothing_is_kept_where_events_are_off(store: redis.Redis) -> None:
     assert store.keys("*:events") == []
 
 
-def test_a_session_from_first_to_last(events: redis.Redis) -> None:
+def test_session_is_told_of_from_first_to_last(events: redis.Redis) -> None:
     session = new_session()
     anonymous = public_id(session)
     session["n"] = 1
@@ -196,7 +192,7 @@ def test_a_session_from_first_to_last(events: redis.Redis) -> None:
     assert handled() == []
 
 
-def test_every_way_to_end_one_says_why(events: redis.Redis) -> None:
+def test_every_way_to_end_a_session_says_why(events: redis.Redis) -> None:
     deleted, ended, *all_of_them = (new_session(user=1) for _ in range(4))
     assert {event.user_id for event in handled()} == {"1"}
     SessionStore().delete(deleted.session_key)
@@ -210,7 +206,7 @@ def test_every_way_to_end_one_says_why(events: redis.Redis) -> None:
     }
 
 
-def test_one_that_expires_at_once_is_told_of_with_its_user(
+def test_session_that_expires_at_once_is_told_of_with_its_user(
     events: redis.Redis, settings: Any
 ) -> None:
     by_commit = new_session(user=3)
@@ -228,7 +224,7 @@ def test_one_that_expires_at_once_is_told_of_with_its_user(
     assert {event.user_id for event in found} == {"3"}
 
 
-def test_what_expires_is_found_once(events: redis.Redis) -> None:
+def test_expired_session_is_found_once(events: redis.Redis) -> None:
     user, anonymous = new_session(user=5), new_session()
     gone = new_session(user=5)
     gone_id = public_id(gone)
@@ -250,7 +246,7 @@ def test_what_expires_is_found_once(events: redis.Redis) -> None:
     assert handled() == []
 
 
-def test_who_creates_a_session_tells_of_those_that_have_expired(events: redis.Redis) -> None:
+def test_creating_a_session_tells_of_expired_ones(events: redis.Redis) -> None:
     for session in (new_session(user=5), new_session()):
         expired_by_now(events, session)
         before = events.xlen(place_of(session).events)
@@ -260,7 +256,7 @@ def test_who_creates_a_session_tells_of_those_that_have_expired(events: redis.Re
         assert told(handled())["expired", public_id(session), None] == 1
 
 
-def test_who_takes_a_session_over_tells_of_those_that_have_expired(events: redis.Redis) -> None:
+def test_taking_a_session_over_tells_of_expired_ones(events: redis.Redis) -> None:
     """And not that it begins: it began under another engine."""
     session = new_session(user=5)
     expired_by_now(events, session)
@@ -301,7 +297,7 @@ def create_in(place: Place) -> SessionStore:
     return session
 
 
-def test_what_expires_is_found_within_a_minute(
+def test_expired_session_is_found_within_a_minute(
     events: redis.Redis, threads: Threads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert sessionevents.SWEEP_S + sessionevents.POLL_S < 60
@@ -320,7 +316,7 @@ def test_what_expires_is_found_within_a_minute(
     assert [event.kind for event in found] == ["created", "expired"]
 
 
-def test_what_leaves_the_index_while_somebody_looks_is_told_of_once(events: redis.Redis) -> None:
+def test_session_gone_from_the_index_is_told_of_once(events: redis.Redis) -> None:
     """It is listed, and gone when it is looked up: it may have expired in between."""
     session, ended = new_session(user=5), new_session(user=5)
     handled()
@@ -338,7 +334,7 @@ def test_what_leaves_the_index_while_somebody_looks_is_told_of_once(events: redi
 
 
 @pytest.mark.parametrize("user", [None, 5])
-def test_what_lives_for_the_rest_of_its_last_millisecond_is_not_told_of(
+def test_session_in_its_last_millisecond_is_not_told_of(
     events: redis.Redis, user: int | None
 ) -> None:
     """The store has a record for as long as its clock is not past the deadline."""
@@ -394,32 +390,30 @@ def test_a_request_whose_reply_was_lost_tells_once(
     assert sorted(event.kind for event in handled()) == ["created", "ended", "ended"]
 
 
-@pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
+#: One request for each of the scripts that may write an event.
+WRITING = [
+    case
+    for case in CASES
+    if case.id in ("untouched, every request", "change", "first write", "login", "logout")
+]
+
+
+@pytest.mark.parametrize(("before", "every_request", "use", "_ause", "expected"), WRITING)
 def test_events_cost_no_round_trip(
     warm: CountingProxy,
     settings: Any,
     before: str | None,
     every_request: bool,
     use: Any,
-    ause: Any,
+    _ause: Any,
     expected: int,
 ) -> None:
     settings.CLUSTERED_SESSIONS_EVENTS_KEPT = KEPT
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
-
-    def view(request: HttpRequest) -> HttpResponse:
-        use(request)
-        return HttpResponse()
-
-    request = RequestFactory().get("/")
-    request.COOKIES = session_before(before)
-    assert COOKIE in request.COOKIES or before is None
-    warm.reset()
-    assert ClusteredSessionMiddleware(view)(request).status_code == 200
-    assert warm.round_trips == expected
+    assert cost(warm, before, use) == (expected, 0)
 
 
-def test_the_bound_holds_and_the_newest_are_kept(events: redis.Redis, settings: Any) -> None:
+def test_bound_keeps_the_newest_events(events: redis.Redis, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1
     place = Place.of("session", "some key")
     sessions = [create_in(place) for _ in range(12)]
@@ -427,9 +421,7 @@ def test_the_bound_holds_and_the_newest_are_kept(events: redis.Redis, settings: 
     assert [event.session_id for event in handled()] == [public_id(one) for one in sessions[-5:]]
 
 
-def test_what_was_pushed_out_while_it_was_handled_leaves_nothing_behind(
-    events: redis.Redis, settings: Any
-) -> None:
+def test_event_pushed_out_while_handled_leaves_nothing(events: redis.Redis, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1
     place = Place.of("session", "some key")
     create_in(place)
@@ -447,7 +439,7 @@ def idle_ms(client: redis.Redis, place: Place) -> int:
     return int(pending[0]["time_since_delivered"])
 
 
-def test_as_many_as_the_setting_says_can_wait() -> None:
+def test_as_many_events_as_the_setting_says_can_wait() -> None:
     for kept in (1, 1000, KEPT, 1_000_000):
         share, most = kept / 1024, commands._per_bucket(kept)
         assert share + 4 * share**0.5 <= most <= share + 4 * share**0.5 + 5
@@ -475,7 +467,6 @@ def test_each_event_is_handled_by_one_of_two_workers(
     assert Counter(line[2] for line in lines(tmp_path)) == Counter(created)
 
 
-@pytest.mark.full
 def test_an_event_is_handled_again_after_a_crash(
     events: redis.Redis, settings: Any, tmp_path: Path
 ) -> None:
@@ -484,7 +475,7 @@ def test_an_event_is_handled_again_after_a_crash(
     with worker(url, note_and_hang, tmp_path) as victim:
         wait_for(lambda: lines(tmp_path), "a worker has one at hand", timeout_s=WAIT_S)
         victim.kill()
-        victim.wait()
+        victim.wait(timeout=WAIT_S)
     ((_, _, at_hand),) = lines(tmp_path)
     found = handled()
     # What it had taken it may have had for a good while yet.
@@ -529,7 +520,7 @@ def test_a_worker_that_stops_gives_back_what_it_has_taken(events: redis.Redis) -
     assert Counter(event.session_id for event in found) == Counter(map(public_id, sessions))
 
 
-def test_what_a_slow_handler_would_be_late_for_is_given_back(events: redis.Redis) -> None:
+def test_slow_handler_gives_back_what_it_is_late_for(events: redis.Redis) -> None:
     place = Place.of("session", "some key")
     sessions = [create_in(place) for _ in range(3)]
     found: list[Event] = []
@@ -573,7 +564,7 @@ def test_an_event_that_could_not_be_handled_is_tried_again(
 
 
 @pytest.mark.parametrize("fails", [False, True])
-def test_connections_to_databases_are_looked_after_as_in_a_request(
+def test_old_database_connections_are_closed_around_events(
     events: redis.Redis, monkeypatch: pytest.MonkeyPatch, fails: bool
 ) -> None:
     seen: list[str] = []
@@ -626,9 +617,7 @@ def test_a_store_that_is_away_is_waited_for(
     assert caplog.text.count("events wait") == 1
 
 
-def test_what_is_no_event_is_left_out(
-    events: redis.Redis, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_damaged_event_is_left_out(events: redis.Redis, caplog: pytest.LogCaptureFixture) -> None:
     session = new_session()
     key = place_of(session).events
     events.xadd(key, {"x": "y"})
@@ -670,7 +659,7 @@ def test_the_command_prints_a_line_for_each(events: redis.Redis) -> None:
         ({"lease": 0}, "1 second at least"),
     ],
 )
-def test_wrong_options_are_told(events: redis.Redis, options: Any, error: str) -> None:
+def test_wrong_options_are_told(kept: None, options: Any, error: str) -> None:
     with pytest.raises(CommandError, match=error):
         call_command("sessionevents", once=True, **options)
 
@@ -709,7 +698,7 @@ def servers(store_server: StoreServer) -> Iterator[ClusterServers]:
 
 
 @pytest.mark.full
-def test_a_cluster(
+def test_cluster_tells_of_each_event_once(
     servers: ClusterServers, settings: Any, kept: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     servers.flush()
@@ -742,7 +731,7 @@ def test_a_cluster(
 
 
 @pytest.mark.full
-def test_a_copy_that_is_taken_back_was_never_there(
+def test_copy_that_is_taken_back_was_never_there(
     servers: ClusterServers, settings: Any, kept: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another writes between the two steps of a rotation, so there is a second copy."""
@@ -769,7 +758,7 @@ def test_a_copy_that_is_taken_back_was_never_there(
 # The documentation.
 
 
-def test_the_page_says_what_an_event_has_and_how_many_are_kept() -> None:
+def test_page_says_what_an_event_has_and_how_many_are_kept() -> None:
     text = page("events.md")
     table = text.partition("\n| field | |\n")[2].partition("\n\n")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [

@@ -22,7 +22,7 @@ from django_clustered_sessions.protocol.record import Place, session_id, user_ta
 from django_clustered_sessions.store import connections, drivers
 from tests.servers import CountingProxy, wait_for
 
-pytestmark = [pytest.mark.full, pytest.mark.usefixtures("figures")]
+pytestmark = pytest.mark.usefixtures("figures")
 
 
 def stats(**options: Any) -> Any:
@@ -55,7 +55,7 @@ def place(session: SessionStore) -> Place:
 # Lifetimes.
 
 
-def test_lifetimes_of_what_was_ended(store: redis.Redis) -> None:
+def test_lifetimes_of_ended_sessions_are_counted(store: redis.Redis) -> None:
     sessions = [new(n=n) for n in range(3)]
     begun = [registry.find(session_id(session.session_key or "")) for session in sessions]
     assert all(begun)
@@ -80,7 +80,7 @@ def test_lifetimes_of_what_was_ended(store: redis.Redis) -> None:
     assert node["lifetimes_ms"] == lived
 
 
-def test_what_was_ended_before_counts_once(store: redis.Redis) -> None:
+def test_session_that_was_ended_before_counts_once(store: redis.Redis) -> None:
     session = new(n=1)
     again = SessionStore(session.session_key)
     again.load()
@@ -144,7 +144,7 @@ def test_counts_that_come_back_keep_the_shortest() -> None:
 # Expiry.
 
 
-def test_what_expired_is_counted_when_it_leaves_the_index(store: redis.Redis) -> None:
+def test_expired_session_is_counted_as_it_leaves_the_index(store: redis.Redis) -> None:
     anonymous, logged_in = new(n=1), new(_auth_user_id="1")
     one, two = place(anonymous), place(logged_in)
     for at in (one, two):
@@ -225,7 +225,7 @@ def hops() -> dict[str, int]:
     return {node["name"]: node["counters"]["node_hops"] for node in stats()["nodes"]}
 
 
-def test_a_hop_is_a_write_on_another_node_than_the_one_before(store: redis.Redis, on: Any) -> None:
+def test_hop_is_a_write_on_another_node_than_before(store: redis.Redis, on: Any) -> None:
     on("web-1")
     session = new(n=1)
     write(session)
@@ -261,7 +261,7 @@ def test_a_version_tells_a_node_and_is_still_new_each_time(store: redis.Redis, o
 # Users.
 
 
-def test_top_users(store: redis.Redis) -> None:
+def test_users_with_most_sessions_are_counted(store: redis.Redis) -> None:
     for user, count in (("1", 5), ("2", 2), ("3", 2), ("4", 1)):
         for _ in range(count):
             new(_auth_user_id=user)
@@ -274,7 +274,7 @@ def test_top_users(store: redis.Redis) -> None:
     assert stats(top_users=1)["users"] == {"logged_in": 3, "most_sessions": [2]}
 
 
-def test_no_users(store: redis.Redis) -> None:
+def test_store_without_users_has_no_top(store: redis.Redis) -> None:
     assert stats(top_users=3)["users"] == {"logged_in": 0, "most_sessions": []}
     assert "Users logged in: 0. Most sessions of a user: -." in printed(top_users=3)
 
@@ -294,6 +294,7 @@ def test_users_that_are_damaged_do_no_harm(store: redis.Redis) -> None:
     assert stats(top_users=3)["users"] == {"logged_in": 1, "most_sessions": [1]}
 
 
+@pytest.mark.full
 def test_many_users_take_little_memory(proxy: CountingProxy, store: redis.Redis) -> None:
     """Thirty thousand, each in one bucket; one is in all of them."""
     with store.pipeline(transaction=False) as pipeline:
@@ -315,7 +316,7 @@ def test_many_users_take_little_memory(proxy: CountingProxy, store: redis.Redis)
     assert proxy.round_trips == 128
 
 
-def test_the_table_of_lives(store: redis.Redis) -> None:
+def test_table_of_lives_fits_eighty_columns(store: redis.Redis) -> None:
     new(n=1).flush()
     new(n=1)
     reporting.report_the_rest()

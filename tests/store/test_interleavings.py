@@ -5,8 +5,7 @@ what two requests made of one value it works out as additions to what both had l
 step the store has to hold what the model holds: the same values, of the same writes, and the same
 requests in the queues for the same locks.
 
-A failure prints its seed and the steps. Replay it with
-``CLUSTERED_SESSIONS_SEED=<seed> pytest tests/store/test_interleavings.py -k <server and policy>``.
+A failure prints the steps, and the command that replays them.
 """
 
 from __future__ import annotations
@@ -1090,7 +1089,18 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
-@pytest.mark.parametrize("policy", ["merge", "overwrite", "error"])
+#: Most runs go on for longer, and all of them only where there is time.
+RUNS = [
+    pytest.param("merge", 40, id="merge-short"),
+    pytest.param("overwrite", 10, id="overwrite-short"),
+    pytest.param("error", 10, id="error-short"),
+    pytest.param("merge", 300, id="merge-long", marks=pytest.mark.full),
+    pytest.param("overwrite", 60, id="overwrite-long", marks=pytest.mark.full),
+    pytest.param("error", 60, id="error-long", marks=pytest.mark.full),
+]
+
+
+@pytest.mark.parametrize(("policy", "examples"), RUNS)
 def test_interleaved_requests_keep_the_promises(
     store: redis.Redis,
     store_server: StoreServer,
@@ -1098,6 +1108,7 @@ def test_interleaved_requests_keep_the_promises(
     runner: asyncio.Runner,
     monkeypatch: pytest.MonkeyPatch,
     policy: str,
+    examples: int,
 ) -> None:
     use_store(settings, f"{store_server.unix_url}?db={DATABASE}")
     settings.CLUSTERED_SESSIONS_ON_CONFLICT = policy
@@ -1112,7 +1123,8 @@ def test_interleaved_requests_keep_the_promises(
         pass
 
     Machine.client, Machine.runner, Machine.policy = store, runner, policy
-    machines.run(Machine, policy, max_examples=300 if policy == "merge" else 60)
+    length = "long" if examples > 50 else "short"
+    machines.run(Machine, f"{policy} and {length}", max_examples=examples)
 
 
 class DigitsForOthers:
@@ -1125,7 +1137,7 @@ class DigitsForOthers:
         return data[0] if len(data) == 1 else json.loads(data)
 
 
-def test_a_number_that_was_set_is_counted_up_whatever_the_serialiser_writes(
+def test_number_that_was_set_is_counted_up_in_any_serialiser(
     store: redis.Redis, settings: Any
 ) -> None:
     settings.SESSION_SERIALIZER = f"{__name__}.DigitsForOthers"

@@ -46,6 +46,7 @@ async def test_a_connection_whose_reply_is_late_is_closed(
     await pool.release(connection)
 
 
+@pytest.mark.full
 def test_a_count_is_known_however_late_its_save_is_repeated(
     store: redis.Redis, proxy: CountingProxy, settings: Any
 ) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
@@ -44,7 +45,7 @@ from django_clustered_sessions.protocol.steps import Flow, Trip
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.drivers import Budget
-from tests.children import ROOT
+from tests.children import finish, line, python
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store
 from tests.locking import Threads, outcome
@@ -166,7 +167,7 @@ def claims(store: redis.Redis) -> set[str]:
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_the_newest_stay(store: redis.Redis, limit: Any, how: str) -> None:
+def test_newest_sessions_stay(store: redis.Redis, limit: Any, how: str) -> None:
     limit(2)
 
     def enter(user: User) -> SessionStore:
@@ -191,7 +192,7 @@ def tick(store: redis.Redis) -> None:
 
 
 @pytest.mark.parametrize("how", ["sync", "async"])
-def test_one_too_many_is_refused_where_it_logs_in(store: redis.Redis, limit: Any, how: str) -> None:
+def test_one_login_too_many_is_refused(store: redis.Redis, limit: Any, how: str) -> None:
     limit(2, "refuse")
     first, second = log_in(ANN), log_in(ANN)
     request = HttpRequest()
@@ -264,7 +265,7 @@ def test_a_login_past_all_accessors_is_refused_by_its_write(store: redis.Redis, 
     assert registry.count_of(ANN) == 1
 
 
-def test_who_is_in_already_is_counted_once(store: redis.Redis, limit: Any) -> None:
+def test_session_that_is_logged_in_is_counted_once(store: redis.Redis, limit: Any) -> None:
     limit(1, "refuse")
     session = log_in(ANN)
     for _ in range(3):
@@ -283,7 +284,9 @@ def test_who_is_in_already_is_counted_once(store: redis.Redis, limit: Any) -> No
 
 
 @pytest.mark.parametrize("way", ["logout", "ended", "deleted", "expired", "evicted"])
-def test_what_is_no_more_makes_room_at_once(store: redis.Redis, limit: Any, way: str) -> None:
+def test_session_that_is_no_more_makes_room_at_once(
+    store: redis.Redis, limit: Any, way: str
+) -> None:
     limit(1, "refuse")
     session = log_in(ANN)
     place = Place.of("session", session.session_key or "")
@@ -340,9 +343,7 @@ def test_a_login_that_was_never_written_makes_room_in_the_end(
     assert ids(ANN) == public_ids(session)
 
 
-def test_a_login_on_its_way_is_ended_only_where_nothing_else_is_left(
-    store: redis.Redis, limit: Any
-) -> None:
+def test_login_on_its_way_is_ended_last(store: redis.Redis, limit: Any) -> None:
     limit(2)
     log_in(ANN)
     on_its_way = begin()
@@ -437,7 +438,7 @@ def test_a_login_that_takes_long_claims_its_place_anew(
     assert SessionStore(other.session_key).load() == {}
 
 
-def test_what_nobody_catches_is_a_403(
+def test_refusal_that_nobody_catches_is_a_403(
     store: redis.Redis, limit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(1, "refuse")
@@ -479,7 +480,7 @@ def test_the_form_of_the_documentation_says_so(store: redis.Redis, limit: Any) -
     assert form.non_field_errors() == ["You are logged in 1 times. Log out elsewhere first."]
 
 
-def test_one_who_was_ended_on_the_way_in_is_told(store: redis.Redis, limit: Any) -> None:
+def test_login_that_was_ended_on_its_way_is_told(store: redis.Redis, limit: Any) -> None:
     limit(1)
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -527,9 +528,7 @@ def test_claims_that_were_damaged_by_hand_lock_nobody_out(
     assert ids(ANN) == public_ids(session)
 
 
-def test_a_session_that_moves_while_another_login_looks_is_counted(
-    store: redis.Redis, limit: Any
-) -> None:
+def test_session_that_moves_while_a_login_looks_is_counted(store: redis.Redis, limit: Any) -> None:
     """The move is from a bucket that is looked at late to one that was looked at before."""
     limit(1, "refuse")
     session = log_in(ANN)
@@ -593,7 +592,7 @@ def test_a_look_that_is_old_is_not_relied_on(store: redis.Redis, limit: Any) -> 
 
 
 @pytest.mark.parametrize("before, ended, trips", [(0, 0, 2), (1, 0, 3), (2, 1, 4), (4, 3, 6)])
-def test_what_a_limit_costs_a_login(
+def test_limit_costs_a_login_so_many_trips(
     store: redis.Redis,
     limit: Any,
     monkeypatch: pytest.MonkeyPatch,
@@ -617,40 +616,37 @@ def test_what_a_limit_costs_a_login(
     assert registry.count_of(ANN) == before + 1 - ended
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("on_limit", ["refuse", "end_oldest"])
-def test_two_nodes_that_log_a_user_in_at_once_never_exceed_the_limit(
+@pytest.mark.parametrize("on_limit", ["refuse", pytest.param("end_oldest", marks=pytest.mark.full)])
+def test_two_nodes_at_once_never_exceed_the_limit(
     store: redis.Redis, store_server: StoreServer, on_limit: str
 ) -> None:
     most, times = 2, 3
     code = "import django; django.setup(); from tests.store.test_limits import node; node(*{})"
     url = f"{store_server.url}/{DATABASE}"
-    nodes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", code.format((url, how, most, on_limit, times))],
-            cwd=ROOT,
-            env={**os.environ, "DJANGO_SETTINGS_MODULE": "tests.settings"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for how in ("sync", "async")
-    ]
-    for node in nodes:
-        assert node.stdout and node.stdout.readline() == "ready\n"
-    for node in nodes:
-        assert node.stdin
-        node.stdin.write("\n")
-        node.stdin.flush()
-    seen = [registry.count_of(ANN)]
-    while any(node.poll() is None for node in nodes):
-        seen.append(registry.count_of(ANN))
+    environment = os.environ | {"DJANGO_SETTINGS_MODULE": "tests.settings"}
+    with ExitStack() as started:
+        nodes = [
+            started.enter_context(
+                python(
+                    *("-W", "error", "-c", code.format((url, how, most, on_limit, times))),
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                )
+            )
+            for how in ("sync", "async")
+        ]
+        for node in nodes:
+            assert line(node) == "ready\n"
+        for node in nodes:
+            assert node.stdin
+            node.stdin.write("\n")
+            node.stdin.flush()
+        seen = [registry.count_of(ANN)]
+        while any(node.poll() is None for node in nodes):
+            seen.append(registry.count_of(ANN))
+        told = finish(*nodes)
     assert max(seen) <= most
-    came: Counter[str] = Counter()
-    for node in nodes:
-        told, _ = node.communicate()
-        assert node.returncode == 0
-        came += Counter(json.loads(told))
+    came = sum((Counter(json.loads(one)) for one in told), Counter())
     assert sum(came.values()) == 2 * 2 * times
     assert registry.count_of(ANN) == most
     if on_limit == "refuse":
@@ -667,7 +663,7 @@ def servers(store_server: StoreServer) -> Iterator[ClusterServers]:
 
 @pytest.mark.full
 @pytest.mark.parametrize("on_limit", ["refuse", "end_oldest"])
-def test_on_a_cluster(
+def test_logins_on_a_cluster_never_exceed_the_limit(
     servers: ClusterServers, settings: Any, limit: Any, threads: Threads, on_limit: str
 ) -> None:
     servers.flush()

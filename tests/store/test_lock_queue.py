@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import threading
-import warnings
 from collections import Counter
 from contextlib import nullcontext
 from typing import Any
@@ -26,6 +24,7 @@ from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.protocol.steps import Wait
 from django_clustered_sessions.protocol.terms import Locking
 from django_clustered_sessions.session import holding
+from tests.children import forked
 from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place
 from tests.locking import (
@@ -48,7 +47,7 @@ from tests.locking import (
 )
 from tests.servers import CountingProxy, StoreServer, wait_for
 
-pytestmark = [pytest.mark.full, pytest.mark.each_server]
+pytestmark = pytest.mark.each_server
 
 
 @pytest.fixture(autouse=True)
@@ -89,7 +88,7 @@ def test_free_lock_is_taken_at_once_and_leaves_nothing_behind(store: redis.Redis
     assert store.keys("*:locks") == []
 
 
-def test_first_come_first_served(store: redis.Redis, threads: Threads) -> None:
+def test_lock_goes_to_who_came_first(store: redis.Redis, threads: Threads) -> None:
     key = new_session()
     token = seize(key)
     waiting = []
@@ -105,7 +104,7 @@ def test_first_come_first_served(store: redis.Redis, threads: Threads) -> None:
     assert owner(store, key) == ""
 
 
-async def test_first_come_first_served_asynchronously(store: redis.Redis) -> None:
+async def test_lock_goes_to_who_came_first_asynchronously(store: redis.Redis) -> None:
     key = await asyncio.to_thread(new_session)
     token = seize(key)
     tasks = []
@@ -336,8 +335,9 @@ async def test_asynchronous_waiter_does_not_block_the_loop(store: redis.Redis) -
     key, other = await asyncio.to_thread(new_session), await asyncio.to_thread(new_session)
     token = seize(key)
     waiting = asyncio.create_task(aappend(key, 1))
-    while len(queue(store, key)) < 2:
-        await asyncio.sleep(0)
+    async with asyncio.timeout(BOUND_S):
+        while len(queue(store, key)) < 2:
+            await asyncio.sleep(0)
     await aappend(other, 2)
     assert not waiting.done()
     assert (await SessionStore(other).aload())["order"] == [2]
@@ -464,6 +464,7 @@ def test_renewer_keeps_a_living_holders_lock(
     assert stored(key)["order"] == ["holder", "waiter"]
 
 
+@pytest.mark.full
 async def test_renewer_keeps_a_living_holders_lock_asynchronously(
     store: redis.Redis, settings: Any
 ) -> None:
@@ -474,7 +475,7 @@ async def test_renewer_keeps_a_living_holders_lock_asynchronously(
     started = asyncio.Event()
 
     async def wait() -> None:
-        await started.wait()
+        await asyncio.wait_for(started.wait(), BOUND_S)
         await aappend(key, "waiter")
 
     # Not a child of the holder, which would wait for itself.
@@ -530,7 +531,7 @@ def test_lock_that_the_renewer_finds_lost_is_counted_once(
         assert added.pop("locks_lost") == 1
 
 
-def test_lock_that_another_took_while_this_process_stood_still_is_counted(
+def test_lock_lost_while_this_process_stood_still_is_counted(
     store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
@@ -583,21 +584,14 @@ def test_forked_child_has_no_locks_and_no_renewer(
 ) -> None:
     key = new_session()
     session = SessionStore(key)
+
+    def look() -> bytes:
+        seen = b"held" if holding.holds(place(key)) else b"free"
+        renewer = holding._renewers.renewer()
+        return seen + b" %d %d" % (len(renewer._grants), renewer._is_running)
+
     with session.lock():
-        end, start = os.pipe()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            child = os.fork()
-        if not child:
-            seen = b"held" if holding.holds(place(key)) else b"free"
-            renewer = holding._renewers.renewer()
-            seen += b" %d %d" % (len(renewer._grants), renewer._is_running)
-            os.write(start, seen)
-            os._exit(0)
-        os.close(start)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert os.read(end, 100) == b"free 0 0"
-        os.close(end)
+        assert forked(look) == b"free 0 0"
         assert holding.holds(place(key))
         session["n"] = 1
     assert stored(key) == {"n": 1}
@@ -791,7 +785,7 @@ def test_ending_never_waits_and_the_holder_is_told(store: redis.Redis, threads: 
     assert store.keys("*:locks") == []
 
 
-def test_those_who_wait_for_a_session_that_ends_are_told_at_once(
+def test_waiters_for_a_session_that_ends_are_told_at_once(
     store: redis.Redis, settings: Any, threads: Threads
 ) -> None:
     # Who was not told would look again when its slice of sleep is over.
@@ -826,7 +820,7 @@ def test_those_who_wait_for_a_session_that_ends_are_told_at_once(
     assert store.keys("*:locks") == []
 
 
-def test_those_who_wait_for_a_session_that_moves_are_told_at_once(
+def test_waiters_for_a_session_that_moves_are_told_at_once(
     store: redis.Redis, settings: Any, threads: Threads
 ) -> None:
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10 * BOUND_S

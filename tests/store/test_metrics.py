@@ -24,8 +24,6 @@ from django_clustered_sessions.prometheus import SessionCollector
 from tests.conftest import use_store
 from tests.servers import CountingProxy, StoreServer
 
-pytestmark = pytest.mark.full
-
 #: name and labels -> number.
 Numbers = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -194,6 +192,7 @@ execute_from_command_line(["manage.py", "sessionstats", "--format", {format!r}])
 """
 
 
+@pytest.mark.full
 def test_without_the_extra_the_error_names_it() -> None:
     code = WITHOUT.format(missing="prometheus_client", format="prometheus")
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

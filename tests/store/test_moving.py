@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.record import EndReason, Mode, Place, session_id
 from django_clustered_sessions.protocol.steps import Elsewhere
 from django_clustered_sessions.store import connections
-from tests.children import ROOT
+from tests.children import LIFE_S, finish, python
 from tests.conftest import DATABASE, use_store
 from tests.servers import wait_for
 
@@ -138,14 +138,17 @@ def old(request: Any, store: redis.Redis, settings: Any, tmp_path: Path) -> Iter
         del file.SessionStore._storage_path
 
 
-EVERY = [
-    *(ENGINES + name for name in ("db", "cached_db", "cache", "file")),
-    pytest.param(REDIS_SESSIONS, marks=pytest.mark.filterwarnings("ignore::DeprecationWarning")),
-]
+PLAIN = [ENGINES + name for name in ("db", "cached_db", "cache", "file")]
+
+
+def redis_sessions(*values: Any) -> Any:
+    """Return parameters of a test, of which the engine of django-redis-sessions is the first."""
+    ignore = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+    return pytest.param(REDIS_SESSIONS, *values, marks=ignore)
 
 
 def every_engine(test: Any) -> Any:
-    return pytest.mark.parametrize("old", EVERY, indirect=True)(test)
+    return pytest.mark.parametrize("old", [*PLAIN, redis_sessions()], indirect=True)(test)
 
 
 def asked() -> int:
@@ -170,7 +173,7 @@ def sessions(store: redis.Redis) -> set[bytes]:
 
 
 @every_engine
-def test_is_taken_over_once_with_what_it_has(old: Old) -> None:
+def test_session_is_taken_over_once_with_what_it_has(old: Old) -> None:
     key = old.create({"cart": {"tea": 2}, "_auth_user_id": "7"})
     session = SessionStore(key)
     assert session["cart"] == {"tea": 2}
@@ -194,7 +197,9 @@ def close_database() -> None:
 
 
 @every_engine
-async def test_is_taken_over_by_native_methods(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_session_is_taken_over_by_native_methods(
+    old: Old, monkeypatch: pytest.MonkeyPatch
+) -> None:
     key = await sync_to_async(old.create)({"cart": {"tea": 2}})
 
     def refuse(self: Any) -> None:
@@ -214,7 +219,7 @@ async def test_is_taken_over_by_native_methods(old: Old, monkeypatch: pytest.Mon
 
 
 @every_engine
-def test_keeps_what_is_left_of_its_life(old: Old) -> None:
+def test_session_keeps_what_is_left_of_its_life(old: Old) -> None:
     key = old.create({"n": 1})
     old.let_live(key, 1000)
     session = SessionStore(key)
@@ -252,7 +257,7 @@ def test_the_session_in_a_signed_cookie_is_taken_over(old: Old, settings: Any) -
 
 
 @every_engine
-def test_keeps_how_it_expires(old: Old) -> None:
+def test_session_keeps_how_it_expires(old: Old) -> None:
     until = dt.datetime.now(dt.UTC) + dt.timedelta(hours=2)
     for expiry, mode, least, most in (
         (600, Mode.SLIDING, 590, 600),
@@ -279,7 +284,7 @@ def test_a_span_of_its_own_slides_by_that_again(old: Old) -> None:
 
 
 @every_engine
-def test_what_has_expired_there_or_is_empty_is_not_taken(old: Old, store: redis.Redis) -> None:
+def test_expired_or_empty_session_is_not_taken_over(old: Old, store: redis.Redis) -> None:
     expired, empty = old.create({"n": 1}), old.create({})
     old.let_live(expired, 1)
     if old.path.endswith(("db", "file")):
@@ -320,9 +325,19 @@ def expire(session: SessionStore) -> None:
         raw.delete(Place.of("session", session.session_key or "").record)
 
 
-@every_engine
-@pytest.mark.parametrize("end", [flush, cycle, end_by_id, expire])
-def test_what_has_ended_here_does_not_come_back(
+#: How an old engine deletes is its own; that it is asked to, depends on the end.
+@pytest.mark.parametrize(
+    ("old", "end"),
+    [
+        *((engine, flush) for engine in PLAIN),
+        redis_sessions(flush),
+        (ENGINES + "cached_db", cycle),
+        (ENGINES + "cache", end_by_id),
+        (ENGINES + "file", expire),
+    ],
+    indirect=["old"],
+)
+def test_session_that_has_ended_here_does_not_come_back(
     old: Old, store: redis.Redis, end: Callable[[SessionStore], None]
 ) -> None:
     key = old.create({"_auth_user_id": "7", "n": 1})
@@ -341,9 +356,19 @@ def test_what_has_ended_here_does_not_come_back(
     assert (old.read(key) == {}) == (end in (flush, cycle))
 
 
-@every_engine
-@pytest.mark.parametrize("how", ["flush", "delete", "cycle_key"])
-def test_an_end_without_a_load_is_one(old: Old, store: redis.Redis, how: str) -> None:
+@pytest.mark.parametrize(
+    ("old", "how"),
+    [
+        (ENGINES + "db", "flush"),
+        (ENGINES + "file", "flush"),
+        (ENGINES + "cached_db", "delete"),
+        (ENGINES + "cache", "delete"),
+        (ENGINES + "db", "cycle_key"),
+        redis_sessions("cycle_key"),
+    ],
+    indirect=["old"],
+)
+def test_end_without_a_load_is_one(old: Old, store: redis.Redis, how: str) -> None:
     key = old.create({"n": 1})
     session = SessionStore(key)
     if how == "delete":
@@ -386,7 +411,7 @@ def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -
     assert taken() == 1
 
 
-def test_two_at_once_take_it_over_once(old: Old, store: redis.Redis) -> None:
+def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, late_one = Place.of("session", key), SessionStore(key)
     late = taking_over.take_over(key, place, late_one._terms(), late_one.serializer())
@@ -404,7 +429,7 @@ def test_two_at_once_take_it_over_once(old: Old, store: redis.Redis) -> None:
     assert taken() == 1
 
 
-def test_what_is_here_for_another_reason_stays(old: Old, store: redis.Redis) -> None:
+def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = Place.of("session", key), SessionStore(key)
     late = taking_over.take_over(key, place, session._terms(), session.serializer())
@@ -417,7 +442,7 @@ def test_what_is_here_for_another_reason_stays(old: Old, store: redis.Redis) -> 
     assert SessionStore(key)["n"] == "native"
 
 
-def test_one_that_was_faster_is_no_logout(old: Old, store: redis.Redis) -> None:
+def test_session_taken_over_meanwhile_is_no_logout(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = Place.of("session", key), SessionStore(key)
     late = taking_over.take_over(key, place, session._terms(), session.serializer())
@@ -430,7 +455,7 @@ def test_one_that_was_faster_is_no_logout(old: Old, store: redis.Redis) -> None:
     assert stopped.value.value is True
 
 
-def test_is_remembered_for_longer_than_it_could_live_there(old: Old, store: redis.Redis) -> None:
+def test_takeover_is_remembered_for_longer_than_the_session(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     long = old.create({"n": 1}, expiry=dt.datetime.now(dt.UTC) + dt.timedelta(days=100))
     for each, days in ((key, 14 + 30), (long, 100 + 30)):
@@ -445,16 +470,16 @@ def test_is_remembered_for_longer_than_it_could_live_there(old: Old, store: redi
 # Bogus cookies, and what cannot be read.
 
 
-@pytest.mark.parametrize("key", ["b" * 32, "no\0good." * 4, "ümläut" * 6, "x y;z" * 8, "b" * 4000])
 @every_engine
-def test_a_bogus_cookie_creates_nothing(old: Old, store: redis.Redis, key: str) -> None:
-    session = SessionStore(key)
-    assert session.load() == {}
-    assert session.session_key is None
-    assert not SessionStore().exists(key)
-    SessionStore(key).flush()
-    SessionStore().delete(key)
-    assert sessions(store) == set()
+def test_bogus_cookie_creates_nothing(old: Old, store: redis.Redis) -> None:
+    for key in ("b" * 32, "no\0good." * 4, "ümläut" * 6, "x y;z" * 8, "b" * 4000):
+        session = SessionStore(key)
+        assert session.load() == {}
+        assert session.session_key is None
+        assert not SessionStore().exists(key)
+        SessionStore(key).flush()
+        SessionStore().delete(key)
+        assert sessions(store) == set(), key
     assert taken() == 0
     if "file" in old.path:
         assert os.listdir(old.session().storage_path) == []
@@ -627,7 +652,7 @@ def test_a_visitor_s_lock_is_taken_with_the_session(
     assert taken() == 2
 
 
-def test_a_save_without_a_load_is_one(old: Old) -> None:
+def test_save_without_a_load_wins(old: Old) -> None:
     key = old.create({"n": 1, "m": 2})
     session = SessionStore(key)
     session.clear()
@@ -687,20 +712,17 @@ def test_a_logout_stands_while_the_old_engine_is_away(
 # In processes of their own.
 
 
-def in_process(work: str, settings: Any, **arguments: Any) -> subprocess.Popen[str]:
+def in_process(
+    work: str, settings: Any, **arguments: Any
+) -> AbstractContextManager[subprocess.Popen[str]]:
+    """Do ``work`` in a process of its own, see `main`."""
     given = {
         "work": work,
         "database": settings.DATABASES["default"] | {"NAME": arguments.pop("database")},
         "caches": settings.CACHES,
         **arguments,
     }
-    return subprocess.Popen(
-        [sys.executable, "-m", "tests.store.test_moving", json.dumps(given, default=str)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return python("-m", "tests.store.test_moving", json.dumps(given, default=str))
 
 
 @pytest.fixture
@@ -731,18 +753,19 @@ def fill(database: str, number: int) -> list[str]:
     return [row[0] for row in rows]
 
 
+@pytest.mark.full
 def test_two_processes_take_each_over_once(on_disk: str, settings: Any, store: redis.Redis) -> None:
     keys = fill(on_disk, 60)
-    two = [in_process("load", settings, database=on_disk, keys=keys) for _ in range(2)]
-    found = []
-    for process in two:
-        out, err = process.communicate(timeout=60)
-        assert process.returncode == 0, err
-        found.append(json.loads(out))
+    with (
+        in_process("load", settings, database=on_disk, keys=keys) as one,
+        in_process("load", settings, database=on_disk, keys=keys) as other,
+    ):
+        found = [json.loads(printed) for printed in finish(one, other)]
     assert [each["n"] for each in found] == [list(range(60))] * 2
     assert sum(each["takeovers"] for each in found) == 60
 
 
+@pytest.mark.full
 def test_an_import_that_was_killed_is_run_again(
     on_disk: str, settings: Any, store: redis.Redis
 ) -> None:
@@ -752,17 +775,16 @@ def test_an_import_that_was_killed_is_run_again(
     def here() -> int:
         return sum(store.zcard(key) for key in store.scan_iter("session:*:index"))
 
-    first = in_process("import", settings, database=on_disk)
-    wait_for(lambda: here() >= 100, "some are here", timeout_s=60)
-    first.send_signal(signal.SIGKILL)
-    first.communicate()
+    with in_process("import", settings, database=on_disk) as first:
+        wait_for(lambda: here() >= 100, "some are here", timeout_s=LIFE_S)
+        first.kill()
+        first.communicate(timeout=LIFE_S)
     assert first.returncode == -signal.SIGKILL
     some = here()
     assert 100 <= some < number
-    again = in_process("import", settings, database=on_disk)
-    out, err = again.communicate(timeout=120)
-    assert again.returncode == 0, err
-    counts = summary(out)
+    with in_process("import", settings, database=on_disk) as again:
+        (printed,) = finish(again)
+    counts = summary(printed)
     assert counts == {"taken over": number - some, "here already": some}
     assert here() == number
 
@@ -852,9 +874,7 @@ def test_the_command_refuses_what_makes_no_sense(old: Old, settings: Any) -> Non
         run()
 
 
-def test_the_command_stops_where_the_old_engine_or_the_store_is_away(
-    old: Old, settings: Any
-) -> None:
+def test_command_stops_where_either_store_is_away(old: Old, settings: Any) -> None:
     old.create({"n": 1})
     settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
     settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "away"
@@ -869,7 +889,7 @@ def test_the_command_stops_where_the_old_engine_or_the_store_is_away(
 
 
 @every_engine
-def test_the_way_back(old: Old) -> None:
+def test_way_back_brings_the_old_engine_up_to_date(old: Old) -> None:
     changed, ended, left, gone = (old.create({"n": n}) for n in range(4))
     session = SessionStore(changed)
     session["n"] = "changed"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -23,7 +22,9 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol.record import Known
 from django_clustered_sessions.session import near, operations
 from django_clustered_sessions.session.near import Life, NearCache, Renewal, memory
+from tests.children import forked
 from tests.gateways import load_scripts, place
+from tests.pairs import pairwise
 from tests.servers import CountingProxy
 
 LARGE = {f"k{i}": "x" * 1000 for i in range(64)}
@@ -70,15 +71,13 @@ def hits() -> int:
     return counters._counts["near_hits"]
 
 
-@pytest.mark.parametrize("values", [{"n": 1}, {"n": 1} | LARGE], ids=["small", "64 kB"])
-@pytest.mark.parametrize("sliding", [False, True])
-@pytest.mark.parametrize("locking", ["off", "all"])
-def test_unchanged_session_answers_in_under_200_bytes_on_one_trip(
-    proxy: CountingProxy, settings: Any, values: dict[str, Any], sliding: bool, locking: str
+@pairwise(large=[False, True], sliding=[False, True], locking=["off", "all"])
+def test_unchanged_session_costs_one_trip_of_under_200_bytes(
+    proxy: CountingProxy, settings: Any, large: bool, sliding: bool, locking: str
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = sliding
     settings.CLUSTERED_SESSIONS_LOCKING = locking
-    key = stored(values)
+    key = stored({"n": 1} | (LARGE if large else {}))
     visit(key, read)
     counters.take(now=True)
     proxy.reset()
@@ -150,7 +149,7 @@ def test_own_write_on_top_of_anothers_is_not_taken_for_all(
     assert SessionStore(key).load() == {"n": 2, "m": 2}
 
 
-def test_second_write_of_one_object_after_anothers(
+def test_second_write_of_one_object_keeps_anothers(
     store: redis.Redis, other_node: Callable[[], Any]
 ) -> None:
     key = stored({"n": 1, "m": 1})
@@ -168,7 +167,7 @@ def test_second_write_of_one_object_after_anothers(
     assert SessionStore(key).load() == {"n": 4, "m": 2}
 
 
-def test_counters_and_clear(store: redis.Redis) -> None:
+def test_counters_and_clear_are_kept_right(store: redis.Redis) -> None:
     key = stored({"n": 1, "m": 1})
     session = SessionStore(key)
     session.increment("hits", 3)
@@ -189,7 +188,9 @@ def test_no_value_is_shared_between_two_requests(store: redis.Redis) -> None:
     assert SessionStore(key)["cart"] == {"tea": 1}
 
 
-def test_ended_rotated_and_emptied(store: redis.Redis, other_node: Callable[[], Any]) -> None:
+def test_session_that_is_gone_is_not_kept(
+    store: redis.Redis, other_node: Callable[[], Any]
+) -> None:
     def gone_by(act: Callable[[str], Any]) -> None:
         key = stored({"n": 1})
         assert SessionStore(key)["n"] == 1
@@ -211,7 +212,7 @@ def test_rotated_session_is_read_under_its_new_key(store: redis.Redis) -> None:
     assert SessionStore(session.session_key).load() == {"n": 1}
 
 
-def test_store_that_came_back_older(store: redis.Redis) -> None:
+def test_store_that_came_back_older_is_believed(store: redis.Redis) -> None:
     """As after a failover to a replica that had not got the last write."""
     key = stored({"n": 1})
     record = place(key).record
@@ -266,7 +267,7 @@ def test_what_was_used_longest_ago_goes_first() -> None:
     assert [name for name in "abcd" if cache.get(name)] == ["a", "c", "d"]
 
 
-def test_session_beyond_the_limit_is_not_kept_and_pushes_nobody_out() -> None:
+def test_session_beyond_the_limit_is_not_kept() -> None:
     cache, limit = NearCache(), 3 * memory(known(1000))
     cache.put("a", known(1000), limit)
     cache.put("b", known(10_000), limit)
@@ -292,7 +293,7 @@ def test_bytes_are_those_of_what_is_kept(steps: list[tuple[str, int | None]]) ->
         assert cache.bytes == sum(map(memory, kept)) <= limit
 
 
-def test_threads() -> None:
+def test_cache_stands_many_threads() -> None:
     cache, limit = NearCache(), 10 * memory(known(100))
     errors: list[BaseException] = []
 
@@ -313,7 +314,8 @@ def test_threads() -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(60)
+    assert not any(thread.is_alive() for thread in threads)
     assert errors == []
     kept = [found for name in range(25) if (found := cache.get(str(name)))]
     assert cache.bytes == sum(map(memory, kept)) <= limit
@@ -324,11 +326,8 @@ def test_forked_process_starts_with_an_empty_one(store: redis.Redis) -> None:
     assert near.near_cache.bytes > 0
     # Held by another thread in the moment of the fork, the lock would stay so in the child.
     with near.near_cache._lock:
-        child = os.fork()
-        if child == 0:
-            is_right = near.near_cache.bytes == 0 and SessionStore(key)["n"] == 1
-            os._exit(0 if is_right else 1)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        told = forked(lambda: b"%d %d" % (near.near_cache.bytes, SessionStore(key)["n"]))
+    assert told == b"0 1"
 
 
 def renewals(store: redis.Redis) -> int:
@@ -378,7 +377,7 @@ def test_a_session_whose_life_somebody_shortened_is_renewed(
     assert store.pttl(place(key).record) > 8990_000
 
 
-def test_a_renewal_counts_for_a_second_of_the_stores_and_on_the_same_terms() -> None:
+def test_renewal_counts_for_a_second_on_the_same_terms() -> None:
     life = Life(100.0, 5000, 10**9, None, Renewal(4800, "terms"))
     assert life.is_renewed(100.0, "terms")
     assert life.is_renewed(100.7, "terms")

@@ -23,11 +23,8 @@ import redis
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionConflict
 from django_clustered_sessions.store import connections
-from tests.children import child
+from tests.children import child, finish, line
 from tests.conftest import use_store
-
-pytestmark = pytest.mark.full
-
 
 # In the process.
 
@@ -46,6 +43,7 @@ def count(key: str, threads: int, times: int) -> None:
     together = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
     for thread in together:
         thread.start()
+    # The whole process has its time.
     for thread in together:
         thread.join()
 
@@ -126,6 +124,7 @@ def fork_after_use(key: str, times: int) -> None:
                 os._exit(status)
         children.append(child)
     work(writing)
+    # They are killed with this process where that takes too long.
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     os.close(writing)
     with os.fdopen(reading) as lines:
@@ -158,13 +157,6 @@ def process(url: str, work: Any, *arguments: Any) -> AbstractContextManager[subp
     return child("tests.store.test_processes", work.__name__, url, json.dumps(arguments))
 
 
-def finish(*running: subprocess.Popen[str]) -> list[str]:
-    """Wait for processes, and return what they printed."""
-    printed = [one.communicate(timeout=60) for one in running]
-    assert [one.returncode for one in running] == [0] * len(running), printed
-    return [out for out, _ in printed]
-
-
 def new_session(**values: Any) -> str:
     session = SessionStore()
     session.update(values)
@@ -186,6 +178,7 @@ def test_no_count_is_lost(url: str) -> None:
     assert stored == {f"{p.pid} {n}": "here" for p in (one, other) for n in (1, 3)}
 
 
+@pytest.mark.full
 def test_fields_of_both_processes_survive(url: str) -> None:
     key = new_session()
     with (
@@ -197,6 +190,7 @@ def test_fields_of_both_processes_survive(url: str) -> None:
     assert stored == {f"{name}{n}": {"by": name} for name in "ab" for n in range(100)}
 
 
+@pytest.mark.full
 def test_changes_within_one_value_are_merged(url: str) -> None:
     key = new_session(cart={"seen": []}, log=[])
     with (
@@ -214,17 +208,17 @@ def test_changes_within_one_value_are_merged(url: str) -> None:
     assert stored["cart"] == written
 
 
-@pytest.mark.parametrize("told", [1, 20, 61])
-def test_a_killed_process_loses_nothing_that_it_was_told(url: str, told: int) -> None:
+@pytest.mark.parametrize("told", [20, pytest.param(1, marks=pytest.mark.full)])
+def test_killed_process_loses_nothing_that_it_was_told(url: str, told: int) -> None:
     key = new_session()
     with (
         process(url, write_until_killed, key, "victim") as victim,
         process(url, set_fields, key, "other", 100) as other,
     ):
-        assert victim.stdout is not None
-        lines = [int(victim.stdout.readline()) for _ in range(told)]
+        lines = [int(line(victim)) for _ in range(told)]
         victim.send_signal(signal.SIGKILL)
-        lines += [int(line) for line in victim.stdout]
+        assert victim.stdout is not None
+        lines += map(int, victim.stdout)
         finish(other)
     stored = SessionStore(key).load()
     written = stored["victim n"]
@@ -238,7 +232,7 @@ def test_a_killed_process_loses_nothing_that_it_was_told(url: str, told: int) ->
     assert stored == {f"other{number}": {"by": "other"} for number in range(100)}
 
 
-def test_fork_after_first_use(url: str) -> None:
+def test_forks_have_connections_of_their_own(url: str) -> None:
     key = new_session()
     with process(url, fork_after_use, key, 20) as forking:
         (printed,) = finish(forking)

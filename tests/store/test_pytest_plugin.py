@@ -62,14 +62,15 @@ def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return project.runpytest_subprocess("-W", "error", *others, *arguments, timeout=60)
 
 
-def test_project_with_pytest_django(
+def test_project_with_pytest_django_passes(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "site_settings")
     run(project).assert_outcomes(passed=3)
 
 
-def test_project_without_pytest_django(
+@pytest.mark.full
+def test_project_without_pytest_django_passes(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("DJANGO_SETTINGS_MODULE")
@@ -81,6 +82,7 @@ def test_project_without_pytest_django(
     run(project, "-p", "no:django").assert_outcomes(passed=3)
 
 
+@pytest.mark.full
 def test_project_that_has_no_django_is_left_alone(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -89,7 +91,8 @@ def test_project_that_has_no_django_is_left_alone(
     run(project, "-p", "no:django").assert_outcomes(passed=1)
 
 
-def test_unittest_as_the_docs_show(project: pytest.Pytester) -> None:
+@pytest.mark.full
+def test_unittest_of_the_docs_passes(project: pytest.Pytester) -> None:
     docs = page("testing.md")
     (example,) = re.findall(r"```python\n([^`]*class CartTests[^`]*)```", docs)
     test = """
@@ -104,6 +107,7 @@ def test_unittest_as_the_docs_show(project: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["Ran 1 test in *", "OK"])
 
 
+@pytest.mark.full
 def test_missing_server_says_what_to_install(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,6 +130,6 @@ def test_import_is_cheap() -> None:
         "print(*sorted(set(sys.modules) - before))\n"
     )
     loaded = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     ).stdout.split()
     assert loaded == ["django_clustered_sessions", "django_clustered_sessions.pytest_plugin"]

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.protocol.record import BUCKETS, NOBODY, Place, session_id, user_tag
+from tests.servers import wait_for
 
 ANN, BOB = User(pk=1, username="ann"), User(pk=2, username="bob")
 
@@ -44,8 +45,7 @@ def ids(user: User) -> set[str]:
 def tick(store: Any) -> None:
     """Wait for the store's next millisecond."""
     now_ms = milliseconds(store.time())
-    while milliseconds(store.time()) == now_ms:
-        pass
+    wait_for(lambda: milliseconds(store.time()) != now_ms, "the clock")
 
 
 def milliseconds(clock: tuple[int, int]) -> int:
@@ -71,7 +71,7 @@ def _signals_without_a_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(User, "asave", asave)
 
 
-def test_the_sessions_of_a_user(store: Any) -> None:
+def test_sessions_of_a_user_are_listed(store: Any) -> None:
     first, second, other = logged_in(ANN), logged_in(ANN), logged_in(BOB)
     SessionStore().save()
     assert ids(ANN) == {public_id(first), public_id(second)}
@@ -139,7 +139,7 @@ def test_a_session_stays_listed_under_its_new_key(store: Any) -> None:
     assert entry.created == before.created
 
 
-def test_what_was_written_while_somebody_logged_in_is_that_users(store: Any) -> None:
+def test_write_during_a_login_is_that_users(store: Any) -> None:
     session = SessionStore()
     session.save()
     early = SessionStore(session.session_key)
@@ -151,13 +151,12 @@ def test_what_was_written_while_somebody_logged_in_is_that_users(store: Any) -> 
     assert ids(ANN) == {public_id(session)}
 
 
-def test_one_that_expires_is_not_listed(store: Any) -> None:
+def test_expired_session_is_not_listed(store: Any) -> None:
     session = logged_in(ANN)
     session.set_expiry(1)
     session.save()
     place = Place.of("session", session.session_key or "")
-    while store.exists(place.record):
-        pass
+    wait_for(lambda: not store.exists(place.record), "it has expired")
     assert ids(ANN) == set()
     # Whoever creates a session in the bucket sweeps it out.
     for _ in range(BUCKETS * 20):
@@ -195,7 +194,7 @@ def test_the_life_of_a_session_begins_anew_with_a_login(store: Any) -> None:
     assert entry.last_seen > begun
 
 
-def test_ending_a_session(store: Any) -> None:
+def test_ended_session_is_no_more(store: Any) -> None:
     session, other = logged_in(ANN), logged_in(ANN)
     in_flight = SessionStore(session.session_key)
     in_flight.load()
@@ -206,7 +205,7 @@ def test_ending_a_session(store: Any) -> None:
     assert ids(ANN) == {public_id(other)}
 
 
-def test_ending_all_sessions_of_a_user(store: Any) -> None:
+def test_all_sessions_of_a_user_are_ended_but_one(store: Any) -> None:
     mine, *others = (logged_in(ANN) for _ in range(4))
     bobs = logged_in(BOB)
     assert registry.end_sessions_of(ANN, keep=mine) == 3
@@ -217,7 +216,7 @@ def test_ending_all_sessions_of_a_user(store: Any) -> None:
     assert ids(ANN) == set() and ids(BOB) == {public_id(bobs)}
 
 
-def test_one_that_a_look_misses_because_it_moves_is_ended_all_the_same(
+def test_session_that_moves_during_a_look_is_ended_all_the_same(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged_in(ANN)
@@ -233,7 +232,7 @@ def test_one_that_a_look_misses_because_it_moves_is_ended_all_the_same(
     assert looks == ["1"] * 3
 
 
-def test_twins(store: Any) -> None:
+def test_twins_do_the_same(store: Any) -> None:
     mine, other, third = (logged_in(ANN) for _ in range(3))
 
     async def main() -> None:
@@ -269,7 +268,7 @@ def test_who_is_nobody_has_no_sessions(store: Any, user: Any) -> None:
         registry.end_sessions_of(user)
 
 
-def test_an_id_that_nobody_has(store: Any) -> None:
+def test_id_that_nobody_has_finds_nothing(store: Any) -> None:
     assert registry.find("a" * 43) is None
     assert registry.end_session("a" * 43) is False
 
@@ -305,7 +304,7 @@ def test_an_index_that_was_damaged_by_hand_heals(store: Any, damage: str) -> Non
         assert counts(store) == {b"": 1, user_tag(1): 1}
 
 
-def test_a_session_that_was_taken_out_of_the_index_by_hand_comes_back_with_its_next_write(
+def test_session_missing_in_the_index_comes_back_with_a_write(
     store: Any,
 ) -> None:
     session = logged_in(ANN)
@@ -322,7 +321,7 @@ def test_nobodys_tag_is_no_users() -> None:
     assert user_tag("") != NOBODY
 
 
-def test_many_sessions_of_one_user(store: Any) -> None:
+def test_many_sessions_of_one_user_are_ended(store: Any) -> None:
     for _ in range(300):
         session = SessionStore()
         session["_auth_user_id"] = "1"

@@ -5,8 +5,7 @@ after any of its trips to the store, or lose a reply. After every step the recor
 the model expects, every bucket's index and its counts of users what the records are, and the
 registry's answer for each user the same once more.
 
-A failure prints its seed and the steps. Replay it with
-``CLUSTERED_SESSIONS_SEED=<seed> pytest tests/store/test_registry_truth.py -k <server and name>``.
+A failure prints the steps, and the command that replays them.
 """
 
 from __future__ import annotations
@@ -51,8 +50,6 @@ from tests import machines
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store
 from tests.servers import StoreServer, wait_for
-
-pytestmark = pytest.mark.full
 
 #: All sessions are in so many buckets, so that they meet.
 BUCKETS = 4
@@ -529,21 +526,31 @@ def run(
     machines.run(Machine, name, max_examples=examples, phases=[Phase.generate])
 
 
-@pytest.mark.parametrize("most", [None, 2])
-def test_the_registry_tells_the_truth(
+@pytest.mark.parametrize(
+    ("most", "examples"),
+    [
+        pytest.param(None, 8, id="None-short"),
+        pytest.param(2, 8, id="2-short"),
+        pytest.param(None, 40, id="None-long", marks=pytest.mark.full),
+        pytest.param(2, 40, id="2-long", marks=pytest.mark.full),
+    ],
+)
+def test_registry_tells_the_truth(
     store: redis.Redis,
     store_server: StoreServer,
     settings: Any,
     monkeypatch: pytest.MonkeyPatch,
     most: int | None,
+    examples: int,
 ) -> None:
     use_store(settings, f"{store_server.unix_url}?db={DATABASE}")
-    run([store], monkeypatch, settings, most, 40, f"tells_the_truth and {most}")
+    length = "long" if examples > 20 else "short"
+    run([store], monkeypatch, settings, most, examples, f"{most} and {length}")
 
 
 @pytest.mark.full
 @pytest.mark.parametrize("most", [None, 2])
-def test_the_registry_tells_the_truth_of_a_cluster(
+def test_registry_tells_the_truth_of_a_cluster(
     store_server: StoreServer, settings: Any, monkeypatch: pytest.MonkeyPatch, most: int | None
 ) -> None:
     with ClusterServers(binary=store_server.binary) as servers:

@@ -83,11 +83,11 @@ def test_stalled_reply_passes_later(
         wait_for(lambda: store.get("counter") == b"1", "the stalled command runs all the same")
         assert not reply.done()
         proxy.resume()
-        assert reply.result() == 1
+        assert reply.result(timeout=10) == 1
 
 
 def test_open_connections_are_cut(proxy: CountingProxy) -> None:
-    with socket.create_connection(("127.0.0.1", proxy.port)) as link:
+    with socket.create_connection(("127.0.0.1", proxy.port), timeout=10) as link:
         link.sendall(b"PING\r\n")
         assert link.recv(64) == b"+PONG\r\n"
         proxy.cut()

@@ -6,25 +6,17 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import redis
-from django.core.management.base import CommandError
 
 from django_clustered_sessions.embedded import INSTALL_HINT
-from django_clustered_sessions.management.commands.sessionserver import (
-    Address,
-    Command,
-    listening_address,
-)
-from tests.children import ROOT
+from tests.children import LIFE_S, ROOT, python
 from tests.conftest import require
 from tests.servers import free_port, raw_client, wait_for
-
-pytestmark = pytest.mark.full
 
 Process = subprocess.Popen[str]
 
@@ -41,7 +33,7 @@ class Site:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.entry: dict[str, object] = {}
-        self.processes: list[Process] = []
+        self.started = ExitStack()
         (folder / "site_settings.py").write_text(SITE)
 
     def start(self, *arguments: str, path: str | None = None, code: Sequence[str] = ()) -> Process:
@@ -52,26 +44,20 @@ class Site:
         }
         if path is not None:
             environment["PATH"] = path
-        process = subprocess.Popen(
-            [sys.executable, *(code or ("-m", "django")), "sessionserver", *arguments],
-            cwd=self.folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.processes.append(process)
-        return process
+        command = (*(code or ("-m", "django")), "sessionserver", *arguments)
+        return self.started.enter_context(python(*command, cwd=self.folder, env=environment))
 
     def start_and_wait(self, url: str, *arguments: str) -> Process:
         process = self.start(*arguments)
-        wait_for(lambda: process.poll() is not None or answers(url), f"{url} answers", timeout_s=20)
-        assert process.poll() is None, process.communicate()
+        wait_for(
+            lambda: process.poll() is not None or answers(url), f"{url} answers", timeout_s=LIFE_S
+        )
+        assert process.poll() is None, process.communicate(timeout=LIFE_S)
         return process
 
     def fail(self, *arguments: str, **options: object) -> str:
         process = self.start(*arguments, **options)  # type: ignore[arg-type]
-        _, error = process.communicate(timeout=20)
+        _, error = process.communicate(timeout=LIFE_S)
         assert process.returncode == 1
         return error
 
@@ -79,10 +65,8 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path) -> Iterator[Site]:
     site = Site(tmp_path)
-    yield site
-    for process in site.processes:
-        process.kill()
-        process.communicate()
+    with site.started:
+        yield site
 
 
 def answers(url: str) -> bool:
@@ -93,16 +77,22 @@ def answers(url: str) -> bool:
             return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGTERM, id="SIGTERM"),
+        pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.full),
+    ],
+)
 def test_data_outlives_a_clean_stop(site: Site, number: signal.Signals) -> None:
     url = f"redis://127.0.0.1:{free_port()}/1"
     site.entry = {"LOCATION": url}
-    for start in range(3):
+    for start in range(2):
         process = site.start_and_wait(url, "--dir", "data")
         with raw_client(url) as client:
             assert client.incr("starts") == start + 1
         process.send_signal(number)
-        output, error = process.communicate(timeout=20)
+        output, error = process.communicate(timeout=LIFE_S)
         assert process.returncode == 0, output + error
     assert f"Sessions at {url.removesuffix('/1')}, kept in {site.folder / 'data'}." in output
 
@@ -123,6 +113,7 @@ def test_store_is_set_up_for_sessions(site: Site) -> None:
     assert (site.folder / ".sessionstore" / ".gitignore").read_text() == "*\n"
 
 
+@pytest.mark.full
 def test_password_and_unix_socket_of_the_settings_are_used(site: Site) -> None:
     path = site.folder / "s.sock"
     site.entry = {"LOCATION": f"unix://{path}?db=1", "OPTIONS": {"PASSWORD": "pass word"}}
@@ -141,6 +132,7 @@ def test_taken_port_is_one_clear_line(site: Site) -> None:
     )
 
 
+@pytest.mark.full
 def test_folder_in_use_is_one_clear_line(site: Site) -> None:
     port = free_port()
     site.start_and_wait(f"redis://127.0.0.1:{port}", "--port", str(port))
@@ -149,6 +141,7 @@ def test_folder_in_use_is_one_clear_line(site: Site) -> None:
     assert error == f"CommandError: Another store uses {folder}: name a folder by --dir.\n"
 
 
+@pytest.mark.full
 def test_folder_that_cannot_be_made_is_one_clear_line(site: Site) -> None:
     (site.folder / "file").touch()
     error = site.fail("--port", str(free_port()), "--dir", "file")
@@ -163,11 +156,13 @@ WITHOUT_BUNDLED = (
 )
 
 
+@pytest.mark.full
 def test_no_server_says_what_to_install(site: Site) -> None:
     error = site.fail("--port", str(free_port()), path=str(site.folder), code=WITHOUT_BUNDLED)
     assert error == f"CommandError: {INSTALL_HINT}\n"
 
 
+@pytest.mark.full
 def test_server_on_path_is_the_fallback(site: Site) -> None:
     require(shutil.which("redis-server"), "redis-server")
     url = f"redis://127.0.0.1:{free_port()}/1"
@@ -177,35 +172,5 @@ def test_server_on_path_is_the_fallback(site: Site) -> None:
     with raw_client(url) as client:
         assert client.info("server")["executable"].endswith("redis-server")
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=20)
+    process.communicate(timeout=LIFE_S)
     assert process.returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("location", "address"),
-    [
-        ("", "redis://127.0.0.1:6379"),
-        ("redis://localhost:7000/1", "redis://127.0.0.1:7000"),
-        ("redis://[::1]:7000/1", "redis://[::1]:7000"),
-        ("redis://db.example.org:7000/1", "redis://127.0.0.1:6379"),
-        ("rediss://127.0.0.1:7000/1", "redis://127.0.0.1:6379"),
-        ("unix:///run/store.sock?db=1", "unix:///run/store.sock"),
-    ],
-)
-def test_address_is_that_of_the_settings_when_local(location: str, address: str) -> None:
-    assert str(listening_address(location, port=None, bind=None)) == address
-
-
-def test_options_win_over_the_settings() -> None:
-    assert listening_address("unix:///run/s", port=7001, bind=None) == Address("127.0.0.1", 7001)
-    assert listening_address("redis://127.0.0.1:7000", port=None, bind="0.0.0.0") == Address(
-        "0.0.0.0", 7000
-    )
-
-
-@pytest.mark.parametrize("port", ["0", "65536", "http"])
-def test_port_that_is_none_is_refused(port: str) -> None:
-    parser = Command().create_parser("manage.py", "sessionserver")
-    parser.called_from_command_line = False
-    with pytest.raises(CommandError, match="not a port between 1 and 65535"):
-        parser.parse_args(["--port", port])

@@ -72,7 +72,7 @@ def saved(user: object = None) -> SessionStore:
     return session
 
 
-def test_a_session_from_login_to_logout(
+def test_session_is_told_of_from_login_to_logout(
     receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(User, "save", lambda self, **kwargs: None)
@@ -93,7 +93,7 @@ def test_a_session_from_login_to_logout(
     ]
 
 
-def test_the_twins(receiver: Receiver, store: redis.Redis) -> None:
+def test_receivers_of_a_twin_are_called_in_a_thread(receiver: Receiver, store: redis.Redis) -> None:
     """Receivers ask the store, so they are called in a thread."""
 
     async def main() -> list[str]:
@@ -114,7 +114,7 @@ def test_the_twins(receiver: Receiver, store: redis.Redis) -> None:
     ]
 
 
-def test_what_somebody_else_ends(receiver: Receiver) -> None:
+def test_session_that_somebody_else_ends_is_told_of(receiver: Receiver) -> None:
     deleted, ended, *all_of_them = (saved(7) for _ in range(4))
     receiver.heard.clear()
     SessionStore().delete(deleted.session_key)
@@ -225,9 +225,7 @@ def test_a_receiver_may_use_sessions(store: redis.Redis) -> None:
     assert len({session.session_key for session in made}) == 3
 
 
-def test_what_the_store_has_is_told_though_too_few_replicas_have_it(
-    receiver: Receiver, settings: Any
-) -> None:
+def test_session_on_too_few_replicas_is_told_of(receiver: Receiver, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
     settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.01
     session = SessionStore()
@@ -263,7 +261,7 @@ def test_without_receivers_nothing_is_noted(
     assert registry.end_sessions_of(7) == 1
 
 
-def test_one_that_has_to_make_room_is_told_of(receiver: Receiver, settings: Any) -> None:
+def test_session_that_has_to_make_room_is_told_of(receiver: Receiver, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER = 1
     settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1000
     ids = []

@@ -1,0 +1,266 @@
+"""What the pools of connections take from an entry of CACHES; nothing is connected here."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+import redis
+from django.core.exceptions import ImproperlyConfigured
+from django.test import override_settings
+from redis import asyncio as aioredis
+
+from django_clustered_sessions.store import connections
+from tests.conftest import use_store
+
+URL = "redis://127.0.0.1:1/5"
+
+
+def pools() -> list[Any]:
+    """Return the pool for synchronous use, and that of an event loop."""
+
+    async def apool() -> Any:
+        return connections.apool()
+
+    return [connections.pool(), asyncio.run(apool())]
+
+
+def taken(*names: str) -> list[Any]:
+    """Return these options of the connections, which have to be the same in both pools."""
+    one, other = ([pool.connection_kwargs.get(name) for name in names] for pool in pools())
+    assert one == other
+    return one
+
+
+# Where the store is.
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        URL,
+        f"{URL},redis://other:2/2",
+        f" {URL} , redis://other:2/2 ",
+        [URL, "redis://other:2/2"],
+        (URL, "redis://other:2/2"),
+    ],
+    ids=["one", "several", "spaces", "list", "tuple"],
+)
+def test_first_location_is_the_primary(settings: Any, location: Any) -> None:
+    use_store(settings, location)
+    assert taken("host", "port", "db") == ["127.0.0.1", 1, 5]
+
+
+@pytest.mark.parametrize(
+    ("location", "database"),
+    [
+        ("redis://127.0.0.1:1", None),
+        ("redis://127.0.0.1:1/5", 5),
+        ("redis://127.0.0.1:1?db=6", 6),
+        ("unix:///run/store.sock", None),
+        ("unix:///run/store.sock?db=7", 7),
+    ],
+)
+def test_database_is_that_of_the_url(settings: Any, location: str, database: int | None) -> None:
+    use_store(settings, location)
+    assert taken("db") == [database]
+
+
+def test_unix_socket_is_connected_to(settings: Any) -> None:
+    use_store(settings, "unix:///run/store.sock")
+    assert taken("path", "host") == ["/run/store.sock", None]
+    assert [pool.connection_class for pool in pools()] == [
+        redis.UnixDomainSocketConnection,
+        aioredis.UnixDomainSocketConnection,
+    ]
+
+
+# Who asks.
+
+
+@pytest.mark.parametrize(
+    ("location", "options", "expected"),
+    [
+        ("redis://:se%20cret%2F1@db:1/1", {}, [None, "se cret/1"]),
+        ("redis://db:1/1", {"PASSWORD": "se cret/1"}, [None, "se cret/1"]),
+        ("redis://app:pa%3Ass@db:1/1", {}, ["app", "pa:ss"]),
+        ("redis://db:1/1", {"USERNAME": "app", "PASSWORD": "pa:ss"}, ["app", "pa:ss"]),
+        (
+            "redis://db:1/1",
+            {"CONNECTION_POOL_KWARGS": {"username": "app", "password": "pa:ss"}},
+            ["app", "pa:ss"],
+        ),
+        # What is said more narrowly counts.
+        (
+            "redis://app:pa%3Ass@db:1/1",
+            {"USERNAME": "x", "CONNECTION_POOL_KWARGS": {"password": "y"}},
+            ["app", "pa:ss"],
+        ),
+        (
+            "redis://db:1/1",
+            {"PASSWORD": "x", "CONNECTION_POOL_KWARGS": {"password": "y"}},
+            [None, "y"],
+        ),
+    ],
+    ids=[
+        "password in the URL",
+        "password in OPTIONS",
+        "user in the URL",
+        "user in OPTIONS",
+        "user of the pool",
+        "URL wins",
+        "pool wins over OPTIONS",
+    ],
+)
+def test_credentials_are_found_wherever_they_are(
+    settings: Any, location: str, options: dict[str, Any], expected: list[str | None]
+) -> None:
+    use_store(settings, location, **options)
+    assert taken("username", "password") == expected
+
+
+def test_tls_takes_its_certificates_from_the_pool_options(settings: Any) -> None:
+    given = {"ssl_ca_certs": "ca.crt", "ssl_certfile": "me.crt", "ssl_keyfile": "me.key"}
+    use_store(settings, "rediss://db:1/3", CONNECTION_POOL_KWARGS=given)
+    assert [pool.connection_class for pool in pools()] == [
+        redis.SSLConnection,
+        aioredis.SSLConnection,
+    ]
+    assert taken(*given) == list(given.values())
+
+
+# Pools.
+
+
+@pytest.mark.parametrize(
+    "name", ["redis.BlockingConnectionPool", "redis.connection.BlockingConnectionPool"]
+)
+def test_blocking_pool_waits_as_long_as_the_store_may(settings: Any, name: str) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.5
+    use_store(
+        settings,
+        URL,
+        CONNECTION_POOL_CLASS=name,
+        CONNECTION_POOL_KWARGS={"max_connections": 2, "timeout": None},
+    )
+    one, other = pools()
+    assert type(one) is redis.BlockingConnectionPool
+    assert type(other) is aioredis.BlockingConnectionPool
+    assert [(pool.max_connections, pool.timeout) for pool in (one, other)] == [(2, 1.5)] * 2
+
+
+@pytest.mark.parametrize("name", [None, "redis.ConnectionPool", "redis.connection.ConnectionPool"])
+def test_pool_has_no_bound_of_its_own(settings: Any, name: str | None) -> None:
+    use_store(settings, URL, **({"CONNECTION_POOL_CLASS": name} if name else {}))
+    assert min(pool.max_connections for pool in pools()) > 1_000_000
+    use_store(settings, URL, CONNECTION_POOL_KWARGS={"max_connections": 3})
+    assert [pool.max_connections for pool in pools()] == [3, 3]
+
+
+def test_time_and_repeats_are_not_the_entrys_to_decide(settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.5
+    impatient = {
+        "socket_timeout": 300,
+        "socket_connect_timeout": 300,
+        "retry_on_timeout": True,
+        "health_check_interval": 1,
+        "decode_responses": True,
+        "protocol": 3,
+        "client_name": "sessions-of-shop",
+    }
+    use_store(
+        settings,
+        URL,
+        SOCKET_TIMEOUT=300,
+        SOCKET_CONNECT_TIMEOUT=300,
+        CONNECTION_POOL_KWARGS=impatient,
+    )
+    assert taken("socket_connect_timeout", "protocol", "client_name") == [
+        *(1.5, 2, "sessions-of-shop")
+    ]
+    assert taken("retry_on_timeout", "health_check_interval", "decode_responses") == [None] * 3
+    sync, other = (pool.connection_kwargs for pool in pools())
+    # The asynchronous driver has a limit for each trip.
+    assert (sync["socket_timeout"], other["socket_timeout"]) == (1.5, None)
+    assert sync["retry"].get_retries() == other["retry"].get_retries() == 0
+
+
+# What cannot be.
+
+WRONG: dict[str, Any] = {
+    "another backend": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
+    "Django's own": {
+        "BACKEND": "django.core.cache.backends.redis.RedisCache",
+        "LOCATION": "redis://127.0.0.1:1/1",
+    },
+    "no location": {"BACKEND": connections.BACKEND},
+    "no URL": {"BACKEND": connections.BACKEND, "LOCATION": "127.0.0.1:6379"},
+    "pool class": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_POOL_CLASS": "shop.pools.Pool"},
+    },
+    "pool of Sentinel without its factory": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_POOL_CLASS": "redis.sentinel.SentinelConnectionPool"},
+    },
+    "Sentinel without its pool": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://primary/1",
+        "OPTIONS": {
+            "CONNECTION_FACTORY": connections.SENTINEL,
+            "CONNECTION_POOL_CLASS": "redis.ConnectionPool",
+            "SENTINELS": [("127.0.0.1", 1)],
+        },
+    },
+    "factory": {
+        "BACKEND": connections.BACKEND,
+        "LOCATION": "redis://127.0.0.1:1/1",
+        "OPTIONS": {"CONNECTION_FACTORY": "shop.pools.Factory"},
+    },
+}
+
+
+@pytest.mark.parametrize("entry", WRONG.values(), ids=WRONG.keys())
+def test_entry_that_cannot_be_used_is_refused(settings: Any, entry: dict[str, Any]) -> None:
+    settings.CACHES = settings.CACHES | {"sessions": entry}
+    refuses("CACHES")
+
+
+def refuses(why: str) -> None:
+    """Hold that neither pool is to be had, for a reason."""
+
+    async def apool() -> Any:
+        return connections.apool()
+
+    for get in (connections.pool, lambda: asyncio.run(apool())):
+        with pytest.raises(ImproperlyConfigured, match=why):
+            get()
+
+
+def test_unknown_alias_is_improperly_configured(settings: Any) -> None:
+    settings.SESSION_CACHE_ALIAS = "shop"
+    refuses("'shop'")
+
+
+def test_factory_for_all_caches_counts(settings: Any) -> None:
+    settings.DJANGO_REDIS_CONNECTION_FACTORY = "shop.pools.Factory"
+    refuses(r"shop\.pools\.Factory")
+
+
+# Settings that change.
+
+
+def test_changed_settings_make_new_pools(settings: Any) -> None:
+    use_store(settings, URL)
+    found = []
+    for port in (2, 3):
+        location = f"redis://127.0.0.1:{port}/1"
+        with override_settings(
+            CACHES={"other": {"BACKEND": connections.BACKEND, "LOCATION": location}},
+            SESSION_CACHE_ALIAS="other",
+        ):
+            found += taken("port")
+    assert [*found, *taken("port")] == [2, 3, 1]
