@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 def run(machine: type[RuleBasedStateMachine], name: str, **options: Any) -> None:
     """Run a machine many times; ``name`` is what pytest's ``-k`` picks its test by.
 
-    ``options`` are hypothesis' settings. The seed is that of the whole run, by ``pytest_configure``.
+    ``options`` are hypothesis' settings. The seed is the whole run's: ``pytest_configure`` sets it.
     """
     try:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]

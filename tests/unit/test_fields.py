@@ -61,14 +61,14 @@ def changes(fields):
     return {change.field: change for change in fields.delta().changes}
 
 
-def test_only_what_is_asked_for_is_decoded():
+def test_only_values_asked_for_are_decoded():
     serializer = Counting()
     session = Fields(serializer, stored({"a": 1, "b": [2], "c": 3}))
     assert session["b"] == [2]
     assert serializer.read == [b"[2]"]
 
 
-def test_whoever_takes_the_whole_gets_values_and_nothing_raw():
+def test_whole_session_has_values_and_nothing_raw():
     for whole in (
         dict,
         lambda session: {**session},
@@ -82,14 +82,14 @@ def test_whoever_takes_the_whole_gets_values_and_nothing_raw():
     assert len(fields(a=1, b=2)) == 2
 
 
-def test_what_was_only_read_is_no_change():
+def test_reading_is_no_change():
     session = fields(a=1, b={"x": [1]}, c="s")
     assert session.copy()
     assert not session.delta()
     assert not session.changed_in_place()
 
 
-def test_what_cannot_change_in_place_is_not_serialised_again():
+def test_immutable_values_are_not_serialised_again():
     serializer = Counting()
     session = Fields(serializer, stored({"n": 1, "s": "text", "l": [1]}))
     session.copy()
@@ -97,7 +97,7 @@ def test_what_cannot_change_in_place_is_not_serialised_again():
     assert serializer.written == [[1]]
 
 
-def test_a_change_in_place_is_a_change():
+def test_change_in_place_is_found():
     session = fields(cart={"tea": [1]}, other=1)
     session["cart"]["tea"].append(2)
     assert session.changed_in_place()
@@ -106,7 +106,7 @@ def test_a_change_in_place_is_a_change():
     )
 
 
-def test_changed_and_changed_back_is_no_change():
+def test_change_and_change_back_are_no_change():
     session = fields(cart={"tea": 1})
     session["cart"]["tea"] = 2
     session["cart"]["tea"] = 1
@@ -115,13 +115,13 @@ def test_changed_and_changed_back_is_no_change():
     assert not session.delta()
 
 
-def test_the_same_value_of_another_type_is_a_change():
+def test_same_value_of_another_type_is_a_change():
     session = fields(a=1)
     session["a"] = True
     assert changes(session)[b"d:a"].operand == b"strue"
 
 
-def test_new_and_removed_keys():
+def test_new_and_removed_keys_are_changes():
     session = fields(a=1, b=2)
     session["c"] = 3
     del session["a"]
@@ -131,7 +131,7 @@ def test_new_and_removed_keys():
     }
 
 
-def test_bytes_that_are_not_stable_are_compared_as_values():
+def test_unstable_bytes_are_compared_as_values():
     serializer = Unstable()
     session = Fields(serializer, stored({"a": [1], "b": [2]}, serializer))
     session.copy()
@@ -140,7 +140,7 @@ def test_bytes_that_are_not_stable_are_compared_as_values():
     assert set(changes(session)) == {b"d:b"}
 
 
-def test_keys_that_json_makes_strings_of_are_one_field():
+def test_keys_that_json_writes_alike_are_one_field():
     session = fields(**{"1": "stored"})
     session[1] = "mine"
     assert changes(session) == {b"d:1": Change(Operation.SET, b"d:1", VERSION, b's"mine"')}
@@ -154,7 +154,7 @@ class Key(str):
     """A string of another type, as Django's SafeString and members of a StrEnum are."""
 
 
-def test_a_key_of_another_kind_of_string_is_the_same_key():
+def test_key_of_a_string_subclass_is_the_same_key():
     session = fields(cart=1, other=2, gone=3)
     assert session[Key("cart")] == 1
     assert Key("other") in session
@@ -163,7 +163,7 @@ def test_a_key_of_another_kind_of_string_is_the_same_key():
     assert changes(session).keys() == {b"d:other", b"d:gone"}
 
 
-def test_a_value_that_is_written_the_same_is_no_change():
+def test_value_that_is_written_alike_is_no_change():
     session = fields(name="ada", n=1)
     assert (session["name"], session["n"]) == ("ada", 1)
     session["name"] = Key("ada")
@@ -174,7 +174,7 @@ def test_a_value_that_is_written_the_same_is_no_change():
 
 
 @pytest.mark.parametrize("same", [1, 1.0, True])
-def test_keys_that_are_equal_are_the_same_key_where_they_are_no_strings(same):
+def test_equal_keys_that_are_no_strings_are_the_same_key(same):
     values = {b"k:" + pickle.dumps(1): "one", b"d:two": 2}
     packed = {field: VERSION + b"s" + pickle.dumps(value) for field, value in values.items()}
     session = Fields(PickleSerializer(), packed)
@@ -195,7 +195,7 @@ def test_clear_forgets_all_that_is_stored():
     assert [change.field for change in delta.changes] == [b"d:a"]
 
 
-def test_settled_changes_do_not_count_as_in_place_and_are_not_lost():
+def test_settled_changes_are_kept_and_no_longer_in_place():
     session = fields(cart={"tea": 1}, other=[1])
     session["cart"]["tea"] = 2
     session.settle()
@@ -206,7 +206,7 @@ def test_settled_changes_do_not_count_as_in_place_and_are_not_lost():
     assert set(changes(session)) == {b"d:cart", b"d:other"}
 
 
-def test_a_removed_key_counts_as_changed_and_can_be_settled():
+def test_removed_key_counts_as_changed_until_settled():
     session = fields(a=1)
     del session["a"]
     assert session.changed_in_place()
@@ -215,7 +215,7 @@ def test_a_removed_key_counts_as_changed_and_can_be_settled():
     assert session.delta()
 
 
-def test_what_the_serialiser_refuses_is_named_by_the_save_and_only_there():
+def test_only_a_save_names_the_value_that_is_refused():
     session = fields(cart={})
     session["cart"]["x"] = object()
     assert session.changed_in_place()
@@ -237,25 +237,25 @@ class TestUnreadable:
         )
         return session, told
 
-    def test_it_is_not_there_and_the_others_are(self):
+    def test_unreadable_value_is_missing_and_others_are_there(self):
         session, told = self.session()
         assert dict(session) == {"good": 1}
         assert "bad" not in session and session.get("odd") is None
         assert sorted(told) == ["bad", "odd"]
 
-    def test_it_is_neither_written_nor_removed(self):
+    def test_unreadable_value_is_neither_written_nor_removed(self):
         session, _ = self.session()
         session["good"] = 2
         assert session.copy() == {"good": 2}
         assert set(changes(session)) == {b"d:good"}
         assert not Fields(JSONSerializer(), {b"d:bad": VERSION + b"?"}).delta()
 
-    def test_it_moves_along_raw(self):
+    def test_unreadable_value_moves_along_raw(self):
         session, _ = self.session()
         session.copy()
         assert dict(session.everything())[b"d:bad"] == b"snot json"
 
-    def test_it_gives_way_to_a_new_value(self):
+    def test_unreadable_value_gives_way_to_a_new_one(self):
         session, _ = self.session()
         assert "bad" not in session
         session["bad"] = 1
@@ -265,68 +265,68 @@ class TestUnreadable:
 class TestIncrement:
     """An integer that the store adds to."""
 
-    def test_is_an_addition_and_not_a_value(self):
+    def test_increment_of_a_counter_is_an_addition(self):
         session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         assert session.increment("n", 2) == 7
         assert session.increment("n", 1) == 8
         assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"3"),)
 
-    def test_makes_a_counter_of_what_the_serialiser_wrote(self):
+    def test_increment_makes_a_counter_of_a_written_integer(self):
         session = fields(n=5)
         session.increment("n", 2)
         delta = session.delta()
         assert delta.changes == (Change(Operation.SET_COUNTER, b"d:n", VERSION, b"i7"),)
         assert delta.sums == {b"d:n"}
 
-    def test_is_an_addition_again_where_somebody_else_made_the_counter(self):
+    def test_increment_adds_where_others_made_the_counter(self):
         session = fields(n=5)
         session.increment("n", 2)
         session.rebase({b"d:n": b"version2i6"})
         assert session["n"] == 8
         assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"2"),)
 
-    def test_of_what_lua_cannot_count_is_a_value(self):
+    def test_increment_beyond_what_lua_counts_is_a_value(self):
         session = fields(n=2**60)
         session.increment("n", 2)
         assert changes(session)[b"d:n"].operand == b"s%d" % (2**60 + 2)
 
-    def test_starts_at_zero(self):
+    def test_increment_starts_at_zero(self):
         session = fields()
         assert session.increment("n", -1) == -1
         assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"-1"),)
 
-    def test_by_nothing_is_no_change(self):
+    def test_increment_by_nothing_is_no_change(self):
         session = fields(n=5)
         session.increment("n", 0)
         assert not session.delta()
 
-    def test_of_a_value_set_here_is_a_value(self):
+    def test_increment_of_a_value_set_here_is_a_value(self):
         session = fields(n=5)
         session["n"] = 10
         session.increment("n", 1)
         assert changes(session)[b"d:n"].operand == b"s11"
 
-    def test_then_set_is_a_value(self):
+    def test_setting_after_an_increment_is_a_value(self):
         session = fields(n=5)
         session.increment("n", 1)
         session["n"] = 50
         assert changes(session)[b"d:n"].operand == b"s50"
 
-    def test_then_removed_is_removed(self):
+    def test_removal_after_an_increment_is_a_removal(self):
         session = fields(n=5)
         session.increment("n", 1)
         del session["n"]
         assert changes(session)[b"d:n"].operation is Operation.REMOVE
 
     @pytest.mark.parametrize("value", ["1", 1.5, True, None, [1]])
-    def test_of_what_is_no_integer_is_refused(self, value):
+    def test_increment_needs_integers(self, value):
         session = fields(n=value)
         with pytest.raises(TypeError, match="'n'"):
             session.increment("n", 1)
         with pytest.raises(TypeError, match="'m'"):
             session.increment("m", value)
 
-    def test_after_it_was_written_the_counter_is_known(self):
+    def test_written_increment_leaves_the_counter_known(self):
         session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         session.increment("n", 1)
         session.written(session.delta(), b"version2", [9])
@@ -336,7 +336,7 @@ class TestIncrement:
         assert session.delta().changes[0].operand == b"1"
 
 
-def test_after_a_write_only_new_changes_count():
+def test_only_new_changes_count_after_a_write():
     session = fields(cart={"tea": 1})
     session["cart"]["tea"] = 2
     session.written(session.delta(), b"version2", [])
@@ -345,7 +345,7 @@ def test_after_a_write_only_new_changes_count():
     assert changes(session)[b"d:cart"].loaded == b"version2"
 
 
-def test_a_merge_keeps_the_containers_that_a_view_may_hold():
+def test_merge_keeps_the_containers_that_a_view_may_hold():
     session = fields(cart={"lines": {"tea": 1}, "notes": ["a"]})
     lines, notes = session["cart"]["lines"], session["cart"]["notes"]
     lines["milk"] = 1
@@ -357,7 +357,7 @@ def test_a_merge_keeps_the_containers_that_a_view_may_hold():
     assert changes(session)[b"d:cart"].loaded == b"version2"
 
 
-def test_a_list_under_two_keys_is_not_merged_into_for_both():
+def test_list_under_two_keys_is_merged_for_one_only():
     session = fields(seen=[], bought=[])
     session["seen"] = session["bought"] = ["mine"]
     session.rebase({b"d:seen": b'version2s["theirs"]'})
@@ -365,14 +365,14 @@ def test_a_list_under_two_keys_is_not_merged_into_for_both():
     assert session["bought"] == ["mine"]
 
 
-def test_a_merge_compares_what_a_reader_would_find():
+def test_merge_compares_what_a_reader_would_find():
     session = fields(cart={"1": ["a"]})
     session["cart"] = {1: ("a", "mine")}
     session.rebase({b"d:cart": b'version2s{"1":["a","theirs"]}'})
     assert session["cart"] == {"1": ["a", "theirs", "mine"]}
 
 
-def test_a_value_that_others_removed_and_i_did_not_change_is_theirs():
+def test_removal_on_both_sides_is_no_change():
     session = fields(a=1)
     del session["a"]
     session.rebase({b"d:a": b""})
@@ -394,34 +394,34 @@ def now_stored(version=b"version2", **values):
 class TestRefresh:
     """What the store holds now, with what was changed here on top."""
 
-    def test_without_changes_it_is_what_the_store_holds(self):
+    def test_refresh_without_changes_gives_what_is_stored(self):
         session = fields(read=[1], waiting=1, gone=1, also_gone=1)
         assert (session["read"], session["gone"]) == ([1], 1)
         session.refresh(now_stored(read=[2], waiting=2, new=3))
         assert session.copy() == {"read": [2], "waiting": 2, "new": 3}
         assert not session.delta() and not session.changed_in_place()
 
-    def test_a_change_stays_on_top(self):
+    def test_change_stays_on_top(self):
         session = fields(a=1, b=1)
         session["a"] = 2
         session.refresh(stored({"a": 1}) | now_stored(b=5))
         assert session.copy() == {"a": 2, "b": 5}
         assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", VERSION, b"s2")}
 
-    def test_a_new_key_stays_on_top(self):
+    def test_new_key_stays_on_top(self):
         session = fields(a=1)
         session["new"] = 1
         session.refresh(now_stored(a=5))
         assert session.copy() == {"a": 5, "new": 1}
         assert changes(session) == {b"d:new": Change(Operation.SET, b"d:new", b"", b"s1")}
 
-    def test_a_value_that_others_removed_and_i_changed_is_mine(self):
+    def test_changed_value_that_others_removed_is_mine(self):
         session = fields(a=1)
         session["a"] = 2
         session.refresh({})
         assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", b"", b"s2")}
 
-    def test_a_removal_stays_on_top(self):
+    def test_removal_stays_on_top(self):
         session = fields(a=1, b=1, c={"x": 1})
         del session["a"], session["b"], session["c"]
         session.refresh(stored({"a": 1}) | now_stored(c={"x": 1, "theirs": 2}))
@@ -431,7 +431,7 @@ class TestRefresh:
             b"d:c": Change(Operation.SET, b"d:c", b"version2", b's{"theirs":2}'),
         }
 
-    def test_a_change_in_place_is_merged_into_what_others_wrote(self):
+    def test_change_in_place_is_merged_into_what_others_wrote(self):
         session = fields(cart={"tea": 1, "lines": [1]})
         cart = session["cart"]
         cart["lines"].append(2)
@@ -440,13 +440,13 @@ class TestRefresh:
         assert cart == {"tea": 5, "lines": [1, 3, 2]}
         assert changes(session)[b"d:cart"].loaded == b"version2"
 
-    def test_a_merge_that_leaves_nothing_to_write_is_no_change(self):
+    def test_merge_that_leaves_nothing_to_write_is_no_change(self):
         session = fields(a=1)
         session["a"] = 2
         session.refresh(now_stored(a=2))
         assert not session.delta()
 
-    def test_a_counter_is_added_to_what_the_store_holds(self):
+    def test_counter_is_added_to_what_the_store_holds(self):
         session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5", b"d:m": VERSION + b"i5"})
         session.increment("n", 2)
         session.increment("m", 2)
@@ -457,27 +457,27 @@ class TestRefresh:
         assert session.increment("m", 1) == 13
         assert changes(session)[b"d:m"] == Change(Operation.ADD, b"d:m", b"", b"3")
 
-    def test_a_counter_that_is_no_integer_any_more_is_said(self):
+    def test_counter_that_is_no_integer_any_more_is_refused(self):
         session = fields(n=5)
         session.increment("n", 1)
         with pytest.raises(TypeError, match="'n'"):
             session.refresh(now_stored(n="text"))
 
-    def test_a_counter_that_others_made_of_an_integer_is_known(self):
+    def test_counter_that_others_made_of_an_integer_is_known(self):
         session = fields(n=5)
         assert session["n"] == 5
         session.refresh(now_stored(n=b"6"))
         assert session.increment("n", 1) == 7
         assert changes(session) == {b"d:n": Change(Operation.ADD, b"d:n", b"", b"1")}
 
-    def test_cleared_is_cleared(self):
+    def test_cleared_copy_stays_cleared_by_a_refresh(self):
         session = Fields(JSONSerializer(), cleared=True)
         session["a"] = 1
         session.refresh(now_stored(a=2, b=2))
         assert session.copy() == {"a": 1}
         assert session.delta().cleared
 
-    def test_what_could_not_be_read_may_be_readable_now_and_the_other_way(self):
+    def test_refresh_reads_unreadable_values_anew(self):
         told = []
         session = Fields(
             JSONSerializer(),
@@ -491,13 +491,13 @@ class TestRefresh:
         assert not session.delta()
         assert dict(session.everything())[b"d:c"] == b"?"
 
-    def test_a_new_value_of_what_could_not_be_read_stays_on_top(self):
+    def test_new_value_of_an_unreadable_one_stays_on_top(self):
         session = Fields(JSONSerializer(), {b"d:a": VERSION + b"?"})
         session["a"] = 1
         session.refresh({b"d:a": b"version2?"})
         assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", b"version2", b"s1")}
 
-    def test_a_key_that_cannot_be_read_is_set_aside(self):
+    def test_unreadable_key_is_set_aside(self):
         odd = {b"k:not json": VERSION + b"s1"}
         session = Fields(JSONSerializer(), stored({"a": 1}) | odd)
         session.refresh(
@@ -509,7 +509,7 @@ class TestRefresh:
         session.refresh(now_stored(a=2))
         assert dict(session.everything()).keys() == {b"d:a"}
 
-    def test_what_was_settled_is_known_anew(self):
+    def test_settled_value_is_known_anew(self):
         session = fields(cart={"tea": 1})
         assert session["cart"]
         session.settle()
@@ -517,7 +517,7 @@ class TestRefresh:
         assert session["cart"] == {"tea": 2}
         assert not session.changed_in_place()
 
-    def test_a_value_that_cannot_be_written_is_said(self):
+    def test_value_that_cannot_be_written_is_named(self):
         session = fields(a=1)
         session["a"] = object()
         with pytest.raises(TypeError, match="'a'"):
@@ -572,7 +572,7 @@ class TestRestore:
         assert session.increment("n", 1) == session.increment("m", 1) == 5
         assert changes(session)[b"d:m"] == Change(Operation.ADD, b"d:m", b"", b"4")
 
-    def test_a_removal_is_undone_and_redone(self):
+    def test_removal_is_undone_and_redone(self):
         session = fields(a=1, b=1)
         del session["a"]
 
@@ -582,7 +582,7 @@ class TestRestore:
 
         assert self.restored(session, change).copy() == {"b": 1}
 
-    def test_a_counter_whose_sum_is_nothing_stays_one(self):
+    def test_counter_whose_sum_is_nothing_stays_one(self):
         session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         session.increment("n", 1)
         session.increment("n", -1)
@@ -590,7 +590,7 @@ class TestRestore:
         session.increment("n", 1)
         assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"1"),)
 
-    def test_cleared_stays_cleared(self):
+    def test_cleared_copy_stays_cleared_by_a_restore(self):
         session = Fields(JSONSerializer(), cleared=True)
         session["a"] = 1
 
@@ -600,7 +600,7 @@ class TestRestore:
 
         assert self.restored(session, change).delta().cleared
 
-    def test_what_cannot_be_read_stays_set_aside(self):
+    def test_unreadable_value_stays_set_aside(self):
         told = []
         values = stored({"a": 1}) | {b"d:bad": VERSION + b"?", b"d:odd": VERSION + b"?"}
         session = Fields(JSONSerializer(), values, on_unreadable=lambda *what: told.append(what))
@@ -615,7 +615,7 @@ class TestRestore:
         assert [key for key, _ in told] == ["bad"], "told once"
         assert dict(session.everything())[b"d:bad"] == b"?"
 
-    def test_what_others_wrote_before_the_snapshot_is_kept(self):
+    def test_writes_of_others_before_the_snapshot_are_kept(self):
         session = fields(cart={"tea": 1}, other=1)
         session["cart"]["milk"] = 1
         session.refresh(now_stored(cart={"tea": 1, "rice": 1}, other=2))
@@ -627,13 +627,13 @@ class TestRestore:
         session = self.restored(session, change)
         assert session.copy() == {"cart": {"tea": 1, "rice": 1, "milk": 1}, "other": 2}
 
-    def test_what_became_readable_is_not_set_aside_again(self):
+    def test_value_that_became_readable_is_not_set_aside_again(self):
         session = Fields(JSONSerializer(), {b"d:a": VERSION + b"?"})
         session["a"] = {"mine": 1}
         session.refresh(now_stored(a={"theirs": 1}))
         self.restored(session, lambda session: session["a"].clear())
 
-    def test_it_is_not_modified_by_that(self):
+    def test_restore_leaves_no_change_in_place(self):
         session = fields(cart={"tea": 1})
         snapshot = session.snapshot()
         session["cart"]["tea"] = 2
@@ -701,7 +701,7 @@ def stored_with_counters(values, version):
 
 
 @given(records, records, st.sets(some_keys), actions)
-def test_a_refreshed_copy_can_be_written_and_holds_what_is_stored_then(before, after, moved, steps):
+def test_refreshed_copy_is_written_as_it_reads(before, after, moved, steps):
     loaded = stored_with_counters(before, VERSION)
     session = Fields(JSONSerializer(), loaded)
     act(session, steps)
@@ -730,7 +730,7 @@ def test_a_refreshed_copy_can_be_written_and_holds_what_is_stored_then(before, a
 
 
 @given(records, actions, actions, st.booleans())
-def test_a_restored_copy_is_what_it_was(before, earlier, later, cleared):
+def test_restored_copy_is_what_it_was(before, earlier, later, cleared):
     values = None if cleared else stored_with_counters(before, VERSION)
     session = Fields(JSONSerializer(), values, cleared=cleared)
     act(session, earlier)

@@ -135,24 +135,24 @@ def found(now_ms=5):
     return [{b"m:": META}, [b"0", b"%d000" % now_ms]]
 
 
-def test_a_load_is_one_trip_and_does_not_go_through_lua():
+def test_load_is_one_trip_without_lua():
     trips, read = play(flows.load(PLACE), [{b"m:": META}, [b"0", b"2000"]])
     assert [names(trip) for trip in trips] == [["HGETALL", "TIME"]]
     assert isinstance(read.found, Loaded)
     assert read.now_ms == 2
 
 
-def test_a_load_that_renews_is_one_trip():
+def test_load_that_renews_is_one_trip():
     trips, _ = play(flows.load(PLACE, TERMS), [[1, 2, 255, b"d"], [b"m:", META], [b"0", b"2000"]])
     assert [names(trip) for trip in trips] == [["touch", "HGETALL", "TIME"]]
 
 
-def test_what_expired_between_the_two_commands_of_a_load_is_gone():
+def test_session_that_expires_within_a_load_is_gone():
     _, read = play(flows.load(PLACE), [{b"m:": META}, [b"0", b"255000"]])
     assert read.found is EndReason.UNKNOWN
 
 
-def test_a_commit_of_nothing_renews():
+def test_commit_of_nothing_renews():
     fields = loaded(a=b"1")
     assert fields["a"] == 1
     trips, committed = play(commit(fields), [[1, 5, 9, b"d"]])
@@ -160,7 +160,7 @@ def test_a_commit_of_nothing_renews():
     assert committed.alive.deadline_ms == 9
 
 
-def test_a_commit_sends_only_what_changed():
+def test_commit_sends_only_what_changed():
     fields = loaded(a=b"1", b=b"2")
     fields["a"] = 3
     assert fields["b"] == 2
@@ -170,7 +170,7 @@ def test_a_commit_sends_only_what_changed():
     assert not fields.delta()
 
 
-def test_a_conflict_is_merged_and_sent_again_with_the_version_that_is_stored_now():
+def test_conflict_is_merged_and_sent_with_the_stored_version():
     fields = loaded(cart=b'{"a":1}')
     fields["cart"]["b"] = 2
     cart = fields["cart"]
@@ -186,7 +186,7 @@ def test_a_conflict_is_merged_and_sent_again_with_the_version_that_is_stored_now
     assert cart is fields["cart"], "a view may still hold what was merged into"
 
 
-def test_a_merge_that_leaves_nothing_to_write_renews():
+def test_merge_that_leaves_nothing_to_write_renews():
     fields = loaded(a=b"1")
     fields["a"] = 2
     trips, _ = play(commit(fields), [[-2, 5, b"d:a", b"othersv1s2"]], [[1, 6, 9, b"d"]])
@@ -215,7 +215,7 @@ def test_three_conflicts_in_a_row_queue_for_the_lock():
     assert committed.turn.handed_on
 
 
-def test_under_a_lock_no_number_of_conflicts_queues_for_it():
+def test_conflicts_under_a_lock_never_queue_for_it():
     """Others write under it too: those whom its holder let in."""
     fields = loaded(a=b"1")
     fields["a"] = 2
@@ -223,7 +223,7 @@ def test_under_a_lock_no_number_of_conflicts_queues_for_it():
     assert [names(step) for step in steps] == [["commit"]] * 6
 
 
-def test_where_a_conflict_is_an_error_the_first_is_said():
+def test_first_conflict_is_an_error_where_that_is_wanted():
     fields = loaded(a=b"1")
     fields["a"] = 2
     terms = Terms(1000, 0, 0, 100_000, 4000, on_conflict="error")
@@ -233,7 +233,7 @@ def test_where_a_conflict_is_an_error_the_first_is_said():
     assert "some key" not in str(error)
 
 
-def test_a_counter_that_lua_cannot_add_to_is_added_to_here():
+def test_counter_too_large_for_lua_is_added_to_here():
     fields = loaded(n=b"%d" % 2**60)
     fields.increment("n", 1)
     stored = b"othersv1s%d" % (2**60 + 5)
@@ -242,7 +242,7 @@ def test_a_counter_that_lua_cannot_add_to_is_added_to_here():
     assert changes(trips[1]) == ("#", b"d:n", b"othersv1", b"s%d" % (2**60 + 6))
 
 
-def test_a_counter_takes_the_sum_that_the_store_made():
+def test_counter_takes_the_sum_that_the_store_made():
     fields = Fields(JSONSerializer(), {b"d:n": b"loadedv1i1"})
     assert fields.increment("n", 1) == 2
     play(commit(fields), [[1, 6, 9, 0, b"7", b"versionb"]])
@@ -250,14 +250,14 @@ def test_a_counter_takes_the_sum_that_the_store_made():
     assert not fields.delta()
 
 
-def test_gone_is_told_with_its_reason():
+def test_commit_to_a_session_that_is_gone_tells_the_reason():
     fields = loaded(a=b"1")
     fields["a"] = 2
     _, gone = play(commit(fields), [[0, 5, b"flushed"]])
     assert gone == Gone(5, EndReason.FLUSHED)
 
 
-def test_too_large_is_refused_before_it_is_sent_or_by_the_store():
+def test_too_large_session_is_refused_here_or_by_the_store():
     with pytest.raises(SessionTooLarge):
         next(flows.create(PLACE, [(b"d:a", b"s" * 100_000)], EXPIRY, TERMS, TOKEN, NOBODY))
     fields = loaded(a=b"1")
@@ -268,7 +268,7 @@ def test_too_large_is_refused_before_it_is_sent_or_by_the_store():
         flow.send([[-3, 5, 100_001]])
 
 
-def test_a_newer_format_is_an_outage_not_a_logout():
+def test_newer_format_is_an_outage_and_no_logout():
     flow = flows.touch(PLACE, TERMS)
     next(flow)
     with pytest.raises(NewerFormat) as caught:
@@ -276,7 +276,7 @@ def test_a_newer_format_is_an_outage_not_a_logout():
     assert isinstance(caught.value, SessionStoreUnavailable)
 
 
-def test_a_passenger_rides_on_the_first_trip_only():
+def test_passenger_rides_on_the_first_trip_only():
     fields = loaded(a=b"1")
     fields["a"] = 2
     passenger = Call(None, (), ("PING",))
@@ -286,7 +286,7 @@ def test_a_passenger_rides_on_the_first_trip_only():
     assert committed.alive.deadline_ms == 9
 
 
-def test_a_passenger_that_has_arrived_is_not_lost_with_a_later_trip():
+def test_passenger_that_has_arrived_is_not_lost_later():
     def flow():
         yield (Call(None, (), ("TIME",)),)
         with suppress(SessionStoreUnavailable):
@@ -301,7 +301,7 @@ def test_a_passenger_that_has_arrived_is_not_lost_with_a_later_trip():
     assert not rider.is_lost
 
 
-def test_a_passenger_that_is_refused_is_lost_and_the_others_go_on():
+def test_refused_passenger_is_lost_and_the_others_go_on():
     rider = Rider(Call(None, (), ("PING",)))
     flow = flows.riding(flows.end(PLACE, EndReason.FLUSHED, 0), rider)
     assert play(flow, [ResponseError("no"), [1, 5, 2, b"1"]])[1] == Ended(3, b"1")
@@ -317,7 +317,7 @@ def acknowledged(flow):
     return flows.acknowledged(flow, SYNC, heard.append), heard
 
 
-def test_each_write_asks_its_replicas_and_only_one_that_landed_counts():
+def test_only_writes_that_landed_are_acknowledged():
     fields = loaded(a=b"1")
     fields["a"] = 2
     flow, heard = acknowledged(commit(fields))
@@ -329,27 +329,27 @@ def test_each_write_asks_its_replicas_and_only_one_that_landed_counts():
     assert heard == [Acknowledged(2, False, 1500 - WRITTEN[0][1])]
 
 
-def test_a_store_that_does_not_tell_has_written():
+def test_write_counts_where_the_store_cannot_acknowledge():
     flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED, 0))
     _, ended = play(flow, [[1, 1500, 500, b"1"], ResponseError("no such command"), CLOCK])
     assert (ended, heard) == (Ended(1000, b"1"), [Acknowledged(0, False, 0, "no such command")])
 
 
 @pytest.mark.parametrize(("reason", "counts"), [(b"flushed", 1), (b"", 0)])
-def test_an_end_of_what_is_ended_counts_where_there_is_a_tombstone(reason, counts):
+def test_second_end_is_acknowledged_if_a_tombstone_is_left(reason, counts):
     flow, heard = acknowledged(flows.end(PLACE, EndReason.FLUSHED, 0))
     _, ended = play(flow, [[0, 5, reason], 2, CLOCK])
     assert (ended, len(heard)) == (None, counts)
 
 
-def test_what_is_no_write_asks_nobody():
+def test_touch_asks_no_replica():
     flow, heard = acknowledged(flows.touch(PLACE, TERMS))
     trips, _ = play(flow, [[1, 5, 9, b"d"]])
     assert [names(trip) for trip in trips] == [["touch"]]
     assert heard == []
 
 
-def test_an_outage_reaches_the_flow_through_the_ride():
+def test_outage_reaches_the_flow_through_its_passenger():
     def flow():
         try:
             yield (Call(None, (), ("TIME",)),)
@@ -368,26 +368,26 @@ def test_an_outage_reaches_the_flow_through_the_ride():
 # A lock.
 
 
-def test_a_free_lock_is_taken_on_the_trip_of_the_load():
+def test_free_lock_is_taken_on_the_trip_of_the_load():
     trips, read = play(flows.load(PLACE, None, ASKING), [taken(), *found()])
     assert [names(trip) for trip in trips] == [["acquire", "HGETALL", "TIME"]]
     assert isinstance(read.found, Loaded)
     assert (read.turn.waited_ms, read.turn.handed_on) == (None, False)
 
 
-def test_a_free_lock_is_taken_before_the_deadline_is_renewed_and_on_the_same_trip():
+def test_free_lock_is_taken_before_the_renewal_in_one_trip():
     trips, _ = play(flows.load(PLACE, TERMS, ASKING), [taken(), [1, 5, 255, b"d"], *found()])
     assert [names(trip) for trip in trips] == [["acquire", "touch", "HGETALL", "TIME"]]
 
 
-def test_a_session_that_is_gone_has_no_lock():
+def test_session_that_is_gone_has_no_lock():
     trips, read = play(flows.load(PLACE, None, ASKING), [[0, 5, b""], {}, [b"0", b"5000"]])
     assert [names(trip) for trip in trips] == [["acquire", "HGETALL", "TIME"]]
     assert read.found is EndReason.UNKNOWN
     assert isinstance(read.turn.found, Gone)
 
 
-def test_one_that_is_woken_takes_the_lock_and_loads_in_one_trip():
+def test_woken_waiter_takes_the_lock_and_loads_in_one_trip():
     steps, read = play(
         flows.load(PLACE, None, ASKING), [held(5), *found()], WOKEN, [taken(305), *found(205)]
     )
@@ -397,7 +397,7 @@ def test_one_that_is_woken_takes_the_lock_and_loads_in_one_trip():
     assert (read.turn.waited_ms, read.turn.handed_on) == (300, True)
 
 
-def test_a_wake_up_that_is_lost_costs_one_question():
+def test_lost_wake_up_costs_one_question():
     """It is asked alone: whoever was not woken does not hold the lock, as a rule."""
     steps, read = play(
         flows.load(PLACE, None, ASKING),
@@ -414,7 +414,7 @@ def test_a_wake_up_that_is_lost_costs_one_question():
     assert (read.turn.waited_ms, read.turn.handed_on) == (2000, False)
 
 
-def test_one_that_is_woken_and_not_given_the_lock_waits_on():
+def test_woken_waiter_that_gets_no_lock_waits_on():
     """A lock that it was too slow to take; its place is that of a newcomer."""
     steps, read = play(
         flows.load(PLACE, None, ASKING),
@@ -426,7 +426,7 @@ def test_one_that_is_woken_and_not_given_the_lock_waits_on():
     assert read.turn.waited_ms == 395
 
 
-def test_one_that_is_woken_because_the_session_has_ended_is_told():
+def test_woken_waiter_is_told_that_the_session_has_ended():
     _, read = play(
         flows.load(PLACE, None, ASKING),
         [held(), *found()],
@@ -447,7 +447,7 @@ def test_one_that_is_woken_because_the_session_has_ended_is_told():
         (held(place=1, left_ms=-700), 0.02),
     ],
 )
-def test_how_long_a_waiter_sleeps(reply, seconds):
+def test_waiter_sleeps_until_the_lock_may_be_its(reply, seconds):
     flow = flows.load(PLACE, None, ASKING)
     next(flow)
     assert names(flow.send([reply, *found()])) == seconds
@@ -472,7 +472,7 @@ def waits(*, store_ms):
     return steps, caught.value
 
 
-def test_a_wait_in_vain_ends_in_time_and_gives_up_the_place():
+def test_wait_in_vain_ends_in_time_and_gives_up_the_place():
     steps, error = waits(store_ms=1000)
     assert [names(step) for step in steps[1:]] == [*[1.0, ["acquire"]] * 10, ["release"]]
     assert steps[-1][0].keys == (PLACE.record, PLACE.locks, MAILBOX)
@@ -485,18 +485,18 @@ def test_a_wait_in_vain_ends_in_time_and_gives_up_the_place():
     assert "10.0 s" in str(error) and "lock_headers()" in str(error)
 
 
-def test_a_clock_that_is_set_back_makes_no_wait_longer():
+def test_clock_that_is_set_back_makes_no_wait_longer():
     for store_ms in (0, -1000, -3_600_000):
         steps, _ = waits(store_ms=store_ms)
         assert sum(names(step) for step in steps if isinstance(step, Wait)) == 10.0
 
 
-def test_a_wait_whose_mail_is_late_ends_in_time_by_the_stores_clock():
+def test_wait_with_late_mail_ends_by_the_stores_clock():
     steps, _ = waits(store_ms=4000)
     assert [names(step) for step in steps if isinstance(step, Wait)] == [1.0, 1.0, 1.0]
 
 
-def test_the_last_slice_is_as_short_as_what_is_left():
+def test_last_slice_is_as_short_as_what_is_left():
     asking = Asking("a" * 16, LOCKING, 6000, lambda: None, nullcontext)
     steps, _ = play(
         flows.load(PLACE, None, asking),
@@ -511,7 +511,7 @@ def test_the_last_slice_is_as_short_as_what_is_left():
 FULL = [-6, 5, 2, b"web-2 POST /pay", 16]
 
 
-def test_one_more_than_may_wait_is_refused_at_once():
+def test_waiter_beyond_the_limit_is_refused_at_once():
     steps, error = play_to_the_error(
         SessionLockRefused, flows.load(PLACE, None, ASKING), [FULL, *found()]
     )
@@ -520,7 +520,7 @@ def test_one_more_than_may_wait_is_refused_at_once():
     assert (error.holder, error.held_s) == ("web-2 POST /pay", 0.003)
 
 
-def test_one_that_lost_its_place_and_finds_no_other_gives_up():
+def test_waiter_that_lost_its_place_and_finds_none_gives_up():
     steps, _ = play_to_the_error(
         SessionLockRefused,
         flows.load(PLACE, None, ASKING),
@@ -532,7 +532,7 @@ def test_one_that_lost_its_place_and_finds_no_other_gives_up():
 
 
 @pytest.mark.parametrize("error", [SessionLockTimeout, SessionLockRefused])
-def test_one_for_whom_waiting_makes_no_sense_asks_for_no_place(error):
+def test_hopeless_waiter_asks_for_no_place(error):
     refusal = Refusal(error, "this thread holds it itself", "Do not.")
     asking = Asking("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
     steps, raised = play_to_the_error(error, flows.load(PLACE, None, asking), [FULL, *found()])
@@ -542,14 +542,14 @@ def test_one_for_whom_waiting_makes_no_sense_asks_for_no_place(error):
     assert "this thread holds it itself" in str(raised) and "Do not." in str(raised)
 
 
-def test_one_for_whom_waiting_makes_no_sense_takes_a_free_lock():
+def test_hopeless_waiter_takes_a_free_lock():
     refusal = Refusal(SessionLockRefused, "too many wait", "Wait for them.")
     asking = Asking("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
     _, read = play(flows.load(PLACE, None, asking), [taken(), *found()])
     assert isinstance(read.found, Loaded)
 
 
-def test_a_waiting_room_that_is_full_gives_up_the_place():
+def test_full_waiting_room_gives_up_the_place():
     refusal = Refusal(SessionLockRefused, "2 requests of this process wait", "See there.")
     asking = Asking("a" * 16, LOCKING, 1000, lambda: None, lambda: nullcontext(refusal))
     steps, _ = play_to_the_error(
@@ -558,7 +558,7 @@ def test_a_waiting_room_that_is_full_gives_up_the_place():
     assert [names(step) for step in steps] == [["acquire", "HGETALL", "TIME"], ["release"]]
 
 
-def test_a_wait_is_in_the_waiting_room_and_leaves_it():
+def test_waiter_enters_the_waiting_room_and_leaves_it():
     present = []
 
     @contextmanager
@@ -591,7 +591,7 @@ def test_a_wait_is_in_the_waiting_room_and_leaves_it():
     assert present == []
 
 
-def test_a_timeout_is_told_though_the_store_goes_away():
+def test_timeout_is_told_though_the_store_goes_away():
     flow = flows.load(PLACE, None, ASKING)
     next(flow)
     flow.send([held(5), *found()])
@@ -601,14 +601,14 @@ def test_a_timeout_is_told_though_the_store_goes_away():
         flow.throw(SessionStoreUnavailable("away"))
 
 
-def test_a_passenger_rides_on_the_first_trip_and_not_on_a_wait():
+def test_passenger_rides_on_no_wait():
     flow = flows.riding(flows.load(PLACE, None, ASKING), Rider(Call(None, (), ("PING",))))
     steps, _ = play(flow, [b"PONG", held(), *found()], WOKEN, [taken(), *found()])
     assert names(steps[0]) == ["PING", "acquire", "HGETALL", "TIME"]
     assert [names(step) for step in steps[1:]] == [1.0, ["acquire", "HGETALL", "TIME"]]
 
 
-def test_a_lock_that_an_outer_request_holds_is_said_to_be_its():
+def test_lock_of_an_outer_request_is_said_to_be_its():
     asking = Asking("a" * 16, LOCKING, 1000, lambda: None, nullcontext, inside="b" * 16)
     trips, read = play(flows.load(PLACE, None, asking), [[2, 5, 2], *found()])
     assert trips[0][0].arguments[6] == "b" * 16
@@ -627,13 +627,13 @@ def changed():
     return fields
 
 
-def test_a_commit_under_a_lock_says_so_and_ends_it_where_it_is_to():
+def test_commit_under_a_lock_names_and_ends_it():
     trips, committed = play(commit(changed(), fence=Fence("b" * 16, release=True)), WRITTEN)
     assert [lock_of(trip) for trip in trips] == [("b" * 16, 1)]
     assert committed.turn is None
 
 
-def test_a_commit_of_nothing_under_a_lock_ends_it_in_the_same_trip():
+def test_commit_of_nothing_ends_its_lock_in_the_same_trip():
     trips, committed = play(
         commit(loaded(a=b"1"), fence=Fence("b" * 16, release=True)), [[1, 5, 9, b"d"], [1, 5, 2]]
     )
@@ -642,12 +642,12 @@ def test_a_commit_of_nothing_under_a_lock_ends_it_in_the_same_trip():
     assert committed.alive.deadline_ms == 9
 
 
-def test_a_commit_of_nothing_under_a_lock_keeps_it_where_it_is_to():
+def test_commit_of_nothing_keeps_a_lock_that_is_to_stay():
     trips, _ = play(commit(loaded(a=b"1"), fence=Fence("b" * 16)), [[1, 5, 9, b"d"]])
     assert [names(trip) for trip in trips] == [["touch"]]
 
 
-def test_an_unlocked_commit_queues_while_another_holds_the_lock():
+def test_unlocked_commit_queues_while_another_holds_the_lock():
     steps, committed = play(commit(changed()), HELD, [held()], WOKEN, [taken()], WRITTEN)
     assert [names(step) for step in steps] == [
         *(["commit"], ["acquire"], 1.0, ["acquire"]),
@@ -658,7 +658,7 @@ def test_an_unlocked_commit_queues_while_another_holds_the_lock():
     assert committed.turn.handed_on
 
 
-def test_what_the_holder_wrote_is_merged_by_a_commit_that_queued():
+def test_queued_commit_merges_what_the_holder_wrote():
     fields = loaded(cart=b'{"a":1}')
     fields["cart"]["b"] = 2
     conflict = [[-2, 5, b"d:cart", b'othersv1s{"a":1,"c":3}']]
@@ -668,7 +668,7 @@ def test_what_the_holder_wrote_is_merged_by_a_commit_that_queued():
     assert committed.merged == 1
 
 
-def test_a_commit_that_queued_and_has_nothing_left_to_write_ends_its_lock():
+def test_queued_commit_with_nothing_left_ends_its_lock():
     steps, committed = play(
         commit(changed()),
         *(HELD, [taken()], [[-2, 5, b"d:a", b"othersv1s2"]]),
@@ -679,12 +679,12 @@ def test_a_commit_that_queued_and_has_nothing_left_to_write_ends_its_lock():
     assert committed.alive.deadline_ms == 9
 
 
-def test_a_commit_that_queued_for_a_session_that_ended_is_told():
+def test_queued_commit_is_told_that_the_session_has_ended():
     _, gone = play(commit(changed()), HELD, [held()], WOKEN, [[0, 6, b"flushed"]])
     assert gone == Gone(6, EndReason.FLUSHED)
 
 
-def test_a_commit_that_queued_in_vain_says_so_and_gives_up_the_place():
+def test_queued_commit_that_times_out_gives_up_the_place():
     steps, _ = play_to_the_error(
         SessionLockTimeout,
         commit(changed()),
@@ -694,7 +694,7 @@ def test_a_commit_that_queued_in_vain_says_so_and_gives_up_the_place():
     assert names(steps[-1]) == ["release"]
 
 
-def test_a_commit_that_queued_and_is_refused_gives_up_its_lock():
+def test_queued_commit_that_is_refused_gives_up_its_lock():
     fields = loaded(n=b"1")
     fields.increment("n", 1)
     text = [[-2, 5, b"d:n", b'othersv1s"text"']]
@@ -703,14 +703,14 @@ def test_a_commit_that_queued_and_is_refused_gives_up_its_lock():
     assert steps[-1][0].keys[-1] == MAILBOX
 
 
-def test_a_commit_that_queued_and_lost_its_lock_queues_again_with_a_new_token():
+def test_queued_commit_that_lost_its_lock_queues_anew():
     steps, _ = play(commit(changed(), asks=asks_anew()), HELD, [taken()], LOST, [taken()], WRITTEN)
     assert [names(step) for step in steps] == [*[["commit"], ["acquire"]] * 2, ["commit"]]
     assert [step[0].arguments[0] for step in steps[1::2]] == ["0" * 16, "1" * 16]
     assert [lock_of(step) for step in steps[::2]] == [("", 0), ("0" * 16, 1), ("1" * 16, 1)]
 
 
-def test_a_commit_under_a_lock_that_was_lost_is_refused():
+def test_commit_under_a_lost_lock_is_refused():
     steps, error = play_to_the_error(
         SessionLockLost, commit(changed(), fence=Fence("b" * 16, release=True)), LOST
     )
@@ -719,7 +719,7 @@ def test_a_commit_under_a_lock_that_was_lost_is_refused():
     assert "some key" not in str(error)
 
 
-def test_a_commit_under_a_lock_that_was_lost_is_merged_where_that_is_wanted():
+def test_commit_under_a_lost_lock_is_merged_if_wanted():
     steps, committed = play(
         commit(changed(), fence=Fence("b" * 16, release=True), merge_lost=True),
         *(LOST, [held()], WOKEN, [taken()], CONFLICT, WRITTEN),
@@ -733,7 +733,7 @@ def rotate(fence=NO_LOCK, asks=lambda: ASKING):
     return flows.rotate(PLACE, new, TERMS, lambda: TOKEN, asks, fence)
 
 
-def test_a_new_key_queues_while_another_holds_the_lock():
+def test_new_key_queues_while_another_holds_the_lock():
     steps, alive = play(rotate(), HELD, [held()], WOKEN, [taken()], [[1, 6, 9]])
     assert [names(step) for step in steps] == [
         *(["rotate"], ["acquire"], 1.0, ["acquire"]),
@@ -746,13 +746,13 @@ def test_a_new_key_queues_while_another_holds_the_lock():
     assert isinstance(alive, Alive)
 
 
-def test_a_new_key_that_queued_and_lost_its_lock_queues_again_with_a_new_token():
+def test_queued_new_key_that_lost_its_lock_queues_anew():
     steps, _ = play(rotate(asks=asks_anew()), HELD, [taken()], LOST, [taken()], [[1, 6, 9]])
     assert [step[0].arguments[0] for step in steps[1::2]] == ["0" * 16, "1" * 16]
     assert [step[0].arguments[6] for step in steps[::2]] == ["", "0" * 16, "1" * 16]
 
 
-def test_a_new_key_that_is_taken_gives_up_the_lock_that_it_queued_for():
+def test_new_key_that_is_taken_gives_up_its_own_lock_only():
     steps, exists = play(rotate(), HELD, [taken()], [[-1, 6]], [[1, 6, 5]])
     assert names(steps[-1]) == ["release"]
     assert exists == Exists(6)
@@ -760,17 +760,17 @@ def test_a_new_key_that_is_taken_gives_up_the_lock_that_it_queued_for():
     assert [names(step) for step in steps] == [["rotate"]]
 
 
-def test_a_new_key_under_a_lock_that_was_lost_is_refused():
+def test_new_key_under_a_lost_lock_is_refused():
     _, error = play_to_the_error(SessionLockLost, rotate(Fence("b" * 16)), LOST)
     assert error.holder == "web-2 POST /pay"
 
 
-def test_a_new_key_of_a_session_that_ended_meanwhile_is_told():
+def test_queued_new_key_is_told_that_the_session_has_ended():
     _, gone = play(rotate(), HELD, [held()], WOKEN, [[0, 6, b"rotated"]])
     assert gone == Gone(6, EndReason.ROTATED)
 
 
-def test_a_release_tells_how_long_the_lock_was_held():
+def test_release_tells_how_long_the_lock_was_held():
     trips, held_ms = play(flows.release(PLACE, ASKING.token), [[1, 500, 100]])
     assert [names(trip) for trip in trips] == [["release"]]
     assert held_ms == 400

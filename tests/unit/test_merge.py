@@ -168,7 +168,7 @@ CASES: dict[str, tuple[Any, Any, Any, Any]] = {
 
 
 @pytest.mark.parametrize(("base", "mine", "theirs", "merged"), CASES.values(), ids=CASES.keys())
-def test_rules(base: Any, mine: Any, theirs: Any, merged: Any) -> None:
+def test_values_merge_by_the_table(base: Any, mine: Any, theirs: Any, merged: Any) -> None:
     assert exact(merge("cart", base, mine, theirs)) == exact(merged)
 
 
@@ -187,7 +187,7 @@ def test_values_that_only_pickle_carries_are_mine(kind: Any) -> None:
     assert merge("cart", {"k": base}, {"k": mine}, {"k": theirs, "t": 1}) == {"k": mine, "t": 1}
 
 
-def test_a_tuple_knows_true_from_one() -> None:
+def test_tuple_knows_true_from_one() -> None:
     assert merge("cart", (1,), (True,), (1,))[0] is True
 
 
@@ -230,7 +230,7 @@ MESSAGE_CASES: dict[str, tuple[Any, Any, Any, Any]] = {
 @pytest.mark.parametrize(
     ("base", "mine", "theirs", "merged"), MESSAGE_CASES.values(), ids=MESSAGE_CASES.keys()
 )
-def test_messages(base: Any, mine: Any, theirs: Any, merged: Any) -> None:
+def test_messages_merge_by_the_table(base: Any, mine: Any, theirs: Any, merged: Any) -> None:
     assert merge(MESSAGES_KEY, base, mine, theirs) == merged
 
 
@@ -257,7 +257,7 @@ def test_values_nested_too_deeply_are_mine_as_a_whole(kind: type) -> None:
     assert merge("cart", base, mine, theirs) is mine
 
 
-def test_a_hundred_levels_are_not_too_deep() -> None:
+def test_hundred_levels_are_not_too_deep() -> None:
     base, mine, theirs = (nest(leaf, 100, dict) for leaf in (["b"], ["b", "m"], ["b", "t"]))
     assert merge("cart", base, mine, theirs) == nest(["b", "t", "m"], 100, dict)
 
@@ -291,27 +291,27 @@ session_keys = st.sampled_from(["cart", MESSAGES_KEY])
 
 
 @given(session_keys, versions)
-def test_a_side_that_changed_nothing_takes_the_change(key: str, sides: tuple[Any, ...]) -> None:
+def test_side_that_changed_nothing_takes_the_change(key: str, sides: tuple[Any, ...]) -> None:
     base, side, _ = sides
     assert exact(merge(key, base, deepcopy(base), side)) == exact(side)
     assert exact(merge(key, base, side, deepcopy(base))) == exact(side)
 
 
 @given(session_keys, versions)
-def test_the_same_change_twice_is_one_change(key: str, sides: tuple[Any, ...]) -> None:
+def test_same_change_twice_is_one_change(key: str, sides: tuple[Any, ...]) -> None:
     base, side, _ = sides
     assert exact(merge(key, base, side, deepcopy(side))) == exact(side)
 
 
 @given(session_keys, versions)
-def test_arguments_stay_as_they_are(key: str, sides: tuple[Any, ...]) -> None:
+def test_merge_leaves_its_arguments_as_they_are(key: str, sides: tuple[Any, ...]) -> None:
     before = [exact(side) for side in sides]
     merge(key, *sides)
     assert [exact(side) for side in sides] == before
 
 
 @given(session_keys, versions)
-def test_the_result_holds_nothing_of_base_or_theirs(key: str, sides: tuple[Any, ...]) -> None:
+def test_result_shares_no_container_with_base_or_theirs(key: str, sides: tuple[Any, ...]) -> None:
     base, mine, theirs = deepcopy(sides[0]), deepcopy(sides[1]), deepcopy(sides[2])
     merged = containers(merge(key, base, mine, theirs))
     assert not merged.keys() & (containers(base) | containers(theirs)).keys()
@@ -363,5 +363,5 @@ anything = json_values | st.just(MISSING)
 
 
 @given(session_keys, anything, anything, anything)
-def test_never_raises(key: str, base: Any, mine: Any, theirs: Any) -> None:
+def test_merge_never_raises(key: str, base: Any, mine: Any, theirs: Any) -> None:
     exact(merge(key, base, mine, theirs))

@@ -12,8 +12,6 @@ import pytest
 from django_clustered_sessions.history import SLOT, History, Level, Row
 from django_clustered_sessions.plots import MOST, Series, merged, overview, svg
 
-pytestmark = pytest.mark.full
-
 SPACE = "{http://www.w3.org/2000/svg}"
 START = datetime(2026, 3, 28, 18, 0, tzinfo=UTC)
 TIMES = [START + n * SLOT for n in range(12)]
@@ -48,7 +46,7 @@ def a_history() -> History:
 
 
 @pytest.mark.parametrize("kind", ["line", "bars"])
-def test_it_is_told_to_those_who_do_not_see_it(kind: str) -> None:
+def test_chart_is_described_to_those_who_do_not_see_it(kind: str) -> None:
     root = drawn(Series("web-1", [n + 1 for n in range(12)]), kind=kind)
     assert root.get("role") == "img"
     names = [part.get("id") for part in root if part.tag in (f"{SPACE}title", f"{SPACE}desc")]
@@ -65,7 +63,7 @@ def test_two_charts_of_a_page_have_different_ids() -> None:
     assert len(ids) == len(set(ids)) == 8
 
 
-def test_it_needs_no_script_no_style_and_nothing_from_elsewhere() -> None:
+def test_chart_needs_no_script_and_loads_nothing() -> None:
     for plot in overview(a_history()):
         assert not re.search(r"<(script|style|image|use|a|foreignObject)\b", plot.svg)
         assert not re.search(r"\s(style|on\w+|href|class)=", plot.svg)
@@ -80,7 +78,7 @@ def test_names_are_escaped() -> None:
     assert (root[0].text, name in texts(root)) == (name, True)
 
 
-def test_a_line_goes_through_its_points() -> None:
+def test_line_goes_through_its_points() -> None:
     root = drawn(Series("a", [0, 10, *([20] * 10)]))
     first, second, third, *_ = points(paths(root)[0])
     assert first[1] - second[1] == pytest.approx(second[1] - third[1], abs=0.2)
@@ -88,7 +86,7 @@ def test_a_line_goes_through_its_points() -> None:
     assert "nothing yet" not in texts(root)
 
 
-def test_a_line_has_a_gap_where_nothing_is_known() -> None:
+def test_line_has_a_gap_where_nothing_is_known() -> None:
     root = drawn(Series("a", [1, 2, None, None, 5, 6, 7, None, 9, None, 1, 2]))
     (path,) = paths(root)
     assert path.count("M") == 4
@@ -97,7 +95,7 @@ def test_a_line_has_a_gap_where_nothing_is_known() -> None:
     assert len(list(root.iter(f"{SPACE}circle"))) == 1
 
 
-def test_bars_are_on_top_of_each_other() -> None:
+def test_bars_stand_on_top_of_each_other() -> None:
     root = drawn(Series("a", [10] * 12), Series("b", [0, 20, *([0] * 10)]), kind="bars")
     low, high = (re.findall(r"M([\d.]+) ([\d.]+)h([\d.]+)v([\d.]+)", path) for path in paths(root))
     assert (len(low), len(high)) == (12, 1)
@@ -114,7 +112,7 @@ def test_bars_are_on_top_of_each_other() -> None:
     ("largest", "top"),
     [(0, "1"), (1, "1"), (3, "3"), (17, "20"), (999, "1 k"), (48_000, "60 k"), (3e6, "3 M")],
 )
-def test_the_axis_has_round_numbers(largest: float, top: str) -> None:
+def test_axis_has_round_numbers(largest: float, top: str) -> None:
     root = drawn(Series("a", [largest] * 12))
     numbers = [text for text in texts(root) if ":" not in text]
     assert (numbers[0], numbers[-1]) == ("0", top)
@@ -122,7 +120,7 @@ def test_the_axis_has_round_numbers(largest: float, top: str) -> None:
     assert len(set(numbers)) == len(numbers)
 
 
-def test_times_are_those_of_the_zone_also_where_its_clocks_change() -> None:
+def test_times_are_those_of_the_zone_when_clocks_change() -> None:
     times = [START + n * SLOT for n in range(288)]
     labels = [
         text for text in texts(drawn(times=times, zone=ZoneInfo("Europe/Berlin"))) if ":" in text
@@ -134,7 +132,7 @@ def test_times_are_those_of_the_zone_also_where_its_clocks_change() -> None:
     assert hours[:2] == ["18:00", "18:10"]
 
 
-def test_more_series_than_can_be_told_apart() -> None:
+def test_series_that_are_too_many_are_merged() -> None:
     series = [Series(f"web-{n}", [n, None, 1]) for n in range(20)]
     found = merged(series)
     assert [one.label for one in found] == [
@@ -147,18 +145,18 @@ def test_more_series_than_can_be_told_apart() -> None:
         svg(*series, title="x", times=TIMES[:3])
 
 
-def test_as_many_values_as_times() -> None:
+def test_number_of_values_has_to_match_the_times() -> None:
     with pytest.raises(ValueError, match="12 values"):
         drawn(Series("a", [1, 2]))
 
 
-def test_nothing_yet() -> None:
+def test_empty_chart_says_that_nothing_is_known_yet() -> None:
     for root in (drawn(), drawn(Series("a", [None] * 12)), drawn(kind="bars"), drawn(times=[])):
         assert "nothing yet" in texts(root)
         assert root[1].text == "No data yet."
 
 
-def test_the_names_stay_within_the_chart() -> None:
+def test_names_stay_within_the_chart() -> None:
     root = drawn(*(Series(f"web-{n}." + "n" * 60, [n] * 12) for n in range(6)))
     height = float(root.get("viewBox", "").split()[-1])
     shown = [text for text in root.iter(f"{SPACE}text") if "web-" in (text.text or "")]
@@ -170,12 +168,12 @@ def test_the_names_stay_within_the_chart() -> None:
     assert len(places) == 6
 
 
-def test_one_name_is_said_by_the_title() -> None:
+def test_legend_is_left_out_for_a_single_series() -> None:
     assert "sessions" not in texts(drawn(Series("sessions", [1] * 12)))
     assert "a" in texts(drawn(Series("a", [1] * 12), Series("b", [1] * 12)))
 
 
-def test_the_charts_of_a_history() -> None:
+def test_history_gives_four_charts() -> None:
     found = {plot.name: plot for plot in overview(a_history())}
     assert list(found) == ["sessions", "requests", "lock_waits", "store_errors"]
     assert found["sessions"].series == [Series("sessions", [*([None] * 3), *([50] * 9), 52])]

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from hashlib import sha1
 from importlib.resources import files
+from itertools import product
 
 import pytest
-import redis
-from redis.crc import key_slot
 
 from django_clustered_sessions.protocol import commands, scripts
 from django_clustered_sessions.protocol.fields import Change, Delta, Operation
 from django_clustered_sessions.protocol.record import NOBODY, EndReason, Mode, Place
 from django_clustered_sessions.protocol.steps import Call
 from django_clustered_sessions.protocol.terms import Expiry, Locking, Terms
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
 
 #: Files that are no scripts: others are built on them.
 INCLUDES = ["lock", "prelude", "write"]
@@ -74,37 +70,34 @@ def functions(name: str) -> dict[str, str]:
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
-def test_every_script_has_a_builder():
+def test_each_script_has_a_builder():
     assert set(NAMES) == set(CALLS)
 
 
-def test_what_is_no_script_is_an_include():
+def test_scripts_and_no_includes_begin_with_a_shebang():
+    """With it the store checks before the script runs whether writes are possible."""
     for name in FILES:
-        assert scripts.read(name).startswith(b"#!lua") == (name not in INCLUDES)
+        assert scripts.read(name).startswith(b"#!lua") == (name not in INCLUDES), name
+    for name in NAMES:
+        assert scripts.script(name).source.startswith(b"#!lua"), name
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_includes_what_it_uses(name):
-    for include in {*INCLUDES} - {"prelude"}:
+def test_headers_name_the_includes_that_are_used():
+    for name, include in product(NAMES, {*INCLUDES} - {"prelude"}):
         used = functions(include).keys() & set(re.findall(r"(\w+)\(", body(name)))
-        assert (f"-- Includes: {include}\n" in header(name)) == bool(used), include
+        assert (f"-- Includes: {include}\n" in header(name)) == bool(used), (name, include)
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_starts_with_the_line_that_makes_the_store_check_before_it_writes(name):
-    assert scripts.script(name).source.startswith(b"#!lua")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_header_says_purpose_keys_arguments_and_returns(name):
-    text = header(name)
-    assert re.match(r"-- [A-Z][^\n]+\.\n", text)
-    assert documented(name, "KEYS") and documented(name, "ARGV")
-    assert "-- Returns  {" in text
+def test_headers_say_purpose_keys_arguments_and_returns():
+    for name in NAMES:
+        text = header(name)
+        assert re.match(r"-- [A-Z][^\n]+\.\n", text), name
+        assert documented(name, "KEYS") and documented(name, "ARGV"), name
+        assert "-- Returns  {" in text, name
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_keys_and_arguments_used_are_those_documented(name):
+def test_header_documents_the_keys_and_arguments_used(name):
     code = body(name) if name in NAMES else scripts.read(name).decode()
     for array in ("KEYS", "ARGV"):
         used = {int(number) for number in re.findall(rf"{array}\[(\d+)\]", code)}
@@ -114,7 +107,7 @@ def test_keys_and_arguments_used_are_those_documented(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_builder_sends_what_the_header_documents(name):
+def test_builder_sends_what_the_header_documents(name):
     call = CALLS[name]
     assert len(call.keys) == max(documented(name, "KEYS"))
     last = max(documented(name, "ARGV"))
@@ -132,14 +125,14 @@ def statuses(code: str) -> set[str]:
     return set(re.findall(r"\{([A-Z_]+)\b", code)) & commands.Status.__members__.keys()
 
 
-def test_status_codes_of_shared_functions_are_those_assumed():
+def test_shared_functions_return_the_statuses_assumed():
     for include in INCLUDES:
         for name, code in functions(include).items():
             assert statuses(code) == SHARED_REPLIES.get(name, set())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_status_codes_returned_are_those_documented(name):
+def test_header_documents_the_statuses_returned(name):
     code = body(name)
     returned = statuses(code)
     # ``return why_not``, ``return refusal``: the second value of the one, the value of the other.
@@ -157,14 +150,15 @@ def keys_used(code: str) -> set[str]:
     return set(re.findall(rf'redis\.call\("{before}",\s+([^,)]+)', code))
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_nothing_scans(name):
-    assert not re.search(r'redis\.p?call\("(KEYS|SCAN|EVAL)', scripts.read(name).decode())
-    assert 'redis.pcall("' not in scripts.read(name).decode()
+def test_no_script_scans_or_catches_errors():
+    for name in FILES:
+        code = scripts.read(name).decode()
+        assert not re.search(r'redis\.p?call\("(KEYS|SCAN|EVAL)', code), name
+        assert 'redis.pcall("' not in code, name
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_key_is_passed_in(name):
+def test_scripts_use_only_keys_passed_in(name):
     code = body(name)
     passed = {
         key
@@ -177,7 +171,7 @@ def test_every_key_is_passed_in(name):
 
 
 @pytest.mark.parametrize("name", INCLUDES)
-def test_every_key_is_passed_on_but_a_mailbox(name):
+def test_includes_use_only_keys_passed_on_and_a_mailbox(name):
     """The one key that is not passed in: <record>:<token>, where a waiter is woken.
 
     Who waits is known to the store alone. The key is in the record's slot, and of the record's
@@ -195,26 +189,6 @@ def test_every_key_is_passed_on_but_a_mailbox(name):
     assert made == ([mailbox] if name == "lock" else [])
 
 
-def test_a_mailbox_is_in_the_slot_of_its_record_and_known_to_whoever_reads_it(store: redis.Redis):
-    def ask(*calls: Call):
-        def flow():
-            return (yield calls)
-
-        return drivers.run(flow(), connections.pool, Budget(5.0))
-
-    create = commands.create(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS)
-    ask(create, *(commands.acquire(PLACE, who, LOCKING, 10_000) for who in (HOLDER, WAITER)))
-    before = set(store.keys())
-    ask(commands.release(PLACE, HOLDER))
-    assert set(store.keys()) - before == {PLACE.mailbox(WAITER).encode()}
-    assert store.type(PLACE.mailbox(WAITER)) == b"list"
-    assert store.pttl(PLACE.mailbox(WAITER)) > 0
-    passed = CALLS["release"].keys
-    assert {key_slot(key.encode()) for key in (*passed, PLACE.mailbox(WAITER))} == {
-        key_slot(PLACE.record.encode())
-    }
-
-
 def test_python_and_lua_agree_on_the_statuses():
     prelude = scripts.read("prelude").decode()
     lua = {}
@@ -226,15 +200,7 @@ def test_python_and_lua_agree_on_the_statuses():
     assert sorted(map(int, re.findall(r"-?\d+", told))) == sorted(commands.Status)
 
 
-def test_the_digest_is_the_one_the_store_computes(store):
-    for name in NAMES:
-        script = scripts.script(name)
-        assert script.sha == sha1(script.source).hexdigest().encode()
-        loaded = store.script_load(script.source)
-        assert (loaded if isinstance(loaded, bytes) else loaded.encode()) == script.sha
-
-
-def test_a_touch_is_relied_on_where_it_is_a_write_in_any_case():
+def test_touch_is_relied_on_where_it_always_writes():
     terms = TERMS._replace(events_kept=1)
     assert commands.relied_on((commands.touch(PLACE, terms, always=True),)) == 0
     assert commands.relied_on((commands.touch(PLACE, terms),)) is None

@@ -1,0 +1,52 @@
+"""The Lua files as a store has them: their digests, and the key that one of them makes."""
+
+from __future__ import annotations
+
+from hashlib import sha1
+from importlib.resources import files
+from typing import Any
+
+import redis
+from redis.crc import key_slot
+
+from django_clustered_sessions.protocol import commands, scripts
+from django_clustered_sessions.protocol.record import Mode, Place
+from django_clustered_sessions.protocol.steps import Call, Flow
+from django_clustered_sessions.protocol.terms import Expiry, Locking, Terms
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.drivers import Budget
+
+PLACE = Place.of("p", "some key")
+TERMS = Terms(1000, 0, 0, 100, 4000, "merge")
+LOCKING = Locking(10_000, 8000, 120_000, 16, b"node GET /")
+HOLDER, WAITER = "1" * 16, "2" * 16
+
+
+def test_mailbox_is_in_the_slot_of_its_record(store: redis.Redis) -> None:
+    def ask(*calls: Call) -> None:
+        def flow() -> Flow[Any]:
+            yield calls
+
+        drivers.run(flow(), connections.pool, Budget(30.0))
+
+    create = commands.create(PLACE, b"12345678", Expiry(Mode.DEFAULT, 0), [(b"d:a", b"s1")], TERMS)
+    ask(create, *(commands.acquire(PLACE, who, LOCKING, 10_000) for who in (HOLDER, WAITER)))
+    before = set(store.keys())
+    ask(commands.release(PLACE, HOLDER))
+    assert set(store.keys()) - before == {PLACE.mailbox(WAITER).encode()}
+    assert store.type(PLACE.mailbox(WAITER)) == b"list"
+    assert store.pttl(PLACE.mailbox(WAITER)) > 0
+    passed = commands.release(PLACE, WAITER).keys
+    assert {key_slot(key.encode()) for key in (*passed, PLACE.mailbox(WAITER))} == {
+        key_slot(PLACE.record.encode())
+    }
+
+
+def test_digest_of_a_script_is_the_one_the_store_computes(store: redis.Redis) -> None:
+    for path in files("django_clustered_sessions").joinpath("lua").iterdir():
+        if not path.read_bytes().startswith(b"#!lua"):
+            continue  # An include.
+        script = scripts.script(path.name.removesuffix(".lua"))
+        assert script.sha == sha1(script.source).hexdigest().encode()
+        loaded = store.script_load(script.source)
+        assert (loaded if isinstance(loaded, bytes) else loaded.encode()) == script.sha
