@@ -6,6 +6,7 @@ from collections.abc import Callable
 from importlib.resources import files
 from typing import Any
 
+import pytest
 import redis
 from asgiref.sync import async_to_sync
 from django.test import AsyncClient, Client
@@ -16,6 +17,17 @@ from django_clustered_sessions.protocol.scripts import script
 
 #: What a test's view is: synchronous or asynchronous.
 View = Callable[..., Any]
+
+#: What the ``browser`` of a module's tests may visit by.
+GATEWAYS = ["wsgi", "asgi"]
+
+
+def on(*cases: tuple[str, Any], name: str = "view") -> pytest.MarkDecorator:
+    """Return a mark that gives each gateway a value of its own, where the two are independent.
+
+    ``name`` is that of the value; ``browser`` is a fixture that takes a gateway as its parameter.
+    """
+    return pytest.mark.parametrize(("browser", name), cases, indirect=["browser"])
 
 
 class Browser:

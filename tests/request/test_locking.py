@@ -37,7 +37,7 @@ from django_clustered_sessions.exceptions import (
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.session import hold, holding
 from django_clustered_sessions.session.usage import HEADER, write_header
-from tests.gateways import Browser, View, place, records
+from tests.gateways import GATEWAYS, Browser, View, on, place, records
 from tests.locking import (
     BOUND_S,
     ELSEWHERE,
@@ -72,20 +72,12 @@ def patience(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
 
 
-GATEWAYS = ["wsgi", "asgi"]
-
-
 @pytest.fixture(params=GATEWAYS)
 def browser(request: pytest.FixtureRequest, store: redis.Redis, settings: Any) -> Browser:
     """Visit with the cookie of a session that is stored: ``n`` is 0, ``cart`` an empty list."""
     found = Browser(settings, asgi=request.param == "asgi")
     found.key = new_session(n=0, cart=[])
     return found
-
-
-def on(*cases: tuple[str, Any], name: str = "view") -> pytest.MarkDecorator:
-    """Return a mark that gives each gateway a value of its own, where the two are independent."""
-    return pytest.mark.parametrize(("browser", name), cases, indirect=["browser"])
 
 
 def halves(view: View, aview: View) -> pytest.MarkDecorator:

@@ -26,7 +26,7 @@ from django.urls import path
 from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from tests.gateways import Browser, View, place, records
+from tests.gateways import GATEWAYS, Browser, View, on, place, records
 from tests.pairs import pairwise
 from tests.servers import CountingProxy
 
@@ -35,17 +35,9 @@ STOCK = "django.contrib.sessions.middleware.SessionMiddleware"
 OURS = "django_clustered_sessions.middleware.ClusteredSessionMiddleware"
 
 
-GATEWAYS = ["wsgi", "asgi"]
-
-
 @pytest.fixture(params=GATEWAYS)
 def browser(request: pytest.FixtureRequest, store: redis.Redis, settings: Any) -> Browser:
     return Browser(settings, asgi=request.param == "asgi")
-
-
-def on(*cases: tuple[str, Any], name: str = "view") -> pytest.MarkDecorator:
-    """Return a mark that gives each gateway a value of its own, where the two are independent."""
-    return pytest.mark.parametrize(("browser", name), cases, indirect=["browser"])
 
 
 def untouched(request: HttpRequest) -> HttpResponse:
