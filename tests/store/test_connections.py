@@ -517,7 +517,7 @@ def test_connecting_is_tried_once(settings: Any, is_async: bool) -> None:
                 accepted += 1
                 caller.close()
 
-        thread = threading.Thread(target=hang_up)
+        thread = threading.Thread(target=hang_up, daemon=True)
         thread.start()
         use_store(settings, f"redis://127.0.0.1:{listener.getsockname()[1]}/1", **IMPATIENT)
         with pytest.raises(SessionStoreUnavailable):
