@@ -1,5 +1,5 @@
 # Everything runs in .venv, which the first target makes: Python 3.11 or newer and make suffice.
-PYTHON ?= python3.13 python3.12 python3.11 python3
+PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
 PORTS ?=
 
 .DEFAULT_GOAL := help
