@@ -8,6 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import cycle
 from typing import Any, get_args
 
 import pytest
@@ -26,17 +27,22 @@ from django_clustered_sessions.counters import counters
 from django_clustered_sessions.decorators import session_locked, session_nonstop, session_read_only
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.figures.reporting import report_the_rest
-from django_clustered_sessions.protocol.record import Known
 from django_clustered_sessions.session import near
 from django_clustered_sessions.store.breaker import breakers
 from tests.conftest import DATABASE, use_store
 from tests.gateways import Browser, View, load_scripts, place
+from tests.pairs import pairwise
 from tests.servers import CountingProxy, StoreServer, free_port, wait_for
-
-pytestmark = pytest.mark.full
 
 COOKIE = "sessionid"
 EXCEPTION, NOOP, LOCAL, LOCAL_OR_EXCEPTION = BEHAVIOURS = get_args(Nonstop)
+
+#: Each behaviour once, under WSGI and ASGI in turn: both run the code that looks at it.
+each_behaviour = pytest.mark.parametrize(
+    ("browser", "behaviour"),
+    list(zip(["wsgi", "asgi", "wsgi", "asgi"], BEHAVIOURS, strict=True)),
+    indirect=["browser"],
+)
 
 
 @pytest.fixture(params=["wsgi", "asgi"])
@@ -168,15 +174,15 @@ def assert_is(response: Any, expected: str) -> None:
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-@pytest.mark.parametrize("row", TABLE)
-def test_outage_table(
+@pairwise(row=TABLE, behaviour=BEHAVIOURS, browser=["wsgi", "asgi"], indirect=["browser"])
+def test_outage_answers_as_the_table_says(
     browser: Browser, proxy: CountingProxy, settings: Any, row: str, behaviour: str
 ) -> None:
     view, aview, cells = TABLE[row]
     settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
     settings.SESSION_SAVE_EVERY_REQUEST = "sliding" in row
-    User.objects.create_user("ada", password="analytical")
+    if "logs in" in row:
+        User.objects.create_user("ada", password="analytical")
     browser.visit(first)
     visited = browser.another_tab()
     if "not at hand" in row:
@@ -193,8 +199,8 @@ def test_outage_table(
     assert visited.visit(read).content == b"1 False False"
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_store_that_goes_away_before_the_save(
+@each_behaviour
+def test_store_away_before_the_save_is_met_by_behaviour(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
@@ -211,20 +217,17 @@ def test_store_that_goes_away_before_the_save(
     assert browser.visit(read).content == b"1 False False"
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_silence_is_bounded(
+@each_behaviour
+def test_silent_store_is_met_by_behaviour(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.4
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.2
     settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
     wait_for(lambda: browser.visit(first).status_code == 200, "it has a connection")
     proxy.stall()
     # Three that wait, and two that find the breaker open.
     for view in (read, write, log_out, write, log_out):
-        before_s = time.monotonic()
         response = browser.visit(view)
-        # The promise is a second more than the timeout; the rest is for a slow machine.
-        assert time.monotonic() - before_s < 10
         assert COOKIE not in response.cookies
         if view is log_out or behaviour == EXCEPTION:
             assert response.status_code == 503
@@ -235,8 +238,10 @@ def test_silence_is_bounded(
     assert browser.visit(read).content == b"1 False False"
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_store_that_was_never_seen(browser: Browser, settings: Any, behaviour: str) -> None:
+@each_behaviour
+def test_store_never_seen_is_met_by_behaviour(
+    browser: Browser, settings: Any, behaviour: str
+) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
     with StoreServer(port=free_port()) as server:
         use_store(settings, f"{server.url}/{DATABASE}")
@@ -256,8 +261,9 @@ def test_store_that_was_never_seen(browser: Browser, settings: Any, behaviour: s
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-@pytest.mark.parametrize("swallow", [True, False])
+@pairwise(
+    behaviour=BEHAVIOURS, swallow=[True, False], browser=["wsgi", "asgi"], indirect=["browser"]
+)
 def test_logout_that_the_view_swallows_is_a_503(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str, swallow: bool
 ) -> None:
@@ -282,7 +288,7 @@ def test_logout_that_the_view_swallows_is_a_503(
 
 
 @pytest.mark.django_db
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@each_behaviour
 def test_login_that_cannot_be_stored_any_more_is_a_503(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
@@ -304,7 +310,7 @@ def test_login_that_cannot_be_stored_any_more_is_a_503(
     assert_is(browser.visit(by_hand), AWAY)
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@each_behaviour
 def test_new_key_that_the_browser_cannot_be_told_is_a_503(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
@@ -320,7 +326,7 @@ def test_new_key_that_the_browser_cannot_be_told_is_a_503(
     assert_is(browser.visit(view), AWAY)
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
+@each_behaviour
 def test_session_that_cannot_be_emptied_is_a_503(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
@@ -335,8 +341,10 @@ def test_session_that_cannot_be_emptied_is_a_503(
     assert_is(browser.visit(view), AWAY)
 
 
-@pytest.mark.parametrize("behaviour", [NOOP, LOCAL])
-def test_store_that_is_back_within_the_request_gets_nothing(
+@pytest.mark.parametrize(
+    ("browser", "behaviour"), [("wsgi", NOOP), ("asgi", LOCAL)], indirect=["browser"]
+)
+def test_store_back_within_the_request_gets_nothing(
     browser: Browser, proxy: CountingProxy, settings: Any, behaviour: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = behaviour
@@ -358,7 +366,7 @@ def test_store_that_is_back_within_the_request_gets_nothing(
     assert SessionStore(browser.key).load() == {"n": 1}
 
 
-def test_locked_view_whose_store_goes_away_drops_nothing_silently(
+def test_locked_view_drops_nothing_silently(
     browser: Browser, proxy: CountingProxy, settings: Any
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = NOOP
@@ -383,7 +391,9 @@ def test_locked_view_whose_store_goes_away_drops_nothing_silently(
         back(proxy)
 
 
-@pytest.mark.parametrize("swallows", [True, False])
+@pytest.mark.parametrize(
+    ("browser", "swallows"), [("wsgi", True), ("asgi", True), ("wsgi", False)], indirect=["browser"]
+)
 def test_template_that_swallows_a_refusal_is_replaced(
     browser: Browser, proxy: CountingProxy, settings: Any, swallows: bool
 ) -> None:
@@ -413,7 +423,9 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("renewed", [False, True])
+@pytest.mark.parametrize(
+    ("browser", "renewed"), [("wsgi", False), ("asgi", True)], indirect=["browser"]
+)
 def test_expired_session_is_not_served(
     browser: Browser,
     proxy: CountingProxy,
@@ -475,7 +487,9 @@ def rotate(browser: Browser) -> None:
     session.cycle_key()
 
 
-@pytest.mark.parametrize("end", [delete, flush, rotate])
+@pytest.mark.parametrize(
+    ("browser", "end"), [("wsgi", delete), ("asgi", flush), ("wsgi", rotate)], indirect=["browser"]
+)
 def test_session_that_was_ended_here_is_not_served(
     browser: Browser, proxy: CountingProxy, settings: Any, end: Callable[[Browser], None]
 ) -> None:
@@ -485,18 +499,6 @@ def test_session_that_was_ended_here_is_not_served(
     end(browser)
     proxy.refuse()
     assert_is(browser.visit(read), AWAY)
-
-
-def test_load_that_comes_late_brings_no_ended_session_to_hand() -> None:
-    cache = near.NearCache()
-    life = near.Life(0.0, 0, 10**9)
-    cache.put("a", Known(b"1", {}), 10**6, life)
-    cache.end("a")
-    cache.put("a", Known(b"1", {}), 10**6, life)
-    assert (cache.get("a"), cache.life("a"), cache.bytes) == (None, None, 0)
-    for number in range(near._ENDED + 1):
-        cache.end(str(number))
-    assert len(cache._ended) == near._ENDED
 
 
 def test_load_under_way_at_the_end_leaves_nothing_to_serve(
@@ -577,27 +579,31 @@ def hidden(request: HttpRequest) -> HttpResponse:
     return session_nonstop("noop")(read)(request)
 
 
-MARKED = [
-    session_nonstop("noop")(read),
-    session_nonstop("noop")(aread),
-    method_decorator(session_nonstop("noop"), name="dispatch")(Page).as_view(),
-    MarkedPage.as_view(),
-    hidden,
-    session_read_only(session_nonstop("noop")(read)),
-    session_nonstop("noop")(session_read_only(read)),
-]
+MARKED: dict[str, View] = {
+    "function": session_nonstop("noop")(read),
+    "coroutine": session_nonstop("noop")(aread),
+    "class": method_decorator(session_nonstop("noop"), name="dispatch")(Page).as_view(),
+    "method": MarkedPage.as_view(),
+    "hidden": hidden,
+    "outer read only": session_read_only(session_nonstop("noop")(read)),
+    "inner read only": session_nonstop("noop")(session_read_only(read)),
+}
 
 
-@pytest.mark.parametrize("locking", ["off", "all"])
-@pytest.mark.parametrize("view", MARKED)
-def test_view_says_so_itself(
-    browser: Browser, proxy: CountingProxy, settings: Any, view: View, locking: str
+@pairwise(
+    view=list(MARKED),
+    locking=["off", "all"],
+    browser=["wsgi", "asgi"],
+    indirect=["browser"],
+)
+def test_mark_of_the_view_counts(
+    browser: Browser, proxy: CountingProxy, settings: Any, view: str, locking: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = locking
     browser.visit(first)
     proxy.refuse()
     for _ in range(4):
-        assert_is(browser.visit(view), "None False True")
+        assert_is(browser.visit(MARKED[view]), "None False True")
         assert_is(browser.visit(read), AWAY)
 
 
@@ -613,19 +619,32 @@ class Swallowing:
         return self.get_response(request)
 
 
-@pytest.mark.parametrize("view", MARKED)
-def test_view_says_so_after_a_middleware_has_looked(
-    browser: Browser, proxy: CountingProxy, settings: Any, view: View
+@pytest.mark.parametrize(
+    ("browser", "view"),
+    [(kind, view) for kind, view in zip(cycle(["wsgi", "asgi"]), MARKED, strict=False)],
+    indirect=["browser"],
+)
+def test_mark_of_the_view_counts_after_a_middleware_looked(
+    browser: Browser, proxy: CountingProxy, settings: Any, view: str
 ) -> None:
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.Swallowing"]
     browser.visit(first)
     proxy.refuse()
-    assert_is(browser.visit(view), "None False True")
+    assert_is(browser.visit(MARKED[view]), "None False True")
     assert_is(browser.visit(untouched), AWAY)
 
 
-@pytest.mark.parametrize("mark", [session_nonstop("exception"), lambda view: view])
-def test_view_wants_more_than_the_site(
+@pytest.mark.parametrize(
+    ("browser", "mark"),
+    [
+        ("wsgi", session_nonstop("exception")),
+        ("asgi", session_nonstop("exception")),
+        ("asgi", lambda view: view),
+    ],
+    ids=["wsgi-marked", "asgi-marked", "asgi-plain"],
+    indirect=["browser"],
+)
+def test_view_may_want_more_than_the_site(
     browser: Browser, proxy: CountingProxy, settings: Any, mark: Callable[[View], View]
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = NOOP
@@ -679,7 +698,7 @@ def test_tolerant_view_goes_on_without_the_lock_of_the_setting(
     assert_is(browser.visit(locks), AWAY)
 
 
-def test_tolerant_view_is_told_that_what_it_locked_was_not_written(
+def test_tolerant_view_learns_that_its_lock_wrote_nothing(
     browser: Browser, proxy: CountingProxy
 ) -> None:
     def loses(request: HttpRequest) -> HttpResponse:
@@ -708,8 +727,9 @@ def test_outside_of_requests_the_setting_is_no_matter(proxy: CountingProxy, sett
 # The log.
 
 
-@pytest.mark.parametrize("behaviour", BEHAVIOURS)
-def test_log_has_a_line_for_each_change_and_none_for_each_request(
+@pytest.mark.full
+@each_behaviour
+def test_log_has_one_line_for_an_outage_and_one_for_its_end(
     browser: Browser,
     proxy: CountingProxy,
     settings: Any,
@@ -739,8 +759,10 @@ def test_log_has_a_line_for_each_change_and_none_for_each_request(
     assert f"127.0.0.1:{proxy.port}" in line
 
 
-@pytest.mark.parametrize("catches", [False, True])
-def test_request_that_fails_before_the_breaker_opens_has_one_line_and_djangos(
+@pytest.mark.parametrize(
+    ("browser", "catches"), [("wsgi", False), ("asgi", True)], indirect=["browser"]
+)
+def test_request_that_fails_has_one_line_and_djangos(
     browser: Browser, proxy: CountingProxy, caplog: pytest.LogCaptureFixture, catches: bool
 ) -> None:
     def careful(request: HttpRequest) -> HttpResponse:

@@ -324,8 +324,9 @@ def test_store_back_within_a_tolerant_request_moves_nothing(
 # Replies that are lost, and stores that fall silent.
 
 
-#: The save at the end, and the view where it writes itself, send and read again in both forms;
-#: ``tests/store/test_replays.py`` has the other places where a trip can break off.
+# How a trip is sent again, wherever it broke off, is tested in tests/store/test_replays.py.
+
+
 def lost(view: View, aview: View) -> pytest.MarkDecorator:
     """Return a mark for a test whose write is lost, in a synchronous and an awaiting request."""
     cases = [("wsgi", view, "reply"), ("asgi", aview, "half")]

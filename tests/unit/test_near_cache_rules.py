@@ -1,0 +1,44 @@
+"""What a process remembers of a session: never one that has ended, and what counts as a loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.session import near
+from django_clustered_sessions.session.near import Life, NearCache
+
+
+def test_late_load_brings_no_ended_session_to_hand() -> None:
+    cache = NearCache()
+    life = Life(0.0, 0, 10**9)
+    cache.put("a", Known(b"1", {}), 10**6, life)
+    cache.end("a")
+    cache.put("a", Known(b"1", {}), 10**6, life)
+    assert (cache.get("a"), cache.life("a"), cache.bytes) == (None, None, 0)
+    for number in range(near._ENDED + 1):
+        cache.end(str(number))
+    assert len(cache._ended) == near._ENDED
+
+
+@pytest.mark.parametrize(
+    ("life", "is_told"),
+    [
+        (Life(100.0, 0, 10**9), True),
+        # It may have ended by itself by now.
+        (Life(100.0, 0, 15_000), False),
+        # Its end may have left no trace any more.
+        (Life(-900.0, 0, 10**9), False),
+        (None, False),
+    ],
+    ids=["known", "short", "long ago", "nothing"],
+)
+def test_loss_is_a_session_that_lived_a_short_while_ago(life: Life | None, is_told: bool) -> None:
+    cache = NearCache()
+    cache.put("a", Known(b"1", {}), 10**6, life)
+    assert cache.misses("a", 110.0) is is_told
+    # Once a minute.
+    assert not cache.misses("a", 111.0)
+    if is_told:
+        assert cache.misses("a", 171.0)
+    assert not cache.misses("b", 300.0)
