@@ -25,7 +25,7 @@ def drawn(number: int | None = None) -> list[int]:
 
 
 def test_examples_come_from_the_seed_of_the_run(pytestconfig: pytest.Config) -> None:
-    number = pytestconfig.getoption("randomly_seed")
+    number = pytestconfig.getoption("randomly_seed", skip=True)
     assert drawn() == drawn(number) != drawn(number + 1)
 
 
@@ -44,7 +44,8 @@ def test_failed_machine_says_how_to_repeat_it(pytestconfig: pytest.Config) -> No
             machines.run(Failing, "the name", max_examples=5)
         return caught.value.__notes__
 
-    seed_option = f"--randomly-seed={pytestconfig.getoption('randomly_seed')}"
+    number = pytestconfig.getoption("randomly_seed", skip=True)
+    seed_option = f"--randomly-seed={number}"
     assert f"replay: pytest {__file__} -k 'the name' {seed_option}" in fail()
     first = list(steps)
     fail()
