@@ -22,6 +22,7 @@ from django.utils import translation
 
 from django_clustered_sessions.backend import SessionStore
 from tests.gateways import Browser, load_scripts, place
+from tests.pairs import pairwise
 from tests.servers import CountingProxy, StoreServer
 
 EXPIRY, STAY = "/sessions/expiry/", "/sessions/stay/"
@@ -108,7 +109,7 @@ def stored(**values: Any) -> SessionStore:
     return session
 
 
-def test_a_session_knows_when_it_ends(store: redis.Redis, ask: Ask, settings: Any) -> None:
+def test_session_knows_when_it_ends(store: redis.Redis, ask: Ask, settings: Any) -> None:
     settings.USE_TZ = False
     saved = stored(a=1)
     key = saved.session_key or ""
@@ -119,7 +120,7 @@ def test_a_session_knows_when_it_ends(store: redis.Redis, ask: Ask, settings: An
     assert ask(loaded) == deadline(store, key)
 
 
-def test_to_ask_when_it_ends_renews_nothing(store: redis.Redis, ask: Ask, settings: Any) -> None:
+def test_asking_for_the_end_renews_nothing(store: redis.Redis, ask: Ask, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = IDLE_S
     key = stored(a=1).session_key or ""
     aged(store, key, 50)
@@ -132,7 +133,7 @@ def test_to_ask_when_it_ends_renews_nothing(store: redis.Redis, ask: Ask, settin
     assert ask(session) == deadline(store, key)
 
 
-def test_what_is_loaded_knows_without_a_trip(
+def test_loaded_session_knows_its_end_without_a_trip(
     store: redis.Redis, proxy: CountingProxy, ask: Ask
 ) -> None:
     load_scripts(store)
@@ -143,7 +144,7 @@ def test_what_is_loaded_knows_without_a_trip(
     assert proxy.round_trips == 0
 
 
-def test_a_session_that_is_not_stored_ends_never(store: redis.Redis, ask: Ask) -> None:
+def test_session_that_is_not_stored_ends_never(store: redis.Redis, ask: Ask) -> None:
     assert ask(SessionStore()) is None
     assert ask(SessionStore("x" * 32)) is None
     new = SessionStore()
@@ -151,8 +152,12 @@ def test_a_session_that_is_not_stored_ends_never(store: redis.Redis, ask: Ask) -
     assert ask(new) is None
 
 
-@pytest.mark.parametrize("ends", ["flush", "delete", "elsewhere", "expired"])
-def test_an_ended_session_ends_no_more(store: redis.Redis, ask: Ask, ends: str) -> None:
+@pytest.mark.parametrize(
+    ("ask", "ends"),
+    [("sync", "flush"), ("async", "delete"), ("sync", "elsewhere"), ("async", "expired")],
+    indirect=["ask"],
+)
+def test_ended_session_has_no_end(store: redis.Redis, ask: Ask, ends: str) -> None:
     session = stored(a=1)
     key = session.session_key or ""
     if ends == "flush":
@@ -169,7 +174,7 @@ def test_an_ended_session_ends_no_more(store: redis.Redis, ask: Ask, ends: str) 
     assert store.keys("*[^xs]") == [] or ends != "expired"
 
 
-def test_an_expiry_counts_once_it_is_saved(store: redis.Redis, ask: Ask) -> None:
+def test_expiry_counts_once_it_is_saved(store: redis.Redis, ask: Ask) -> None:
     session = stored(a=1)
     before = ask(session)
     session.set_expiry(10)
@@ -180,7 +185,7 @@ def test_an_expiry_counts_once_it_is_saved(store: redis.Redis, ask: Ask) -> None
     assert ask(session) < before  # type: ignore[operator]
 
 
-def test_a_damaged_session_ends_never(store: redis.Redis, ask: Ask) -> None:
+def test_damaged_session_ends_never(store: redis.Redis, ask: Ask) -> None:
     key = stored(a=1).session_key or ""
     store.hset(place(key).record, "m:", b"\1nonsense")
     assert ask(SessionStore(key)) is None
@@ -204,8 +209,12 @@ def absolute(store: redis.Redis, settings: Any) -> None:
 
 
 @pytest.mark.usefixtures("absolute")
-@pytest.mark.parametrize("use", ["read", "change", "cycle_key", "set_expiry"])
-@pytest.mark.parametrize("idle", [None, IDLE_S])
+@pairwise(
+    use=["read", "change", "cycle_key", "set_expiry"],
+    idle=[None, IDLE_S],
+    ask=["sync", "async"],
+    indirect=["ask"],
+)
 def test_no_use_goes_beyond_the_absolute_timeout(
     store: redis.Redis, settings: Any, ask: Ask, use: str, idle: float | None
 ) -> None:
@@ -229,7 +238,7 @@ def test_no_use_goes_beyond_the_absolute_timeout(
 
 
 @pytest.mark.usefixtures("absolute")
-def test_the_absolute_timeout_begins_anew_with_a_login(store: redis.Redis, ask: Ask) -> None:
+def test_login_begins_the_absolute_timeout_anew(store: redis.Redis, ask: Ask) -> None:
     session = stored(a=1)
     aged(store, session.session_key or "", ABSOLUTE_S - 50, ends=False)
     session = SessionStore(session.session_key)
@@ -246,9 +255,8 @@ def test_the_absolute_timeout_begins_anew_with_a_login(store: redis.Redis, ask: 
     assert seconds_left(SessionStore(session.session_key), ask) <= 50
 
 
-@pytest.mark.parametrize("idle", [None, IDLE_S])
-@pytest.mark.parametrize("is_known", [False, True])
-def test_a_session_older_than_a_new_timeout_is_refused(
+@pairwise(idle=[None, IDLE_S], is_known=[False, True], ask=["sync", "async"], indirect=["ask"])
+def test_session_older_than_a_new_timeout_is_refused(
     store: redis.Redis, settings: Any, ask: Ask, idle: float | None, is_known: bool
 ) -> None:
     """Its deadline, set before, is far away."""
@@ -269,7 +277,7 @@ def test_a_session_older_than_a_new_timeout_is_refused(
     assert store.keys("*[^xs]") == []
 
 
-def test_a_new_timeout_holds_for_sessions_there_are(
+def test_new_timeout_holds_for_sessions_there_are(
     store: redis.Redis, settings: Any, ask: Ask
 ) -> None:
     key = stored(a=1).session_key or ""
@@ -286,9 +294,7 @@ def test_a_new_timeout_holds_for_sessions_there_are(
 # The endpoint.
 
 
-def test_the_endpoint_tells_how_long_the_session_lasts(
-    browser: Browser, store: redis.Redis
-) -> None:
+def test_endpoint_tells_how_long_the_session_lasts(browser: Browser, store: redis.Redis) -> None:
     assert browser.request(EXPIRY).json() == {
         "authenticated": False,
         "expires_in": None,
@@ -306,8 +312,10 @@ def test_the_endpoint_tells_how_long_the_session_lasts(
 
 
 @pytest.mark.usefixtures("absolute")
-@pytest.mark.parametrize("by", ["age", "date"])
-def test_the_endpoint_tells_what_staying_cannot_move(
+@pytest.mark.parametrize(
+    ("browser", "by"), [("wsgi", "age"), ("asgi", "date")], indirect=["browser"]
+)
+def test_endpoint_tells_what_staying_cannot_move(
     browser: Browser, store: redis.Redis, settings: Any, by: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = IDLE_S
@@ -324,7 +332,7 @@ def test_the_endpoint_tells_what_staying_cannot_move(
 
 
 @pytest.mark.usefixtures("absolute")
-def test_the_endpoint_tells_of_both_timeouts(browser: Browser, settings: Any) -> None:
+def test_endpoint_tells_of_both_timeouts(browser: Browser, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = IDLE_S
     browser.request("/login/")
     answer = browser.request(EXPIRY).json()
@@ -332,24 +340,29 @@ def test_the_endpoint_tells_of_both_timeouts(browser: Browser, settings: Any) ->
     assert ABSOLUTE_S - 30 < answer["absolute_in"] <= ABSOLUTE_S
 
 
-@pytest.fixture(
-    params=[
-        (False, None, "off"),
-        (True, None, "all"),
-        (False, IDLE_S, "all"),
-        (True, IDLE_S, "off"),
-    ],
-    ids=str,
+#: Each way to renew and to lock a session, under WSGI and ASGI.
+each_renewal = pairwise(
+    browser=["wsgi", "asgi"],
+    every_request=[False, True],
+    idle=[None, IDLE_S],
+    lasts_s=["off", "all"],
+    indirect=["browser", "lasts_s"],
 )
-def lasts_s(request: pytest.FixtureRequest, settings: Any) -> float:
-    """Return how long a session lasts from its last use, for each way to renew and to lock it."""
-    every_request, idle, settings.CLUSTERED_SESSIONS_LOCKING = request.param
+
+
+@pytest.fixture
+def lasts_s(
+    request: pytest.FixtureRequest, settings: Any, every_request: bool, idle: float | None
+) -> float:
+    """Return how long a session lasts from its last use, where sessions are locked so."""
+    settings.CLUSTERED_SESSIONS_LOCKING = request.param
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = idle
     return idle or AGE_S
 
 
-def test_to_ask_keeps_nothing_alive(browser: Browser, store: redis.Redis, lasts_s: float) -> None:
+@each_renewal
+def test_asking_keeps_nothing_alive(browser: Browser, store: redis.Redis, lasts_s: float) -> None:
     browser.request("/login/")
     key = browser.key
     deadline_ms = aged(store, key, 50)
@@ -362,7 +375,8 @@ def test_to_ask_keeps_nothing_alive(browser: Browser, store: redis.Redis, lasts_
     assert store.hgetall(place(key).record) == record
 
 
-def test_to_stay_renews_the_session_and_its_cookie(
+@each_renewal
+def test_staying_renews_the_session_and_its_cookie(
     browser: Browser, store: redis.Redis, lasts_s: float
 ) -> None:
     browser.request("/login/")
@@ -376,7 +390,9 @@ def test_to_stay_renews_the_session_and_its_cookie(
     assert "no-store" in response["Cache-Control"]
 
 
-def test_to_stay_takes_one_trip(store: redis.Redis, proxy: CountingProxy, settings: Any) -> None:
+def test_asking_and_staying_take_one_trip(
+    store: redis.Redis, proxy: CountingProxy, settings: Any
+) -> None:
     load_scripts(store)
     settings.ROOT_URLCONF = URLS
     browser = Browser(settings)
@@ -398,7 +414,7 @@ class Early:
         return self.get_response(request)
 
 
-def test_to_stay_renews_what_was_loaded_before(store: redis.Redis, settings: Any) -> None:
+def test_staying_renews_what_was_loaded_before(store: redis.Redis, settings: Any) -> None:
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, f"{__name__}.Early"]
     settings.ROOT_URLCONF = URLS
     browser = Browser(settings)
@@ -411,7 +427,7 @@ def test_to_stay_renews_what_was_loaded_before(store: redis.Redis, settings: Any
     assert store.pexpiretime(place(browser.key).record) > before_ms + 40_000
 
 
-def test_neither_makes_a_session(browser: Browser, store: redis.Redis) -> None:
+def test_endpoints_make_no_session(browser: Browser, store: redis.Redis) -> None:
     for key in ("", "x" * 32, "nonsense"):
         browser.key = key
         for url, method in ((EXPIRY, "get"), (STAY, "post")):
@@ -419,7 +435,7 @@ def test_neither_makes_a_session(browser: Browser, store: redis.Redis) -> None:
     assert store.keys("*[^xs]") == []
 
 
-def test_to_ask_after_the_end_leaves_the_cookie_alone(browser: Browser) -> None:
+def test_asking_after_the_end_leaves_the_cookie_alone(browser: Browser) -> None:
     """Somebody may be logging in meanwhile: a late answer must not take away the new cookie."""
     browser.request("/login/")
     SessionStore(browser.key).flush()
@@ -431,13 +447,17 @@ def test_to_ask_after_the_end_leaves_the_cookie_alone(browser: Browser) -> None:
     assert browser.key == ""
 
 
-@pytest.mark.parametrize(("url", "wrong"), [(EXPIRY, "post"), (STAY, "get")])
-def test_each_has_its_method(browser: Browser, url: str, wrong: str) -> None:
+@pytest.mark.parametrize(
+    ("browser", "url", "wrong"),
+    [("wsgi", EXPIRY, "post"), ("asgi", STAY, "get")],
+    indirect=["browser"],
+)
+def test_endpoints_refuse_other_methods(browser: Browser, url: str, wrong: str) -> None:
     assert browser.request(url, wrong).status_code == 405
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_to_stay_is_protected(store: redis.Redis, settings: Any, kind: Any) -> None:
+def test_staying_needs_a_csrf_token(store: redis.Redis, settings: Any, kind: Any) -> None:
     """Also where the site has no middleware for it."""
     settings.ROOT_URLCONF = URLS
     browser = Browser(settings, asgi=kind is AsyncClient)
@@ -454,16 +474,20 @@ def test_to_stay_is_protected(store: redis.Redis, settings: Any, kind: Any) -> N
     assert store.pexpiretime(place(browser.key).record) > before_ms
 
 
-@pytest.mark.parametrize("nonstop", ["exception", "noop", "local_reads"])
-@pytest.mark.parametrize(("url", "method"), [(EXPIRY, "get"), (STAY, "post")])
-def test_a_store_that_is_away_is_not_a_logout(
+@pairwise(
+    nonstop=["exception", "noop", "local_reads"],
+    endpoint=[(EXPIRY, "get"), (STAY, "post")],
+    browser=["wsgi", "asgi"],
+    indirect=["browser"],
+    ids=lambda value: value[1] if isinstance(value, tuple) else None,
+)
+def test_store_that_is_away_is_not_a_logout(
     browser: Browser,
     store_server: StoreServer,
     settings: Any,
     caplog: pytest.LogCaptureFixture,
     nonstop: str,
-    url: str,
-    method: str,
+    endpoint: tuple[str, str],
 ) -> None:
     settings.CLUSTERED_SESSIONS_NONSTOP = nonstop
     browser.request("/login/")
@@ -471,7 +495,7 @@ def test_a_store_that_is_away_is_not_a_logout(
         "sessions": settings.CACHES["sessions"] | {"LOCATION": "redis://127.0.0.1:1/1"}
     }
     for _ in range(5):
-        response = browser.request(url, method)
+        response = browser.request(*endpoint)
         assert (response.status_code, response.json()) == (503, {"error": "away"})
         assert int(response["Retry-After"]) > 0
         assert "no-store" in response["Cache-Control"]
@@ -480,7 +504,7 @@ def test_a_store_that_is_away_is_not_a_logout(
     assert [record for record in caplog.records if record.name.startswith("django.")] == []
 
 
-def test_no_login_is_required(store: redis.Redis, settings: Any) -> None:
+def test_endpoints_require_no_login(store: redis.Redis, settings: Any) -> None:
     """A redirect to the login page would not say that the session is over."""
     required = "django.contrib.auth.middleware.LoginRequiredMiddleware"
     settings.MIDDLEWARE = [*settings.MIDDLEWARE, required]
@@ -502,7 +526,7 @@ def data(browser: Browser, query: str) -> dict[str, str]:
     return {name: unescape(value.rpartition('"')[0]) for name, value in pairs}
 
 
-def test_a_page_says_what_it_knows_without_a_trip(
+def test_page_says_what_it_knows_without_a_trip(
     browser: Browser, store: redis.Redis, settings: Any
 ) -> None:
     assert json.loads(data(browser, "with=a=1")["known"])["authenticated"] is False
@@ -516,15 +540,16 @@ def test_a_page_says_what_it_knows_without_a_trip(
 
 
 @pytest.mark.parametrize(
-    ("given", "age", "idle", "expected"),
+    ("browser", "given", "age", "idle", "expected"),
     [
-        ("a=1", 5000, None, "120"),
-        ("warn_before=30", 5000, None, "30"),
-        ("warn_before=30", 5000, 40, "20"),
-        ("a=1", 90, None, "45"),
+        ("wsgi", "a=1", 5000, None, "120"),
+        ("asgi", "warn_before=30", 5000, None, "30"),
+        ("wsgi", "warn_before=30", 5000, 40, "20"),
+        ("asgi", "a=1", 90, None, "45"),
     ],
+    indirect=["browser"],
 )
-def test_the_warning_comes_in_time(
+def test_warning_comes_in_time(
     browser: Browser, settings: Any, given: str, age: int, idle: float | None, expected: str
 ) -> None:
     settings.SESSION_COOKIE_AGE, settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = age, idle
@@ -532,7 +557,8 @@ def test_the_warning_comes_in_time(
     assert float(data(browser, f"with={given}")["warn-before"]) == float(expected)
 
 
-def test_links_are_the_sites_own_or_those_given(browser: Browser, settings: Any) -> None:
+@pytest.mark.parametrize("browser", ["wsgi"], indirect=True)
+def test_links_are_those_of_the_site_or_given(browser: Browser, settings: Any) -> None:
     settings.LOGIN_URL = "/enter/"
     found = data(browser, "with=a=1")
     assert (found["login-url"], found["logout-url"]) == ("/enter/", "")
@@ -540,7 +566,10 @@ def test_links_are_the_sites_own_or_those_given(browser: Browser, settings: Any)
     assert (found["login-url"], found["logout-url"]) == ("/in/", "/out/")
 
 
-def test_texts_are_in_the_pages_language(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("browser", ["wsgi"], indirect=True)
+def test_texts_are_in_the_language_of_the_page(
+    browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(translation._trans, "gettext", str.upper)
     html = browser.request("/page/?with=a=1").content.decode()
     texts = [text.strip() for text in re.findall(r">([^<>]+)<", html) if text.strip()]
