@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import re
 import threading
 import time
@@ -28,7 +27,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
 from django.utils.crypto import get_random_string
 from redis.crc import key_slot
-from redis.exceptions import AskError, MovedError
+from redis.exceptions import AskError
 
 from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions import history, middleware
@@ -46,12 +45,11 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol import commands, outcomes
 from django_clustered_sessions.protocol.record import EndReason
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.steps import Call, Pause
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.nodes import Address, Nodes, SlotMap
+from tests.children import forked
 from tests.clusters import ClusterServers, ask
-from tests.conftest import store_binary, use_store
+from tests.conftest import use_store
 from tests.gateways import Browser, place
 from tests.gateways import load_scripts as load_scripts_into
 from tests.locking import (
@@ -66,8 +64,6 @@ from tests.locking import (
 )
 from tests.locking import ask as ask_store
 from tests.servers import StoreServer, free_port, wait_for
-
-pytestmark = [pytest.mark.full, pytest.mark.each_server]
 
 ADA = User(pk=1, username="ada", password="md5$secret")
 BACKEND = "django.contrib.auth.backends.ModelBackend"
@@ -86,6 +82,13 @@ def cluster(servers: ClusterServers, settings: Any) -> ClusterServers:
     servers.flush()
     servers.use(settings)
     return servers
+
+
+@pytest.fixture(scope="module")
+def with_replica(server_binary: Path) -> Iterator[ClusterServers]:
+    """Run one cluster whose first primary has a replica, for tests that stop none of them."""
+    with ClusterServers(replicas=1, binary=server_binary) as started:
+        yield started
 
 
 class World:
@@ -149,7 +152,8 @@ def load_scripts(servers: ClusterServers) -> None:
 # Django's contract.
 
 
-def test_a_session_from_first_to_last(cluster: ClusterServers, world: World) -> None:
+@pytest.mark.each_server
+def test_session_lives_from_first_to_last(cluster: ClusterServers, world: World) -> None:
     session = SessionStore()
     session["a"] = 1
     world.do(session, "save")
@@ -170,13 +174,13 @@ def test_a_session_from_first_to_last(cluster: ClusterServers, world: World) -> 
         world.do(other, "save")
 
 
-def test_a_key_that_is_taken(cluster: ClusterServers, world: World) -> None:
+def test_taken_key_is_refused(cluster: ClusterServers, world: World) -> None:
     key = new_session()
     with pytest.raises(CreateError):
         world.do(SessionStore(key), "save", True)
 
 
-def test_flush(cluster: ClusterServers, world: World) -> None:
+def test_flushed_session_is_gone(cluster: ClusterServers, world: World) -> None:
     session = world.opened(new_session(n=1))
     key = session.session_key
     world.do(session, "flush")
@@ -190,7 +194,9 @@ def test_sessions_are_spread_over_all_nodes(cluster: ClusterServers, world: Worl
     assert all(ask(server, "DBSIZE") for server in cluster.primaries)
 
 
-def test_many_loops_and_threads(cluster: ClusterServers, threads: Threads) -> None:
+def test_many_loops_and_threads_lose_no_increment(
+    cluster: ClusterServers, threads: Threads
+) -> None:
     keys = [new_session() for _ in range(8)]
 
     def work(key: str, world: World) -> None:
@@ -224,6 +230,7 @@ def apart(servers: ClusterServers, monkeypatch: pytest.MonkeyPatch, key: str) ->
     return new
 
 
+@pytest.mark.each_server
 def test_cycle_key_takes_all_along(
     cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -258,6 +265,7 @@ def test_cycle_key_takes_all_along(
     assert ask(cluster.owner(place(new).record), "ZSCORE", place(new).index, place(new).id)
 
 
+@pytest.mark.each_server
 def test_what_others_write_in_between_is_not_lost(
     cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, threads: Threads
 ) -> None:
@@ -282,7 +290,7 @@ def test_what_others_write_in_between_is_not_lost(
     assert cluster.stored() == {place(key).record, place(rotating.session_key or "").record}
 
 
-def test_a_writer_in_flight_is_told_that_the_session_has_moved(
+def test_late_writer_is_told_that_the_key_was_rotated(
     cluster: ClusterServers, world: World
 ) -> None:
     key = new_session(n=1)
@@ -293,7 +301,7 @@ def test_a_writer_in_flight_is_told_that_the_session_has_moved(
         world.do(late, "save")
 
 
-def test_a_crash_between_the_two_steps_leaves_the_old_key(
+def test_crash_between_the_two_steps_leaves_the_old_key(
     cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = new_session(n=1)
@@ -309,7 +317,7 @@ def test_a_crash_between_the_two_steps_leaves_the_old_key(
 
 
 @pytest.mark.parametrize("reason", ["flushed", "deleted"])
-def test_an_ended_session_does_not_live_on_under_the_new_key(
+def test_ended_session_does_not_live_on_under_a_new_key(
     cluster: ClusterServers, world: World, reason: str
 ) -> None:
     key = new_session(n=1)
@@ -321,8 +329,9 @@ def test_an_ended_session_does_not_live_on_under_the_new_key(
     assert cluster.stored() == {place(key).record}
 
 
+@pytest.mark.each_server
 @pytest.mark.parametrize("step", ["create", "leave"])
-def test_a_step_whose_reply_is_lost_is_the_same_step_again(
+def test_step_whose_reply_is_lost_is_taken_once(
     cluster: ClusterServers, world: World, step: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Of one that somebody is logged into there is no second one in its place.
@@ -361,7 +370,8 @@ def cut_reply(monkeypatch: pytest.MonkeyPatch, matching: bytes) -> None:
     monkeypatch.setattr(drivers, "_aexchange", acutting)
 
 
-def test_the_lock_goes_along(cluster: ClusterServers, world: World) -> None:
+@pytest.mark.each_server
+def test_lock_goes_along_to_the_new_key(cluster: ClusterServers, world: World) -> None:
     key = new_session(n=1)
     waiter = "w" * 16
 
@@ -415,7 +425,7 @@ def test_cycle_key_waits_for_the_lock_of_another(
     assert world.opened(key).ended is EndReason.ROTATED
 
 
-def test_cycle_key_without_the_lock_that_it_had(cluster: ClusterServers) -> None:
+def test_cycle_key_refuses_after_its_lock_was_lost(cluster: ClusterServers) -> None:
     key = new_session(n=1)
     session = SessionStore(key)
     with pytest.raises(SessionLockLost), session.lock():
@@ -459,7 +469,7 @@ async def nothing(*args: Any, **kwargs: Any) -> None:
     [(change, achange, 2), (log_in, alog_in, 4)],
     ids=["change", "login"],
 )
-def test_round_trips(
+def test_requests_take_so_many_round_trips(
     cluster: ClusterServers,
     world: World,
     exchanges: list[list[bytes]],
@@ -493,7 +503,8 @@ def test_round_trips(
 # Slots that move.
 
 
-def test_a_slot_that_has_moved_is_found_once(
+@pytest.mark.each_server
+def test_moved_slot_is_looked_for_once(
     cluster: ClusterServers, world: World, exchanges: list[list[bytes]]
 ) -> None:
     key = new_session(n=1)
@@ -511,7 +522,8 @@ def test_a_slot_that_has_moved_is_found_once(
     assert len(exchanges) == 1
 
 
-def test_a_key_that_is_ahead_of_its_slot_is_read(cluster: ClusterServers, world: World) -> None:
+@pytest.mark.each_server
+def test_key_ahead_of_its_slot_is_read(cluster: ClusterServers, world: World) -> None:
     """ASK: the slot is still the source's, the record is the target's."""
     key = new_session(n=1)
     known = world.opened(key)
@@ -528,6 +540,7 @@ def test_a_key_that_is_ahead_of_its_slot_is_read(cluster: ClusterServers, world:
             ask(home, "EXISTS", place(key).record)
 
 
+@pytest.mark.each_server
 @pytest.mark.usefixtures("figures")
 @pytest.mark.parametrize("is_ahead", [True, False], ids=["ahead", "at home"])
 def test_figures_stay_behind_while_their_slot_is_open(
@@ -551,7 +564,8 @@ def test_figures_stay_behind_while_their_slot_is_open(
     assert json.loads(out.getvalue())["counters"]["writes_refused"] == 7
 
 
-def test_a_write_waits_until_its_slot_has_moved(
+@pytest.mark.each_server
+def test_write_waits_until_its_slot_has_moved(
     cluster: ClusterServers,
     world: World,
     exchanges: list[list[bytes]],
@@ -575,7 +589,8 @@ def test_a_write_waits_until_its_slot_has_moved(
         world.do(writing, "save")
 
 
-def test_a_slot_that_never_arrives_is_no_logout(
+@pytest.mark.each_server
+def test_slot_that_never_arrives_is_no_logout(
     cluster: ClusterServers, settings: Any, world: World
 ) -> None:
     browser = Browser(settings, asgi=world.is_async)
@@ -591,6 +606,7 @@ def test_a_slot_that_never_arrives_is_no_logout(
     assert SessionStore(key)["n"] == 2
 
 
+@pytest.mark.each_server
 def test_no_increment_is_lost_while_slots_move(cluster: ClusterServers, threads: Threads) -> None:
     key = new_session()
     slot, done = slot_of(key), threading.Event()
@@ -619,7 +635,8 @@ def test_no_increment_is_lost_while_slots_move(cluster: ClusterServers, threads:
     assert len(SessionStore(key).load()) == 1 + len(workers)
 
 
-def test_a_waiter_whose_slot_moves_gets_its_turn(
+@pytest.mark.each_server
+def test_waiter_whose_slot_moves_gets_its_turn(
     cluster: ClusterServers, world: World, threads: Threads
 ) -> None:
     key = new_session(n=1)
@@ -646,7 +663,9 @@ def test_a_waiter_whose_slot_moves_gets_its_turn(
 
 
 @pytest.mark.parametrize("is_first", [True, False])
-def test_hand_off(cluster: ClusterServers, world: World, threads: Threads, is_first: bool) -> None:
+def test_lock_passes_between_a_thread_and_a_loop(
+    cluster: ClusterServers, world: World, threads: Threads, is_first: bool
+) -> None:
     """The one with the lock and the one who waits: each once on an event loop of its own."""
     key = new_session(n=0)
     asynchronous, synchronous = World(is_async=True), World(is_async=False)
@@ -682,9 +701,11 @@ def test_hand_off(cluster: ClusterServers, world: World, threads: Threads, is_fi
 # Nodes that are lost.
 
 
-def test_a_primary_that_is_killed_is_replaced_under_load(settings: Any, threads: Threads) -> None:
+def test_killed_primary_is_replaced_under_load(
+    settings: Any, threads: Threads, server_binary: Path
+) -> None:
     """Whoever asks meanwhile gets a 503, and is served once the replica has taken over."""
-    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+    with ClusterServers(replicas=1, binary=server_binary) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
         lost = servers.primaries[0]
@@ -723,60 +744,61 @@ def test_a_primary_that_is_killed_is_replaced_under_load(settings: Any, threads:
         assert [SessionStore(key)["n"] for key in new] == [3] * len(new)
 
 
-def test_a_write_waits_for_its_own_nodes_replicas(settings: Any) -> None:
-    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
-        servers.use(settings)
-        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
-        settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.1
-        for world in (World(is_async=False), World(is_async=True)):
-            homes = set()
-            while homes != {True, False}:
-                session = SessionStore()
-                with suppress(SessionNotReplicated):
-                    world.do(session, "save")
-                owner = servers.owner(place(session.session_key or "").record)
-                has_replica = owner is servers.primaries[0]
-                homes.add(has_replica)
-                world.do(session, "increment", "n")
-                with nullcontext() if has_replica else pytest.raises(SessionNotReplicated):
-                    world.do(session, "save")
+def test_write_waits_for_its_own_nodes_replicas(
+    with_replica: ClusterServers, settings: Any
+) -> None:
+    with_replica.use(settings)
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.1
+    for world in (World(is_async=False), World(is_async=True)):
+        homes = set()
+        while homes != {True, False}:
+            session = SessionStore()
+            with suppress(SessionNotReplicated):
+                world.do(session, "save")
+            owner = with_replica.owner(place(session.session_key or "").record)
+            has_replica = owner is with_replica.primaries[0]
+            homes.add(has_replica)
+            world.do(session, "increment", "n")
+            with nullcontext() if has_replica else pytest.raises(SessionNotReplicated):
+                world.do(session, "save")
 
 
-def test_a_move_waits_for_the_replicas_of_both_nodes(
-    settings: Any, monkeypatch: pytest.MonkeyPatch
+def test_move_waits_for_the_replicas_of_both_nodes(
+    with_replica: ClusterServers, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or a failover of the old key's node would bring the session back under it."""
-    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
-        servers.use(settings)
-        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
+    with_replica.use(settings)
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
 
-        def next_key_on(has_replica: bool) -> str:
-            keys = iter(lambda: get_random_string(32, VALID_KEY_CHARS), None)
-            first = servers.primaries[0]
-            key = next(
-                one for one in keys if has_replica == (servers.owner(place(one).record) is first)
-            )
-            monkeypatch.setattr(SessionStore, "_new_key", lambda self: key)
-            return key
+    def next_key_on(has_replica: bool) -> str:
+        keys = iter(lambda: get_random_string(32, VALID_KEY_CHARS), None)
+        first = with_replica.primaries[0]
+        key = next(
+            one for one in keys if has_replica == (with_replica.owner(place(one).record) is first)
+        )
+        monkeypatch.setattr(SessionStore, "_new_key", lambda self: key)
+        return key
 
-        for world in (World(is_async=False), World(is_async=True)):
-            for old, new in ((False, True), (True, False), (True, True)):
-                settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
-                session = SessionStore()
-                session["n"] = 1
-                next_key_on(old)
-                session.create()
-                settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-                settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 10.0 if old and new else 0.1
-                key = next_key_on(new)
-                with nullcontext() if old and new else pytest.raises(SessionNotReplicated):
-                    world.do(session, "cycle_key")
-                assert session.session_key == key
-                assert world.opened(key)["n"] == 1
+    for world in (World(is_async=False), World(is_async=True)):
+        for old, new in ((False, True), (True, False), (True, True)):
+            settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
+            session = SessionStore()
+            session["n"] = 1
+            next_key_on(old)
+            session.create()
+            settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+            settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 10.0 if old and new else 0.1
+            key = next_key_on(new)
+            with nullcontext() if old and new else pytest.raises(SessionNotReplicated):
+                world.do(session, "cycle_key")
+            assert session.session_key == key
+            assert world.opened(key)["n"] == 1
 
 
-def test_what_ended_the_old_key_writes_again_when_it_is_repeated(cluster: ClusterServers) -> None:
+@pytest.mark.each_server
+def test_repeated_leave_of_the_old_key_writes_again(cluster: ClusterServers) -> None:
     """WAIT behind it asks about this connection's own writes."""
     key = new_session(n=1)
     home = cluster.owner(place(key).record)
@@ -795,9 +817,9 @@ def test_what_ended_the_old_key_writes_again_when_it_is_repeated(cluster: Cluste
         assert changes() > before
 
 
-def test_a_primary_that_hangs_holds_nobody_up(settings: Any) -> None:
+def test_hanging_primary_holds_up_no_other_node(settings: Any, server_binary: Path) -> None:
     """New connections to it hang as well; the other nodes' sessions do not notice."""
-    with ClusterServers(replicas=1, binary=store_binary("valkey")) as servers:
+    with ClusterServers(replicas=1, binary=server_binary) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
         hung = servers.primaries[0]
@@ -833,8 +855,16 @@ def loads(world: World, key: str) -> bool:
         return False
 
 
-def test_a_cluster_that_is_down_is_no_logout(settings: Any) -> None:
-    with ClusterServers(binary=store_binary("valkey"), node_timeout_ms=500) as servers:
+def refusal(key: str) -> str:
+    """Return why a session cannot be loaded."""
+    with pytest.raises(SessionStoreUnavailable) as caught:
+        SessionStore(key).load()
+    return str(caught.value)
+
+
+@pytest.mark.each_server
+def test_cluster_that_is_down_is_no_logout(settings: Any, server_binary: Path) -> None:
+    with ClusterServers(binary=server_binary, node_timeout_ms=500) as servers:
         servers.use(settings)
         browsers = [Browser(settings, asgi=asgi) for asgi in (False, True)]
         lost = servers.primaries[0]
@@ -851,8 +881,7 @@ def test_a_cluster_that_is_down_is_no_logout(settings: Any) -> None:
             key = browser.key
             response = browser.visit(view)
             assert (response.status_code, browser.key) == (503, key)
-            with pytest.raises(SessionStoreUnavailable, match="has lost slots"):
-                SessionStore(key).load()
+            wait_for(lambda k=key: "has lost slots" in refusal(k), "the cause is named")
         lost.start()
         wait_for(lambda: b"cluster_state:ok" in ask(up, "CLUSTER INFO"), "it is up", timeout_s=30)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
@@ -861,13 +890,15 @@ def test_a_cluster_that_is_down_is_no_logout(settings: Any) -> None:
             assert SessionStore(browser.key)["n"] == 2
 
 
-def test_a_start_up_node_that_is_away(cluster: ClusterServers, world: World, settings: Any) -> None:
+def test_start_up_node_that_is_away_is_passed_over(
+    cluster: ClusterServers, world: World, settings: Any
+) -> None:
     cluster.use(settings, free_port(), cluster.primaries[-1].port)
     key = new_session(n=1)
     assert world.do(SessionStore(key), "load") == {"n": 1}
 
 
-def test_nobody_there(settings: Any, world: World) -> None:
+def test_cluster_without_any_node_is_unavailable(settings: Any, world: World) -> None:
     ClusterServers().use(settings, free_port(), free_port())
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.3
     with pytest.raises(SessionStoreUnavailable, match="does not answer"):
@@ -903,19 +934,14 @@ def test_async_views_under_wsgi_leave_no_socket(cluster: ClusterServers, setting
     assert connections._working._async == {}
 
 
-def test_a_child_process_has_connections_of_its_own(cluster: ClusterServers) -> None:
+def test_child_process_has_connections_of_its_own(cluster: ClusterServers) -> None:
     keys = [new_session(n=1) for _ in range(10)]
-    pid = os.fork()
-    if pid == 0:
-        try:
-            os._exit(0 if all(SessionStore(key)["n"] == 1 for key in keys) else 1)
-        finally:
-            os._exit(2)
-    assert os.waitpid(pid, 0)[1] == 0
+    numbers = forked(lambda: bytes(SessionStore(key)["n"] for key in keys))
+    assert numbers == bytes([1] * len(keys))
     assert all(SessionStore(key)["n"] == 1 for key in keys)
 
 
-def test_the_entry_is_a_cache_too(cluster: ClusterServers) -> None:
+def test_entry_of_a_cluster_is_a_cache_too(cluster: ClusterServers) -> None:
     caches["sessions"].set("a", 1)
     assert caches["sessions"].get("a") == 1
 
@@ -923,6 +949,7 @@ def test_the_entry_is_a_cache_too(cluster: ClusterServers) -> None:
 # Figures and checks.
 
 
+@pytest.mark.each_server
 @pytest.mark.usefixtures("figures")
 def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
     counters.take(now=True)
@@ -975,7 +1002,10 @@ def test_history_and_users_of_all_nodes(cluster: ClusterServers) -> None:
     assert json.loads(out.getvalue())["users"] == {"logged_in": 2, "most_sessions": [10, 5]}
 
 
-def test_checks(cluster: ClusterServers, settings: Any) -> None:
+@pytest.mark.each_server
+def test_checks_accept_a_cluster_and_refuse_a_socket(
+    cluster: ClusterServers, settings: Any
+) -> None:
     settings.SESSION_ENGINE = "django_clustered_sessions.backend"
     assert [message for message in check_settings() if message.is_serious()] == []
     assert {message.id for message in check_store()} <= {"clustered_sessions.W008"}
@@ -985,9 +1015,8 @@ def test_checks(cluster: ClusterServers, settings: Any) -> None:
     assert message.id == "clustered_sessions.E001"
 
 
-def test_a_cluster_that_the_entry_does_not_name_says_what_to_do(
-    cluster: ClusterServers, settings: Any
-) -> None:
+@pytest.mark.each_server
+def test_entry_that_hides_a_cluster_says_what_to_do(cluster: ClusterServers, settings: Any) -> None:
     key = new_session(n=1)
     home = cluster.owner(place(key).record)
     use_store(settings, f"{elsewhere(cluster, home).url}/0")
@@ -997,113 +1026,8 @@ def test_a_cluster_that_the_entry_does_not_name_says_what_to_do(
     assert "clustered_sessions.W019" in {message.id for message in check_store()}
 
 
-# What is asked of whom, reply by reply.
-
-
-NODES = [Address("a", 1), Address("b", 2), Address("c", 3)]
-
-
-class Money:
-    left = 2.0
-
-    def spend(self, seconds: float) -> None:
-        self.left -= seconds
-
-
-def routed(*keys: str) -> tuple[Any, Money]:
-    """Return the flow that asks for keys on nodes that are known, and its first step."""
-    slots = SlotMap(NODES)
-    thirds = [[n * 5462, min(n * 5462 + 5461, 16383), [b"%c" % (97 + n), n + 1]] for n in range(3)]
-    learning = slots.refreshing(Money())
-    next(learning)
-    with pytest.raises(StopIteration):
-        learning.send([thirds])
-    money = Money()
-    trip = tuple(Call(None, (key,) if key else (), ("GET",)) for key in keys)
-    return Nodes(slots, lambda node: node).asking(trip, money), money
-
-
-def asked(step: Any) -> Any:
-    if isinstance(step, Pause):
-        return "pause"
-    words = [" ".join([str(call.arguments[0]), *call.keys]) for call in step]
-    return step.node.host, *words
-
-
-def cut() -> SessionStoreUnavailable:
-    error = SessionStoreUnavailable("cut")
-    error.__cause__ = drivers.ConnectionError("cut")
-    return error
-
-
-#: Keys whose slots are on the first, the second and the third node.
-A, B, C = "x{3}", "x{1}", "x{0}"
-
-
-def test_each_node_is_asked_for_its_own() -> None:
-    flow, _ = routed(A, B, "", A, C)
-    assert asked(next(flow)) == ("a", f"GET {A}", "GET", f"GET {A}")
-    assert asked(flow.send([1, 2, 3])) == ("b", f"GET {B}")
-    assert asked(flow.send([4])) == ("c", f"GET {C}")
-    with pytest.raises(StopIteration) as stop:
-        flow.send([5])
-    assert stop.value.value == [1, 4, 2, 3, 5]
-
-
-def test_a_node_that_is_lost_holds_up_no_other() -> None:
-    """Leases on the others are renewed all the same; and nobody spins where two are lost."""
-    flow, money = routed(A, B, C)
-    first = next(flow)
-    assert (asked(first), first.seconds) == (("a", f"GET {A}"), pytest.approx(2 / 3))
-    refresh = flow.throw(cut())
-    assert asked(refresh)[1] == "CLUSTER SLOTS"
-    assert refresh.node != NODES[0]
-    steps = []
-    step = flow.throw(cut())
-    for _ in range(40):
-        steps.append(asked(step))
-        if steps[-1] == "pause":
-            break
-        step = flow.send([2]) if steps[-1] == ("c", f"GET {C}") else flow.throw(cut())
-    assert ("c", f"GET {C}") in steps
-    assert steps[-1] == "pause"
-    money.left = 0.0
-    with pytest.raises(SessionStoreUnavailable, match="cut"):
-        while True:
-            flow.throw(cut())
-
-
-def test_a_refusal_is_not_asked_again() -> None:
-    flow, _ = routed(A)
-    next(flow)
-    with pytest.raises(SessionStoreUnavailable, match="wrong password"):
-        flow.throw(SessionStoreUnavailable("wrong password"))
-
-
-def test_what_came_before_a_redirection_is_not_asked_again() -> None:
-    flow, _ = routed(A, "", A)
-    next(flow)
-    step = flow.send([1, AskError("1 b:2"), 3])
-    assert asked(step) == ("b", "ASKING", "GET", "ASKING", f"GET {A}")
-    step = flow.send([b"OK", 2, b"OK", MovedError("5 c:3")])
-    assert asked(step)[1] == "CLUSTER SLOTS"
-
-
-def test_nodes_that_disagree_are_given_time() -> None:
-    flow, money = routed(A)
-    steps = [next(flow)]
-    for _ in range(20):
-        last = steps[-1]
-        refresh = isinstance(last, tuple) and "SLOTS" in asked(last)[1]
-        steps.append(flow.send([[]] if refresh else [MovedError(f"{key_slot(A.encode())} b:2")]))
-        if isinstance(steps[-1], Pause):
-            break
-    assert isinstance(steps[-1], Pause)
-    assert money.left < 2.0
-
-
 @pytest.mark.django_db(transaction=True)
-def test_the_sessions_of_another_engine_move_to_all_nodes(
+def test_sessions_of_another_engine_move_to_all_nodes(
     cluster: ClusterServers, settings: Any
 ) -> None:
     settings.CLUSTERED_SESSIONS_MIGRATE_FROM = "django.contrib.sessions.backends.db"

@@ -31,13 +31,10 @@ from django.urls import path
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from tests.children import ROOT
+from tests.children import ROOT, finish, line, python
 from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place
 from tests.servers import CountingProxy, free_port, raw_client, wait_for
-
-pytestmark = pytest.mark.full
-
 
 #: Requests of the impatient user; one has the lock, LOCK_PROCESS_WAITERS of them wait for it.
 IMPATIENT, SERVED = 12, 3
@@ -175,18 +172,9 @@ def asgi() -> ASGIHandler:
 def process(*command: str, **environment: str) -> Iterator[subprocess.Popen[str]]:
     """Run a Python process, and kill it in the end."""
     known = {"DJANGO_SETTINGS_MODULE": "tests.settings", "PYTHONPATH": str(ROOT)}
-    with subprocess.Popen(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env=os.environ | known | environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as running:
-        try:
-            yield running
-        finally:
-            running.kill()
+    environment = os.environ | known | environment
+    with python(*command, env=environment, stdin=subprocess.PIPE, stderr=None) as running:
+        yield running
 
 
 def worker(work: Any, url: str, *arguments: str) -> Any:
@@ -206,12 +194,12 @@ def test_two_processes_of_eight_threads_lose_no_count(store: redis.Redis, settin
     key = new_session(n=0)
     arguments = (settings.CACHES["sessions"]["LOCATION"], key, "8", "25")
     with worker(count, *arguments) as one, worker(count, *arguments) as other:
-        assert (one.wait(60), other.wait(60)) == (0, 0)
+        finish(one, other)
     assert SessionStore(key)["n"] == 2 * 8 * 25
 
 
 @pytest.mark.parametrize("form", ["sync", "async"])
-def test_a_process_that_was_stopped_for_long_writes_nothing_again(
+def test_stopped_process_writes_nothing_again(
     store: redis.Redis, proxy: CountingProxy, settings: Any, form: str
 ) -> None:
     """Its write has landed, the reply is lost, and the store has forgotten the token by now."""
@@ -228,8 +216,8 @@ def test_a_process_that_was_stopped_for_long_writes_nothing_again(
         return token not in (store.hget(record, "m:replay") or b"")
 
     with worker(save_once, proxy.url + f"/{DATABASE}", key, form) as stopped:
-        assert stopped.stdin and stopped.stdout
-        assert stopped.stdout.readline() == "ready\n"
+        assert stopped.stdin
+        assert line(stopped) == "ready\n"
         proxy.stall()
         print(file=stopped.stdin, flush=True)
         token = wait_for(lambda: store.hget(record, "d:new"), "the write lands")[:8]
@@ -239,8 +227,7 @@ def test_a_process_that_was_stopped_for_long_writes_nothing_again(
         proxy.resume()
         wait_for(has_forgotten, "the store forgets the write")
         stopped.send_signal(signal.SIGCONT)
-        assert stopped.stdout.readline() == "unknown\n"
-        assert stopped.wait(10) == 0
+        assert finish(stopped) == ["unknown\n"]
     assert SessionStore(key)["new"] == 1
 
 
@@ -285,7 +272,7 @@ def get(port: int, page: str, key: str = "") -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", ["gunicorn", "uvicorn"])
-def test_an_impatient_user_slows_nobody_else(store: redis.Redis, settings: Any, kind: str) -> None:
+def test_impatient_user_slows_nobody_else(store: redis.Redis, settings: Any, kind: str) -> None:
     """One holds F5 on a slow page: the surplus is refused at once, and the others are served."""
     key, answers, lock = new_session(), list[int](), threading.Lock()
 

@@ -3,32 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import pytest
 import redis
-from redis.sentinel import MasterNotFoundError
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.store import connections, watching
-from django_clustered_sessions.store.watching import Watcher
+from tests.children import forked
 from tests.conftest import SERVERS, store_binary
 from tests.locking import new_session
 from tests.pages import block
 from tests.servers import StoreServer, wait_for
 from tests.topologies import NAME, Replicated
-
-pytestmark = pytest.mark.full
 
 #: Generous: what is waited for is the condition.
 BOUND_S = 30.0
@@ -175,7 +170,7 @@ def wait_until_seen(server: StoreServer) -> None:
     )
 
 
-def test_failover_under_load(settings: Any, is_async: bool) -> None:
+def test_writes_go_on_after_a_failover_under_load(settings: Any, is_async: bool) -> None:
     # Each kind of server once.
     kind = SERVERS[is_async % len(SERVERS)]
     with Replicated(sentinels=3, binary=store_binary(kind)) as topology:
@@ -216,7 +211,7 @@ def test_tasks_leave_a_primary_that_was_cut_off(settings: Any) -> None:
     assert failed <= {SessionStoreUnavailable}
 
 
-def test_threads_send_nothing_to_a_primary_that_was_paused(settings: Any) -> None:
+def test_threads_send_nothing_to_a_paused_primary(settings: Any) -> None:
     """Bytes in its socket would be executed when it goes on, before it knows of the failover."""
     with Replicated(sentinels=3) as topology:
         topology.use(settings, 1)
@@ -238,7 +233,7 @@ def test_threads_send_nothing_to_a_primary_that_was_paused(settings: Any) -> Non
     assert not [one.error for one in writers.outcomes if one.error]
 
 
-def test_a_primary_that_hangs_costs_the_timeout_at_most(settings: Any) -> None:
+def test_hanging_primary_costs_the_timeout_at_most(settings: Any) -> None:
     """Asynchronously everything has a timeout around it; a thread has none but its sockets'."""
     with Replicated(sentinels=3) as topology:
         topology.use(settings, 1)
@@ -254,7 +249,7 @@ def test_a_primary_that_hangs_costs_the_timeout_at_most(settings: Any) -> None:
     assert max(one.took_s for one in writers.outcomes) < TIMEOUT_S + STILL_S
 
 
-def test_a_write_that_a_replica_refused_is_repeated_on_the_primary(
+def test_write_refused_by_a_replica_goes_to_the_primary(
     settings: Any, is_async: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # So only who connects asks.
@@ -289,7 +284,7 @@ def test_a_write_that_a_replica_refused_is_repeated_on_the_primary(
         assert scripts_run(new.client()) > 0
 
 
-def test_a_replica_that_no_sentinel_knows_better_refuses(settings: Any) -> None:
+def test_write_to_a_replica_without_sentinels_is_refused(settings: Any) -> None:
     with Replicated() as topology:
         topology.use(settings, 1)
         key = new_session(n=0)
@@ -298,7 +293,7 @@ def test_a_replica_that_no_sentinel_knows_better_refuses(settings: Any) -> None:
             write(key)
 
 
-def test_configuration_as_documented(settings: Any) -> None:
+def test_documented_configuration_works(settings: Any) -> None:
     """Servers, Sentinels and entry are those of the page, but for their addresses and timeouts."""
     directives, watch, entry = (
         block("deploy-store.md", word)
@@ -322,179 +317,7 @@ def test_configuration_as_documented(settings: Any) -> None:
             asyncio.run(awrite(new_session(n=1)))
 
 
-# The watcher, beside Sentinels that say what they are told to.
-
-
-class Sentinel:
-    """What the watcher asks; ``state`` is an address with its epoch, or an error."""
-
-    def __init__(self, port: int, epoch: int = 0, *, is_down: bool = False) -> None:
-        self.state: Any = None
-        self.asked = 0
-        self.says(port, epoch, is_down=is_down)
-
-    def says(self, port: int, epoch: int, *, is_down: bool = False) -> None:
-        self.state = {
-            "ip": "127.0.0.1",
-            "port": port,
-            "config-epoch": epoch,
-            "is_master": True,
-            "is_sdown": is_down,
-            "is_odown": False,
-        }
-
-    def sentinel_master(self, service: str) -> Any:
-        self.asked += 1
-        if isinstance(self.state, Exception):
-            raise self.state
-        return self.state
-
-    def close(self) -> None:
-        pass
-
-
-@pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watcher]]:
-    """Give a watcher of Sentinels; its thread only looks when it is asked."""
-    monkeypatch.setattr(watching, "INTERVAL_S", 3600.0)
-    started = []
-
-    def start(*sentinels: Sentinel) -> Watcher:
-        watcher = Watcher("main", [], {})
-        monkeypatch.setattr(watcher, "clients", lambda: list(sentinels))
-        started.append(watcher)
-        return watcher
-
-    yield start
-    for watcher in started:
-        watcher.close()
-    wait_for(lambda: not any(watcher._is_running for watcher in started), "the threads end")
-
-
-def port(asked: Future[tuple[str, int]]) -> int:
-    return asked.result(BOUND_S)[1]
-
-
-def test_the_latest_failover_counts(watch: Callable[..., Watcher]) -> None:
-    stale, informed = Sentinel(1, 4), Sentinel(2, 5)
-    watcher = watch(stale, informed)
-    port(watcher.answer())
-    wait_for(lambda: watcher.names("127.0.0.1", 2), "the second one is heard")
-    informed.state = redis.ConnectionError("gone")
-    assert port(watcher.answer()) == 2
-    assert not watcher.names("127.0.0.1", 1)
-
-
-def test_sentinels_that_were_set_up_anew_are_believed(
-    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watching, "_REST_S", 0.1)
-    sentinels = [Sentinel(1, 9) for _ in range(3)]
-    watcher = watch(*sentinels)
-    assert port(watcher.answer()) == 1
-    sentinels[0].says(2, 0)
-    for lost in sentinels[1:]:
-        lost.state = redis.ConnectionError("gone")
-    assert port(watcher.answer()) == 1
-    assert port(watcher.answer()) == 1
-    for other in sentinels[1:]:
-        other.says(2, 0)
-    # Those that did not answer are left alone for a while.
-    wait_for(lambda: port(watcher.answer()) == 2, "all are asked again", timeout_s=BOUND_S)
-
-
-def test_without_any_sentinel_the_last_answer_stands(watch: Callable[..., Watcher]) -> None:
-    sentinel = Sentinel(1)
-    watcher = watch(sentinel)
-    sentinel.state = redis.ConnectionError("gone away")
-    with pytest.raises(MasterNotFoundError, match="gone away"):
-        port(watcher.answer())
-    sentinel.says(1, 0)
-    assert port(watcher.answer()) == 1
-    sentinel.state = redis.ConnectionError("gone away")
-    assert port(watcher.answer()) == 1
-
-
-def test_a_primary_that_is_down_is_told_at_once(watch: Callable[..., Watcher]) -> None:
-    sentinel = Sentinel(1)
-    watcher = watch(sentinel)
-    assert port(watcher.answer()) == 1
-    sentinel.says(1, 0, is_down=True)
-    with pytest.raises(MasterNotFoundError, match="down"):
-        port(watcher.answer())
-
-
-def test_one_that_does_not_answer_is_left_alone_for_a_while(watch: Callable[..., Watcher]) -> None:
-    silent, well = Sentinel(1), Sentinel(1)
-    silent.state = redis.TimeoutError("no answer")
-    watcher = watch(silent, well)
-    for _ in range(20):
-        assert port(watcher.answer()) == 1
-    assert silent.asked <= 2
-    assert well.asked >= 10
-
-
-def test_the_watcher_ends_when_nothing_is_lent(
-    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(watching, "INTERVAL_S", 0.001)
-    monkeypatch.setattr(watching, "_IDLE_INTERVALS", 3)
-    watcher = watch(Sentinel(1))
-    for _ in range(2):
-        assert port(watcher.answer()) == 1
-        wait_for(lambda: not watcher._is_running, "it ends")
-        # What it knew is old by the time that somebody comes again.
-        assert not watcher.names("127.0.0.1", 1)
-
-
-def test_nonsense_is_no_answer(watch: Callable[..., Watcher]) -> None:
-    """A thread that ended with it would let everybody wait for ever."""
-    strange = Sentinel(1)
-    strange.state = {"ip": "127.0.0.1"}
-    watcher = watch(strange)
-    with pytest.raises(MasterNotFoundError, match="KeyError"):
-        port(watcher.answer())
-    strange.says(1, 0)
-    assert port(watcher.answer()) == 1
-
-
-def test_no_thread_any_more(watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Since Python 3.12 none starts while the interpreter ends."""
-
-    def start(thread: threading.Thread) -> None:
-        raise RuntimeError("can't create new thread at interpreter shutdown")
-
-    watcher = watch(Sentinel(1))
-    with monkeypatch.context() as patch:
-        patch.setattr(threading.Thread, "start", start)
-        with pytest.raises(MasterNotFoundError, match="shutdown"):
-            port(watcher.answer())
-    assert port(watcher.answer()) == 1
-
-
-def test_a_change_is_logged_once(
-    watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
-) -> None:
-    sentinels = [Sentinel(1, 4) for _ in range(3)]
-    watcher = watch(*sentinels)
-    for _ in range(3):
-        port(watcher.answer())
-    assert caplog.messages == []
-    for sentinel in sentinels:
-        sentinel.says(2, 5)
-    for _ in range(3):
-        port(watcher.answer())
-    assert caplog.messages == ["the primary of main was 127.0.0.1:1 and is now 127.0.0.1:2"]
-
-
-def test_who_gives_up_does_no_harm(watch: Callable[..., Watcher]) -> None:
-    watcher = watch(Sentinel(1))
-    asked = watcher.answer()
-    asked.cancel()
-    assert port(watcher.answer()) == 1
-
-
-def test_one_watcher_for_threads_and_loops(settings: Any) -> None:
+def test_threads_and_loops_share_one_watcher(settings: Any) -> None:
     with Replicated(sentinels=1) as topology:
         topology.use(settings, 1)
         for _ in range(3):
@@ -505,18 +328,15 @@ def test_one_watcher_for_threads_and_loops(settings: Any) -> None:
         assert names.count("session-store-watcher") == 1
 
 
-def test_a_child_process_watches_for_itself(settings: Any) -> None:
+def test_child_process_watches_for_itself(settings: Any) -> None:
     with Replicated(sentinels=1) as topology:
         topology.use(settings, 1)
         key = new_session(n=0)
-        child = os.fork()
-        if child == 0:
-            try:
-                names = [thread.name for thread in threading.enumerate()]
-                write(key)
-                os._exit(0 if "session-store-watcher" not in names else 2)
-            except BaseException:
-                os._exit(1)
-        _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) == 0
+
+        def work() -> bytes:
+            names = [thread.name for thread in threading.enumerate()]
+            write(key)
+            return " ".join(names).encode()
+
+        assert b"session-store-watcher" not in forked(work)
         assert SessionStore(key)["n"] == 1

@@ -21,7 +21,6 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import NAMES, counters
 from django_clustered_sessions.exceptions import SessionNotReplicated, SessionStoreUnavailable
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.session.replication import wanted
 from django_clustered_sessions.store.drivers import Budget
 from tests import round_trips
 from tests.conftest import DATABASE, store_binary, use_store
@@ -29,8 +28,6 @@ from tests.gateways import Browser, load_scripts, place
 from tests.locking import Threads, outcome
 from tests.servers import CountingProxy, StoreServer, wait_for
 from tests.topologies import Replicated
-
-pytestmark = [pytest.mark.full, pytest.mark.each_server]
 
 BACKEND = "django.contrib.auth.backends.ModelBackend"
 
@@ -150,8 +147,9 @@ def flush(session: SessionStore, do: Any) -> None:
 WRITES = {"create": create, "commit": change, "rotate": cycle, "end": flush}
 
 
+@pytest.mark.each_server
 @pytest.mark.parametrize("replicas", [1, 2])
-def test_what_returns_is_on_replicas(
+def test_write_that_returns_is_on_replicas(
     replicated: Replicated, settings: Any, do: Any, replicas: int
 ) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
@@ -171,7 +169,7 @@ def test_what_returns_is_on_replicas(
     assert count("sync_shortfalls") == shortfalls
 
 
-def test_a_new_session_is_on_replicas_before_its_first_answer(
+def test_new_session_is_on_replicas_before_its_first_answer(
     replicated: Replicated, browser: Browser, settings: Any
 ) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
@@ -186,8 +184,9 @@ def test_a_new_session_is_on_replicas_before_its_first_answer(
     assert [held(replica, browser.key) for replica in replicated.replicas] == [on_primary] * 2
 
 
+@pytest.mark.each_server
 @pytest.mark.parametrize("name", WRITES)
-def test_too_few_is_said(silent: Replicated, do: Any, name: str) -> None:
+def test_write_with_too_few_replicas_says_so(silent: Replicated, do: Any, name: str) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated) as caught:
         WRITES[name](session, do)
@@ -196,7 +195,8 @@ def test_too_few_is_said(silent: Replicated, do: Any, name: str) -> None:
     assert place(session.session_key or "").id not in str(caught.value)
 
 
-def test_one_of_two_is_too_few(silent: Replicated, settings: Any) -> None:
+@pytest.mark.each_server
+def test_one_replica_of_two_is_too_few(silent: Replicated, settings: Any) -> None:
     silent.replicas[0].resume()
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
     # So that the one that runs is not late.
@@ -206,7 +206,7 @@ def test_one_of_two_is_too_few(silent: Replicated, settings: Any) -> None:
     assert (caught.value.acknowledged, caught.value.asked) == (1, 2)
 
 
-def test_after_a_save_that_was_not_acknowledged(silent: Replicated, do: Any) -> None:
+def test_unacknowledged_save_is_known_as_written(silent: Replicated, do: Any) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated):
         change(session, do)
@@ -221,7 +221,7 @@ def test_after_a_save_that_was_not_acknowledged(silent: Replicated, do: Any) -> 
     assert count("conflicts_merged") == merged
 
 
-def test_after_a_new_key_that_was_not_acknowledged(silent: Replicated, do: Any) -> None:
+def test_unacknowledged_cycle_key_keeps_the_new_key(silent: Replicated, do: Any) -> None:
     session = stored(n=1)
     old = session.session_key
     with pytest.raises(SessionNotReplicated):
@@ -231,7 +231,7 @@ def test_after_a_new_key_that_was_not_acknowledged(silent: Replicated, do: Any) 
     assert held(silent.primary, old) == {b"m:end": b"rotated"}
 
 
-def test_after_an_end_that_was_not_acknowledged(silent: Replicated, do: Any) -> None:
+def test_unacknowledged_flush_has_ended_the_session(silent: Replicated, do: Any) -> None:
     session = stored(n=1)
     old = session.session_key
     with pytest.raises(SessionNotReplicated):
@@ -243,7 +243,7 @@ def test_after_an_end_that_was_not_acknowledged(silent: Replicated, do: Any) -> 
         do(SessionStore(), "delete", old)
 
 
-def test_after_a_lock_whose_commit_was_not_acknowledged(silent: Replicated) -> None:
+def test_unacknowledged_commit_gives_up_the_lock(silent: Replicated) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated), session.lock():
         session["n"] = 2
@@ -255,7 +255,7 @@ def test_after_a_lock_whose_commit_was_not_acknowledged(silent: Replicated) -> N
     assert SessionStore(session.session_key).load() == {"n": 2, "hits": 1}
 
 
-async def test_after_an_asynchronous_lock_whose_commit_was_not_acknowledged(
+async def test_unacknowledged_asynchronous_commit_gives_up_the_lock(
     silent: Replicated,
 ) -> None:
     session = SessionStore()
@@ -268,7 +268,7 @@ async def test_after_an_asynchronous_lock_whose_commit_was_not_acknowledged(
     assert await SessionStore(session.session_key).aget("n") == 2
 
 
-def test_a_save_again_asks_again(silent: Replicated, settings: Any, do: Any) -> None:
+def test_repeated_save_asks_the_replicas_again(silent: Replicated, settings: Any, do: Any) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated):
         change(session, do)
@@ -285,7 +285,7 @@ def test_a_save_again_asks_again(silent: Replicated, settings: Any, do: Any) -> 
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_warning_instead(
+def test_shortfall_is_logged_where_a_warning_is_wanted(
     silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
@@ -296,7 +296,9 @@ def test_a_warning_instead(
     assert count("sync_shortfalls") == shortfalls + 1
 
 
-def test_what_is_off_waits_for_nobody(silent: Replicated, settings: Any, between: Any) -> None:
+def test_write_waits_for_nobody_where_it_is_off(
+    silent: Replicated, settings: Any, between: Any
+) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 0
     session = SessionStore()
     for write in WRITES.values():
@@ -307,7 +309,9 @@ def test_what_is_off_waits_for_nobody(silent: Replicated, settings: Any, between
 # The answer to a request.
 
 
-def test_an_answer_to_a_change(silent: Replicated, settings: Any, browser: Browser) -> None:
+def test_unacknowledged_change_is_answered_with_503(
+    silent: Replicated, settings: Any, browser: Browser
+) -> None:
     browser.key = stored(n=1).session_key or ""
     key = browser.key
 
@@ -322,7 +326,7 @@ def test_an_answer_to_a_change(silent: Replicated, settings: Any, browser: Brows
     assert SessionStore(key)["n"] == 2
 
 
-def test_a_first_write_has_its_cookie(silent: Replicated, browser: Browser) -> None:
+def test_unacknowledged_first_write_sets_its_cookie(silent: Replicated, browser: Browser) -> None:
     def view(request: HttpRequest) -> HttpResponse:
         request.session["n"] = 1
         return HttpResponse()
@@ -342,7 +346,7 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
 
 
-def test_a_login_leaves_no_dead_key_behind(
+def test_unacknowledged_login_leaves_no_dead_key_behind(
     silent: Replicated, settings: Any, browser: Browser, no_database: None
 ) -> None:
     browser.key = stored(cart=["tea"]).session_key or ""
@@ -356,7 +360,7 @@ def test_a_login_leaves_no_dead_key_behind(
     assert (session["cart"], session["_auth_user_id"]) == (["tea"], "1")
 
 
-def test_a_login_whose_last_write_was_not_acknowledged(
+def test_login_with_an_unacknowledged_last_write_sets_its_cookie(
     replicated: Replicated, settings: Any, browser: Browser, no_database: None
 ) -> None:
     browser.key = stored(cart=["tea"]).session_key or ""
@@ -375,7 +379,7 @@ def test_a_login_whose_last_write_was_not_acknowledged(
     assert (session["cart"], session["_auth_user_id"]) == (["tea"], "1")
 
 
-def test_a_logout_takes_the_cookie_away(silent: Replicated, browser: Browser) -> None:
+def test_unacknowledged_logout_takes_the_cookie_away(silent: Replicated, browser: Browser) -> None:
     browser.key = stored(n=1, _auth_user_id="1").session_key or ""
     old = browser.key
 
@@ -389,7 +393,7 @@ def test_a_logout_takes_the_cookie_away(silent: Replicated, browser: Browser) ->
     assert held(silent.primary, old) == {b"m:end": b"flushed"}
 
 
-def test_a_view_may_go_on(silent: Replicated, browser: Browser) -> None:
+def test_view_may_go_on_without_an_acknowledgement(silent: Replicated, browser: Browser) -> None:
     def view(request: HttpRequest) -> HttpResponse:
         request.session["n"] = 1
         try:
@@ -402,7 +406,7 @@ def test_a_view_may_go_on(silent: Replicated, browser: Browser) -> None:
     assert SessionStore(browser.key)["n"] == 1
 
 
-def test_a_warning_changes_no_answer(silent: Replicated, settings: Any, browser: Browser) -> None:
+def test_warning_changes_no_answer(silent: Replicated, settings: Any, browser: Browser) -> None:
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
 
     def view(request: HttpRequest) -> HttpResponse:
@@ -425,7 +429,7 @@ CASES = [
 
 
 @pytest.mark.parametrize(("before", "every_request", "use", "ause", "expected"), CASES)
-def test_round_trips_stay_the_same(
+def test_waiting_for_replicas_adds_no_round_trip(
     warm: CountingProxy,
     settings: Any,
     before: str | None,
@@ -450,8 +454,9 @@ def test_round_trips_stay_the_same(
 # What looks like an acknowledgement, and is none.
 
 
+@pytest.mark.each_server
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_that_is_repeated_is_not_taken_for_replicated(
+def test_repeated_write_is_not_taken_for_replicated(
     silent: Replicated, between: CountingProxy, name: str
 ) -> None:
     """On its new connection nothing was written before: WAIT would have nothing to wait for."""
@@ -462,7 +467,8 @@ def test_a_write_that_is_repeated_is_not_taken_for_replicated(
     assert between._faults == []
 
 
-def test_an_expiry_that_is_repeated_is_not_taken_for_replicated(
+@pytest.mark.each_server
+def test_repeated_expiry_is_not_taken_for_replicated(
     silent: Replicated, between: CountingProxy
 ) -> None:
     session = stored(n=1)
@@ -473,8 +479,9 @@ def test_an_expiry_that_is_repeated_is_not_taken_for_replicated(
     assert between._faults == []
 
 
+@pytest.mark.each_server
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_whose_script_was_unknown_is_not_taken_for_replicated(
+def test_write_by_an_unknown_script_asks_the_replicas_again(
     silent: Replicated, between: CountingProxy, do: Any, name: str
 ) -> None:
     session = stored(n=1)
@@ -488,7 +495,7 @@ def test_a_write_whose_script_was_unknown_is_not_taken_for_replicated(
 
 
 @pytest.mark.parametrize("name", WRITES)
-def test_a_write_beside_figures_whose_script_was_unknown(
+def test_unknown_script_of_figures_does_not_count_them_twice(
     silent: Replicated, monkeypatch: pytest.MonkeyPatch, between: CountingProxy, name: str
 ) -> None:
     session = stored(n=1)
@@ -506,7 +513,10 @@ def test_a_write_beside_figures_whose_script_was_unknown(
     assert line.split()[2:] == [b"1"] * len(NAMES)
 
 
-def test_a_store_that_does_not_tell(replicated: Replicated, settings: Any, do: Any) -> None:
+@pytest.mark.each_server
+def test_store_that_denies_wait_is_a_shortfall(
+    replicated: Replicated, settings: Any, do: Any
+) -> None:
     with replicated.primary.client() as client:
         client.execute_command("ACL SETUSER deaf on >secret ~* &* +@all -wait")
     use_store(settings, f"redis://deaf:secret@127.0.0.1:{replicated.primary.port}/{DATABASE}")
@@ -518,7 +528,10 @@ def test_a_store_that_does_not_tell(replicated: Replicated, settings: Any, do: A
     assert count("store_errors") == errors
 
 
-def test_a_disk_that_does_not_tell(replicated: Replicated, settings: Any, do: Any) -> None:
+@pytest.mark.each_server
+def test_store_without_waitaof_is_a_shortfall(
+    replicated: Replicated, settings: Any, do: Any
+) -> None:
     """Redis 7.0 has no WAITAOF, and this store no append-only file."""
     settings.CLUSTERED_SESSIONS_SYNC_FSYNC = True
     session = stored(n=1)
@@ -527,7 +540,8 @@ def test_a_disk_that_does_not_tell(replicated: Replicated, settings: Any, do: An
     assert SessionStore(session.session_key)["n"] == 2
 
 
-def test_a_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any) -> None:
+@pytest.mark.each_server
+def test_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any) -> None:
     use_store(settings, f"{replicated.replicas[0].url}/{DATABASE}")
     session = SessionStore()
     with pytest.raises(SessionStoreUnavailable, match="replica"):
@@ -535,7 +549,7 @@ def test_a_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any
     assert session.session_key is None
 
 
-def test_on_disk(settings: Any) -> None:
+def test_write_waits_for_the_disks_of_replicas(settings: Any) -> None:
     flags = "--appendonly", "yes", "--appendfsync", "always"
     with Replicated(*flags, replicas=1, binary=store_binary("valkey")) as topology:
         topology.use(settings, DATABASE)
@@ -554,7 +568,7 @@ def test_on_disk(settings: Any) -> None:
         topology.replicas[0].resume()
 
 
-def test_waiting_for_replicas_is_no_store_that_is_away(
+def test_waiting_for_replicas_is_no_store_error(
     silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 4.0
@@ -570,15 +584,9 @@ def test_waiting_for_replicas_is_no_store_that_is_away(
     assert count("store_errors") == errors
 
 
-@pytest.mark.parametrize(("left_s", "waits_ms"), [(4.0, 1000), (2.0, 800), (0.1, 40), (0.0, 1)])
-def test_a_wait_fits_into_what_is_left(settings: Any, left_s: float, waits_ms: int) -> None:
-    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-    sync = wanted(left_s)
-    assert sync is not None
-    assert sync.timeout_ms == waits_ms
-
-
-def test_statistics(replicated: Replicated, settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_statistics_tell_how_long_acknowledgements_take(
+    replicated: Replicated, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def figures(**options: Any) -> str:
         stdout = io.StringIO()
         call_command("sessionstats", stdout=stdout, **options)
@@ -599,7 +607,8 @@ def test_statistics(replicated: Replicated, settings: Any, monkeypatch: pytest.M
 # A primary that dies.
 
 
-def test_what_was_acknowledged_outlasts_its_primary(
+@pytest.mark.each_server
+def test_acknowledged_writes_outlast_their_primary(
     settings: Any, threads: Threads, server_binary: Path
 ) -> None:
     with Replicated(replicas=1, sentinels=3, binary=server_binary) as topology:

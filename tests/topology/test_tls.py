@@ -33,8 +33,6 @@ from tests.pages import block
 from tests.servers import StoreServer, free_port, raw_client, wait_for
 from tests.topologies import Replicated
 
-pytestmark = pytest.mark.full
-
 #: What a key may be for.
 USAGES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
@@ -154,14 +152,14 @@ def use_tls(settings: Any, server: StoreServer, **kwargs: Any) -> None:
     use_store(settings, f"{server.url}/1", CONNECTION_POOL_KWARGS=kwargs)
 
 
-def test_with_the_authority(
+def test_authority_in_the_entry_is_trusted(
     tls: StoreServer, ca: Certificate, settings: Any, is_async: bool
 ) -> None:
     use_tls(settings, tls, ssl_ca_certs=str(ca.path))
     use(is_async)
 
 
-def test_with_a_certificate_of_the_clients(
+def test_client_certificate_is_shown(
     ca: Certificate, server_certificate: Certificate, settings: Any, is_async: bool
 ) -> None:
     own = issue(ca.path.parent, "client", ca)
@@ -177,7 +175,7 @@ def test_with_a_certificate_of_the_clients(
             use(is_async)
 
 
-def test_another_authority_is_named_as_the_cause(
+def test_unknown_authority_is_named_as_the_cause(
     tls: StoreServer, settings: Any, is_async: bool, tmp_path: Path
 ) -> None:
     use_tls(settings, tls, ssl_ca_certs=str(issue(tmp_path, "another").path))
@@ -185,7 +183,7 @@ def test_another_authority_is_named_as_the_cause(
         use(is_async)
 
 
-def test_a_certificate_for_another_host(
+def test_certificate_for_another_host_is_refused(
     tls: StoreServer, ca: Certificate, settings: Any, is_async: bool
 ) -> None:
     location = tls.url.replace("127.0.0.1", "localhost")
@@ -194,13 +192,13 @@ def test_a_certificate_for_another_host(
         use(is_async)
 
 
-def test_without_tls_where_it_is_wanted(tls: StoreServer, settings: Any, is_async: bool) -> None:
+def test_client_without_tls_gets_no_answer(tls: StoreServer, settings: Any, is_async: bool) -> None:
     use_store(settings, f"redis://127.0.0.1:{tls.port}/1")
     with pytest.raises(SessionStoreUnavailable, match="does not answer"):
         use(is_async)
 
 
-def test_configuration_as_documented(
+def test_documented_configuration_works(
     ca: Certificate, server_certificate: Certificate, settings: Any
 ) -> None:
     """Directives and entry are those of the page, but for address and files."""
@@ -231,7 +229,9 @@ def test_configuration_as_documented(
         use(True)
 
 
-def test_sentinel_with_tls(ca: Certificate, server_certificate: Certificate, settings: Any) -> None:
+def test_sentinels_and_stores_work_by_tls_only(
+    ca: Certificate, server_certificate: Certificate, settings: Any
+) -> None:
     """Sentinels, primary and replica, all by TLS only; and a failover."""
     server = partial(TLSStoreServer, ca=ca, own=server_certificate)
     trust = {"ssl_ca_certs": str(ca.path)}
@@ -258,17 +258,22 @@ def test_sentinel_with_tls(ca: Certificate, server_certificate: Certificate, set
         use(True)
 
 
-def test_cluster_with_tls(ca: Certificate, server_certificate: Certificate, settings: Any) -> None:
+def test_cluster_works_by_tls_only(
+    ca: Certificate, server_certificate: Certificate, settings: Any
+) -> None:
     """Clients and nodes by TLS only, all nodes; also where a node says where a slot is now."""
     server = partial(TLSStoreServer, "--tls-cluster", "yes", ca=ca, own=server_certificate)
     with ClusterServers(binary=store_binary("redis"), server=server) as servers:
         first, *_, last = servers.primaries
         trust = {"ssl_ca_certs": str(ca.path)}
         servers.use(settings, first.port, scheme="rediss", CONNECTION_POOL_KWARGS=trust)
-        for _ in range(24):
+
+        def all_are_used() -> bool:
             use(False)
             use(True)
-        assert all(ask(one, "DBSIZE") for one in servers.primaries)
+            return all(ask(one, "DBSIZE") for one in servers.primaries)
+
+        wait_for(all_are_used, "a session on each node", timeout_s=30.0)
         key = new_session(n=1)
         slot, slots = key_slot(place(key).record.encode()), connections.pool()._slots
         slots.moved(slot, next(node for node in connections.nodes() if node != slots.node(slot)))
@@ -285,8 +290,9 @@ def test_cluster_with_tls(ca: Certificate, server_certificate: Certificate, sett
             use(False)
 
 
-@pytest.mark.parametrize("user", ["default", "site"])
-def test_unix_socket_with_a_password(
+@pytest.mark.each_server
+@pytest.mark.parametrize(("is_async", "user"), [(False, "default"), (True, "site")])
+def test_unix_socket_takes_a_password(
     store_server: StoreServer, settings: Any, is_async: bool, user: str
 ) -> None:
     with StoreServer("--requirepass", "secret", binary=store_server.binary) as server:

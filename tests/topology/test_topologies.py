@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import pytest
-
 from tests.topologies import Replicated, follows, is_primary
 
-pytestmark = pytest.mark.full
 
-
-def test_a_replica_is_promoted_when_the_primary_dies() -> None:
+def test_replica_is_promoted_when_the_primary_dies() -> None:
     with Replicated(replicas=2, sentinels=3) as topology:
         topology.primary.client().set("name", "value")
         topology.primary.client().wait(2, 5000)
@@ -21,7 +17,7 @@ def test_a_replica_is_promoted_when_the_primary_dies() -> None:
     assert not any(server.folder.exists() for server in topology.stores)
 
 
-def test_replicas_without_a_sentinel() -> None:
+def test_replica_follows_without_a_sentinel() -> None:
     with Replicated(replicas=1) as topology:
         (replica,) = topology.replicas
         assert follows(replica)

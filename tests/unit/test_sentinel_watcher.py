@@ -1,0 +1,190 @@
+"""What a process's watcher makes of what Sentinels say; these say what they are told to."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import redis
+from redis.sentinel import MasterNotFoundError
+
+from django_clustered_sessions.store import watching
+from django_clustered_sessions.store.watching import Watcher
+from tests.servers import wait_for
+
+#: Generous: what is waited for is the condition.
+BOUND_S = 30.0
+
+
+class Sentinel:
+    """What the watcher asks; ``state`` is an address with its epoch, or an error."""
+
+    def __init__(self, port: int, epoch: int = 0, *, is_down: bool = False) -> None:
+        self.state: Any = None
+        self.asked = 0
+        self.says(port, epoch, is_down=is_down)
+
+    def says(self, port: int, epoch: int, *, is_down: bool = False) -> None:
+        self.state = {
+            "ip": "127.0.0.1",
+            "port": port,
+            "config-epoch": epoch,
+            "is_master": True,
+            "is_sdown": is_down,
+            "is_odown": False,
+        }
+
+    def sentinel_master(self, service: str) -> Any:
+        self.asked += 1
+        if isinstance(self.state, Exception):
+            raise self.state
+        return self.state
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watcher]]:
+    """Give a watcher of Sentinels; its thread only looks when it is asked."""
+    monkeypatch.setattr(watching, "INTERVAL_S", 3600.0)
+    started = []
+
+    def start(*sentinels: Sentinel) -> Watcher:
+        watcher = Watcher("main", [], {})
+        monkeypatch.setattr(watcher, "clients", lambda: list(sentinels))
+        started.append(watcher)
+        return watcher
+
+    yield start
+    for watcher in started:
+        watcher.close()
+    wait_for(lambda: not any(watcher._is_running for watcher in started), "the threads end")
+
+
+def port(asked: Future[tuple[str, int]]) -> int:
+    return asked.result(BOUND_S)[1]
+
+
+def test_latest_failover_counts(watch: Callable[..., Watcher]) -> None:
+    stale, informed = Sentinel(1, 4), Sentinel(2, 5)
+    watcher = watch(stale, informed)
+    port(watcher.answer())
+    wait_for(lambda: watcher.names("127.0.0.1", 2), "the second one is heard")
+    informed.state = redis.ConnectionError("gone")
+    assert port(watcher.answer()) == 2
+    assert not watcher.names("127.0.0.1", 1)
+
+
+def test_sentinels_set_up_anew_are_believed(
+    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "_REST_S", 0.1)
+    sentinels = [Sentinel(1, 9) for _ in range(3)]
+    watcher = watch(*sentinels)
+    assert port(watcher.answer()) == 1
+    sentinels[0].says(2, 0)
+    for lost in sentinels[1:]:
+        lost.state = redis.ConnectionError("gone")
+    assert port(watcher.answer()) == 1
+    assert port(watcher.answer()) == 1
+    for other in sentinels[1:]:
+        other.says(2, 0)
+    # Those that did not answer are left alone for a while.
+    wait_for(lambda: port(watcher.answer()) == 2, "all are asked again", timeout_s=BOUND_S)
+
+
+def test_last_answer_stands_without_any_sentinel(watch: Callable[..., Watcher]) -> None:
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    sentinel.state = redis.ConnectionError("gone away")
+    with pytest.raises(MasterNotFoundError, match="gone away"):
+        port(watcher.answer())
+    sentinel.says(1, 0)
+    assert port(watcher.answer()) == 1
+    sentinel.state = redis.ConnectionError("gone away")
+    assert port(watcher.answer()) == 1
+
+
+def test_primary_that_is_down_is_told_at_once(watch: Callable[..., Watcher]) -> None:
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    assert port(watcher.answer()) == 1
+    sentinel.says(1, 0, is_down=True)
+    with pytest.raises(MasterNotFoundError, match="down"):
+        port(watcher.answer())
+
+
+def test_silent_sentinel_is_left_alone_for_a_while(watch: Callable[..., Watcher]) -> None:
+    silent, well = Sentinel(1), Sentinel(1)
+    silent.state = redis.TimeoutError("no answer")
+    watcher = watch(silent, well)
+    for _ in range(20):
+        assert port(watcher.answer()) == 1
+    assert silent.asked <= 2
+    assert well.asked >= 10
+
+
+def test_watcher_ends_when_nothing_is_lent(
+    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "INTERVAL_S", 0.001)
+    monkeypatch.setattr(watching, "_IDLE_INTERVALS", 3)
+    watcher = watch(Sentinel(1))
+    for _ in range(2):
+        assert port(watcher.answer()) == 1
+        wait_for(lambda: not watcher._is_running, "it ends")
+        # What it knew is old by the time that somebody comes again.
+        assert not watcher.names("127.0.0.1", 1)
+
+
+def test_watcher_survives_a_nonsensical_answer(watch: Callable[..., Watcher]) -> None:
+    """A thread that ended with it would let everybody wait for ever."""
+    strange = Sentinel(1)
+    strange.state = {"ip": "127.0.0.1"}
+    watcher = watch(strange)
+    with pytest.raises(MasterNotFoundError, match="KeyError"):
+        port(watcher.answer())
+    strange.says(1, 0)
+    assert port(watcher.answer()) == 1
+
+
+def test_thread_that_cannot_start_fails_one_request(
+    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Since Python 3.12 none starts while the interpreter ends."""
+
+    def start(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    watcher = watch(Sentinel(1))
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(MasterNotFoundError, match="shutdown"):
+            port(watcher.answer())
+    assert port(watcher.answer()) == 1
+
+
+def test_change_of_primary_is_logged_once(
+    watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
+) -> None:
+    sentinels = [Sentinel(1, 4) for _ in range(3)]
+    watcher = watch(*sentinels)
+    for _ in range(3):
+        port(watcher.answer())
+    assert caplog.messages == []
+    for sentinel in sentinels:
+        sentinel.says(2, 5)
+    for _ in range(3):
+        port(watcher.answer())
+    assert caplog.messages == ["the primary of main was 127.0.0.1:1 and is now 127.0.0.1:2"]
+
+
+def test_cancelled_question_harms_no_other(watch: Callable[..., Watcher]) -> None:
+    watcher = watch(Sentinel(1))
+    asked = watcher.answer()
+    asked.cancel()
+    assert port(watcher.answer()) == 1

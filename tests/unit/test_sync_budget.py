@@ -1,0 +1,19 @@
+"""How long a write waits for replicas, of the time that its request has left."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from django_clustered_sessions.session.replication import wanted
+
+
+@pytest.mark.parametrize(("left_s", "waits_ms"), [(4.0, 1000), (2.0, 800), (0.1, 40), (0.0, 1)])
+def test_wait_for_replicas_fits_into_what_is_left(
+    settings: Any, left_s: float, waits_ms: int
+) -> None:
+    settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
+    sync = wanted(left_s)
+    assert sync is not None
+    assert sync.timeout_ms == waits_ms
