@@ -289,6 +289,22 @@ def class_based_method(decorate: Decorator) -> Decorator:
     return around
 
 
+def class_based_method_as_it_is(decorate: Decorator) -> Decorator:
+    """Decorate a method without ``method_decorator``: the decorator gets the instance first."""
+
+    def around(view: View) -> View:
+        class Page(ClassBasedView):
+            @decorate
+            def get(self, request: HttpRequest) -> Any:
+                return view(request)
+
+            post = get
+
+        return Page.as_view()
+
+    return around
+
+
 def async_class_based(decorate: Decorator) -> Decorator:
     def around(view: View) -> View:
         @method_decorator(decorate, name="dispatch")
@@ -314,6 +330,7 @@ FORMS: dict[str, tuple[Callable[[Decorator], Decorator], View]] = {
     "hidden async": (hidden, ais_locked),
     "class": (class_based, is_locked),
     "method": (class_based_method, is_locked),
+    "method as it is": (class_based_method_as_it_is, is_locked),
     "async class": (async_class_based, ais_locked),
 }
 
