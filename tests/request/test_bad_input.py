@@ -475,6 +475,27 @@ def test_counters_at_the_edges_are_exact(
         assert SessionStore(session.session_key).load() == {"n": start + turn * by}
 
 
+@pytest.mark.each_server
+@pytest.mark.parametrize("policy", ["merge", "overwrite"])
+@pytest.mark.parametrize("is_counter", [False, True])
+def test_counts_of_two_requests_at_the_edge_are_exact(
+    store: redis.Redis, settings: Any, is_counter: bool, policy: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_ON_CONFLICT = policy
+    key = stored({"n": 2**53 - 5})
+    if is_counter:
+        made = SessionStore(key)
+        made.increment("n")
+        made.save()
+    start = SessionStore(key)["n"]
+    mine, other = SessionStore(key), SessionStore(key)
+    assert mine.increment("n", 3) == start + 3
+    other.increment("n", 2)
+    other.save()
+    mine.save()
+    assert SessionStore(key).load() == {"n": start + 5}
+
+
 def test_only_an_integer_can_be_incremented(store: redis.Redis) -> None:
     session = SessionStore(stored({"value": "7"}))
     with pytest.raises(TypeError, match="'value'"):
