@@ -1,0 +1,1 @@
+"""Mutation tests: whether the suite notices small changes to the package."""
