@@ -310,6 +310,7 @@ def test_forgotten_script_costs_one_more(warm: CountingProxy, store: Any) -> Non
     assert warm.round_trips == 3
 
 
+@pytest.mark.full
 def test_import_and_start_open_no_connection() -> None:
     code = f"""
 import socket

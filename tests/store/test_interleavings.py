@@ -1091,9 +1091,9 @@ def runner() -> Iterator[asyncio.Runner]:
 
 #: Most runs go on for longer, and all of them only where there is time.
 RUNS = [
-    pytest.param("merge", 40, id="merge-short"),
-    pytest.param("overwrite", 10, id="overwrite-short"),
-    pytest.param("error", 10, id="error-short"),
+    pytest.param("merge", 20, id="merge-short"),
+    pytest.param("overwrite", 5, id="overwrite-short"),
+    pytest.param("error", 5, id="error-short"),
     pytest.param("merge", 300, id="merge-long", marks=pytest.mark.full),
     pytest.param("overwrite", 60, id="overwrite-long", marks=pytest.mark.full),
     pytest.param("error", 60, id="error-long", marks=pytest.mark.full),

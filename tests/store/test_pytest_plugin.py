@@ -62,6 +62,7 @@ def run(project: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return project.runpytest_subprocess("-W", "error", *others, *arguments, timeout=60)
 
 
+@pytest.mark.full
 def test_project_with_pytest_django_passes(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
 ) -> None:
