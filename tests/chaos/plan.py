@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -59,12 +60,16 @@ class Faults:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A defect to find: in the script of that name, ``old`` becomes ``new``."""
+    """A defect to find: in the script of that name, ``old`` becomes ``new``.
+
+    Each actor of a run does ``operations``, so that the run shows as much on a busy machine.
+    """
 
     script: str
     old: bytes
     new: bytes
     faults: Faults
+    operations: int
 
 
 #: What the checker has to notice, each under the faults that bring it to light.
@@ -75,6 +80,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         b"if refusal then",
         b'if refusal and fence == "" then',
         Faults(stop=0.05, kill=0, cut=0, pause_s=None),
+        operations=30,
     ),
     # The lock is handed to whoever came last.
     "queue": Mutant(
@@ -82,6 +88,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         b"table.remove(queue, 1)",
         b"table.remove(queue)",
         Faults(stop=0, kill=0, cut=0, pause_s=None),
+        operations=20,
     ),
     # A write that comes again is written again.
     "replay": Mutant(
@@ -89,13 +96,14 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         b"if first_answer then",
         b"if false then",
         Faults(stop=0, kill=0, cut=0.05, pause_s=None),
+        operations=30,
     ),
 }
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of so many seconds, and what follows from its seed."""
+    """A run of so many seconds (of a mutant: at most), and what follows from its seed."""
 
     seed: int
     seconds: float
@@ -125,6 +133,11 @@ class Plan:
     def faults(self) -> Faults:
         """How often what goes wrong."""
         return MUTANTS[self.mutant].faults if self.mutant else Faults()
+
+    @property
+    def operations(self) -> float:
+        """After how many operations an actor ends before the time is over."""
+        return MUTANTS[self.mutant].operations if self.mutant else math.inf
 
     @property
     def eras(self) -> int:

@@ -21,7 +21,7 @@ from .plan import ERA_S, Plan
 from .proxy import CuttingProxy
 
 #: About so many seconds pass between two faults of a primary.
-PEACE_S = 6.0
+PEACE_S = 4.0
 
 #: So long a primary that is cut off has clients while another one is the primary, in seconds:
 #: they ask the Sentinels each second.

@@ -85,7 +85,8 @@ class Actor:
 
     @property
     def is_over(self) -> bool:
-        return time.monotonic() >= self.began_s + self.plan.seconds
+        is_late = time.monotonic() >= self.began_s + self.plan.seconds
+        return is_late or self.count >= self.plan.operations
 
     def run(self) -> None:
         while not self.is_over:
