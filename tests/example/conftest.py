@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -100,11 +101,11 @@ class Demo:
         return [process for process in psutil.process_iter() if self.started(process)]
 
     def started(self, process: psutil.Process) -> bool:
-        """Tell whether a process belongs to this demo: all inherit its environment."""
+        """Tell whether a process runs in the demo's session, which none of them leaves."""
         try:
-            mine = process.environ().get("TMPDIR") == str(self.folder)
-            return mine and process.status() != psutil.STATUS_ZOMBIE
-        except psutil.Error:
+            is_own = os.getsid(process.pid) == self.process.pid
+            return is_own and process.status() != psutil.STATUS_ZOMBIE
+        except (ProcessLookupError, psutil.Error):
             return False
 
     def wait_until_gone(self) -> None:
@@ -121,6 +122,12 @@ class Demo:
                 process.kill()
 
 
+def refuses(port: int) -> bool:
+    """Tell whether nobody listens on a port."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
 @pytest.fixture
 def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     """Return what starts a demo with some arguments; it ends with the test."""
@@ -135,9 +142,9 @@ def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
         demo.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
-    """Run one demo for all tests of a module that leave its processes alone."""
+    """Run one demo for all tests that leave its processes alone."""
     demo = Demo(tmp_path_factory.mktemp("shared") / "demo")
     try:
         yield demo.wait_until_started()

@@ -28,8 +28,6 @@ from django_clustered_sessions.registry import Entry
 from tests.conftest import use_store
 from tests.example.conftest import EXAMPLE, Demo
 
-pytestmark = pytest.mark.full
-
 NewContext = Callable[..., BrowserContext]
 
 #: Where the pictures are shown.
@@ -126,7 +124,7 @@ def listed(page: Page) -> list[str]:
     return [" ".join(row.inner_text().split()) for row in rows]
 
 
-def test_a_device_is_logged_out_from_another_one(demo: Demo, visitors: Visitors) -> None:
+def test_device_is_logged_out_from_another_one(demo: Demo, visitors: Visitors) -> None:
     """End one of several, then all others, on both nodes and without JavaScript."""
     there, third, here = (visitors.page("ada", java_script_enabled=False) for _ in range(3))
     for page, node in ((third, 1), (there, 1), (here, 0)):
@@ -148,7 +146,7 @@ def test_a_device_is_logged_out_from_another_one(demo: Demo, visitors: Visitors)
     expect(here).to_have_url(re.compile("/Cart/login/"))
 
 
-def test_the_session_in_use_is_logged_out(demo: Demo, visitors: Visitors) -> None:
+def test_session_in_use_is_logged_out_last(demo: Demo, visitors: Visitors) -> None:
     """All others end first, then this one."""
     here, there = visitors.page("ada"), visitors.page("ada")
     here.goto(demo.url(1, "devices/"))
@@ -162,7 +160,7 @@ def test_the_session_in_use_is_logged_out(demo: Demo, visitors: Visitors) -> Non
     expect(there.get_by_role("link", name="Log in")).to_be_visible()
 
 
-def test_the_keyboard_ends_a_device(demo: Demo, visitors: Visitors) -> None:
+def test_keyboard_alone_ends_a_device(demo: Demo, visitors: Visitors) -> None:
     """Every button has a name of its own, and shows that it has the focus."""
     visitors.page("ada")
     here = visitors.page("ada")
@@ -179,7 +177,7 @@ def test_the_keyboard_ends_a_device(demo: Demo, visitors: Visitors) -> None:
     expect(here.get_by_role("status")).to_have_text("That device is logged out.")
 
 
-def test_staff_ends_sessions(demo: Demo, visitors: Visitors) -> None:
+def test_staff_ends_sessions_of_a_user(demo: Demo, visitors: Visitors) -> None:
     """Search a user, end one session, then all; the user is out on both nodes."""
     customer, other = visitors.page("ada"), visitors.page("ada")
     staff = visitors.page("grace", java_script_enabled=False)
@@ -209,14 +207,14 @@ def test_staff_ends_sessions(demo: Demo, visitors: Visitors) -> None:
     expect(staff.get_by_text("Ended 1 session.")).to_be_visible()
 
 
-def test_a_customer_is_not_let_in(demo: Demo, visitors: Visitors) -> None:
+def test_customer_is_not_let_into_the_admin(demo: Demo, visitors: Visitors) -> None:
     """Who is no staff sees the admin's login page."""
     page = visitors.page("ada")
     page.goto(demo.url(0, "../admin/clustered_sessions/session/"))
     expect(page.get_by_text("not authorized to access this page")).to_be_visible()
 
 
-def test_the_figures_can_be_read_without_seeing_them(demo: Demo, visitors: Visitors) -> None:
+def test_charts_have_tables_that_open_without_a_script(demo: Demo, visitors: Visitors) -> None:
     """The table below a chart opens without a script."""
     page = visitors.page("grace", java_script_enabled=False)
     page.goto(demo.url(0, "../admin/clustered_sessions/session/"))
@@ -258,9 +256,7 @@ def test_pages_fit_and_are_accessible(
         assert found.violations_count == 0, (url, found.generate_report())
 
 
-def test_the_page_of_a_site_without_a_base_of_its_own_is_accessible(
-    page: Page, settings: Any
-) -> None:
+def test_page_without_a_base_template_is_accessible(page: Page, settings: Any) -> None:
     """The whole page by axe, with messages, browsers and more than one page of rows."""
     settings.ROOT_URLCONF = (path("devices/", include("django_clustered_sessions.devices.urls")),)
     now = timezone.now()
@@ -282,7 +278,7 @@ def test_the_page_of_a_site_without_a_base_of_its_own_is_accessible(
         assert found.violations_count == 0, found.generate_report()
 
 
-def test_the_pictures_of_the_pages_are_made(
+def test_screenshot_script_makes_pictures_of_the_pages(
     demo: Demo, visitors: Visitors, browser: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The script that makes the pictures of the documentation still finds its way."""
