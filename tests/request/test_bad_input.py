@@ -7,8 +7,6 @@ The tables of what is decided without a store are in ``tests/unit``: ``test_dama
 from __future__ import annotations
 
 import asyncio
-import json
-import pickle
 import random
 from collections.abc import Callable, Iterable
 from datetime import datetime, timedelta
@@ -711,29 +709,6 @@ def test_site_wide_age_of_less_than_a_second_ends(
 # Any value, under serialisers with and without stable bytes.
 
 
-class PickleSerializer:
-    """Write with pickle, which may write equal values differently."""
-
-    def dumps(self, obj: Any) -> bytes:
-        return pickle.dumps(obj)
-
-    def loads(self, data: bytes) -> Any:
-        return pickle.loads(data)
-
-
-class SaltedSerializer:
-    """Never write the same bytes twice, as a serialiser that encrypts does."""
-
-    turn = 0
-
-    def dumps(self, obj: Any) -> bytes:
-        type(self).turn += 1
-        return b"%d:%s" % (self.turn, json.dumps(obj).encode())
-
-    def loads(self, data: bytes) -> Any:
-        return json.loads(data.partition(b":")[2])
-
-
 ATOMS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 VALUES = st.recursive(
     ATOMS,
@@ -759,7 +734,7 @@ def test_any_values_come_back_and_changes_are_seen(
     settings.SESSION_SERIALIZER = (
         "django.contrib.sessions.serializers.JSONSerializer"
         if serializer == "JSON"
-        else f"{__name__}.{serializer}Serializer"
+        else f"tests.serializers.{serializer}Serializer"
     )
     key = stored(values)
     session = SessionStore(key)
@@ -793,7 +768,7 @@ def test_change_of_type_alone_is_a_change(
     settings.SESSION_SERIALIZER = (
         "django.contrib.sessions.serializers.JSONSerializer"
         if serializer == "JSON"
-        else f"{__name__}.{serializer}Serializer"
+        else f"tests.serializers.{serializer}Serializer"
     )
     pairs = [(1, True), (0, False), (1, 1.0), (0.0, -0.0), ("1", 1), ([], {})]
     key = stored({f"{n}": before for n, (before, _) in enumerate(pairs)})
@@ -806,7 +781,7 @@ def test_change_of_type_alone_is_a_change(
 
 
 def test_keys_keep_their_type_under_pickle(store: redis.Redis, settings: Any) -> None:
-    settings.SESSION_SERIALIZER = f"{__name__}.PickleSerializer"
+    settings.SESSION_SERIALIZER = "tests.serializers.PickleSerializer"
     values = {1: [1], (1, 2): "tuple", None: 0, "1": "text", b"1": "bytes", 1.5: {}}
     session = SessionStore(stored(values))
     assert session.load() == values
@@ -825,7 +800,7 @@ def test_keys_keep_their_type_under_pickle(store: redis.Redis, settings: Any) ->
 
 @pytest.mark.parametrize("policy", ["merge", "overwrite", "error"])
 def test_counter_over_a_pickled_integer(store: redis.Redis, settings: Any, policy: str) -> None:
-    settings.SESSION_SERIALIZER = f"{__name__}.PickleSerializer"
+    settings.SESSION_SERIALIZER = "tests.serializers.PickleSerializer"
     settings.CLUSTERED_SESSIONS_ON_CONFLICT = policy
     key = stored({"n": 5})
     for _ in range(2):

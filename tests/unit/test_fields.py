@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from django_clustered_sessions.protocol.fields import Change, Fields, Operation
 from django_clustered_sessions.protocol.merge import same
+from tests.serializers import PickleSerializer
 
 VERSION = b"loadedv1"
 NOTHING = object()
@@ -144,10 +145,6 @@ def test_keys_that_json_writes_alike_are_one_field():
     session = fields(**{"1": "stored"})
     session[1] = "mine"
     assert changes(session) == {b"d:1": Change(Operation.SET, b"d:1", VERSION, b's"mine"')}
-
-
-class PickleSerializer:
-    dumps, loads = staticmethod(pickle.dumps), staticmethod(pickle.loads)
 
 
 class Key(str):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import pickle
 from typing import Any
 
 import pytest
@@ -15,31 +13,9 @@ from django_clustered_sessions.protocol import record
 from django_clustered_sessions.protocol.fields import Change, Fields, Operation
 from django_clustered_sessions.protocol.record import Place, Serializer
 from django_clustered_sessions.session.values import JSONSerializer
+from tests.serializers import PickleSerializer, SaltedSerializer
 
 VERSION = b"version0"
-
-
-class PickleSerializer:
-    """Write with pickle, which may write equal values differently."""
-
-    def dumps(self, obj: Any) -> bytes:
-        return pickle.dumps(obj)
-
-    def loads(self, data: bytes) -> Any:
-        return pickle.loads(data)
-
-
-class SaltedSerializer:
-    """Never write the same bytes twice, as a serialiser that encrypts does."""
-
-    turn = 0
-
-    def dumps(self, obj: Any) -> bytes:
-        self.turn += 1
-        return b"%d:%s" % (self.turn, json.dumps(obj).encode())
-
-    def loads(self, data: bytes) -> Any:
-        return json.loads(data.partition(b":")[2])
 
 
 SERIALIZERS = [JSONSerializer, PickleSerializer, SaltedSerializer]
