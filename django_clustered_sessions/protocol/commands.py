@@ -633,9 +633,10 @@ def parse_take(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     return taken
 
 
-def parse_owned(reply: Any) -> list[str]:
-    """Return the public ids of the sessions that ``owned`` found in its bucket."""
-    return [public_id.decode("utf-8", "replace") for public_id in _parse(reply)[2]]
+def parse_owned(reply: Any) -> list[bytes]:
+    """Return the public ids of the sessions that ``owned`` found in its bucket, none for damage."""
+    status, _, rest = _parse(reply)
+    return rest if status is Status.DONE else []
 
 
 def parse_claim(reply: Any) -> list[bytes] | None:

@@ -103,13 +103,7 @@ def claim(
 
 def _seen(prefix: str, ids: Sequence[bytes]) -> Flow[dict[bytes, Listed | None]]:
     """Find what is behind claims; nothing: it was ended, or has expired."""
-    places: dict[bytes, Place] = {}
-    for public_id in ids:
-        try:
-            places[public_id] = Place.of_id(prefix, public_id.decode("ascii", "replace"))
-        except ValueError:
-            # Put there by somebody else.
-            continue
+    places = listing.places_of(prefix, ids)
     found = yield from listing.looked_up(list(places.values()))
     return dict.fromkeys(ids) | dict(zip(places, found, strict=True))
 

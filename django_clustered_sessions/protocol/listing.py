@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from . import commands
@@ -43,7 +44,7 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
     replies = yield tuple(commands.owned(prefix, bucket, tag) for bucket in range(BUCKETS))
     ids = (public_id for reply in replies for public_id in commands.parse_owned(reply))
     found: list[Listed] = []
-    for places in batches((Place.of_id(prefix, public_id) for public_id in ids), _PER_TRIP):
+    for places in batches(places_of(prefix, ids).values(), _PER_TRIP):
         listed = yield from looked_up(places)
         mine = [one for one in listed if one and one.meta.user == tag]
         found += mine
@@ -53,6 +54,15 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
             yield tuple(commands.unlist(place, tag, events_kept) for place in lost)
     found.sort(key=lambda one: one.meta.seen_ms, reverse=True)
     return found
+
+
+def places_of(prefix: str, ids: Iterable[bytes]) -> dict[bytes, Place]:
+    """Return the place of each public id, without those that are none: somebody else wrote them."""
+    places: dict[bytes, Place] = {}
+    for public_id in ids:
+        with suppress(ValueError):
+            places[public_id] = Place.of_id(prefix, public_id.decode("ascii", "replace"))
+    return places
 
 
 def one(place: Place) -> Flow[Listed | None]:

@@ -304,6 +304,21 @@ def test_an_index_that_was_damaged_by_hand_heals(store: Any, damage: str) -> Non
         assert counts(store) == {b"": 1, user_tag(1): 1}
 
 
+def test_index_that_is_none_hides_no_other_buckets_sessions(store: Any) -> None:
+    session = logged_in(ANN)
+    bucket = Place.of("session", session.session_key or "").index
+    store.set("session:{000}:index" if "{000}" not in bucket else "session:{001}:index", "text")
+    assert ids(ANN) == {public_id(session)}
+    assert registry.end_sessions_of(ANN) == 1
+
+
+def test_member_of_the_index_that_is_no_id_hides_no_session(store: Any) -> None:
+    session = logged_in(ANN)
+    place = Place.of("session", session.session_key or "")
+    store.zadd(place.index, {b"?" * 43 + user_tag(1): 9e15})
+    assert ids(ANN) == {public_id(session)}
+
+
 def test_session_missing_in_the_index_comes_back_with_a_write(
     store: Any,
 ) -> None:

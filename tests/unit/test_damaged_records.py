@@ -47,6 +47,7 @@ PARSED: list[tuple[Any, Any]] = [
     (commands.parse_end, None),
     (commands.parse_sweep, 0),
     (commands.parse_take, []),
+    (commands.parse_owned, []),
     (commands.parse_claim, None),
     (commands.parse_rotate, GONE),
     (commands.parse_leave, GONE),
