@@ -62,7 +62,7 @@ class Faults:
 class Mutant:
     """A defect to find: in the script of that name, ``old`` becomes ``new``.
 
-    Each actor of a run does ``operations``, so that the run shows as much on a busy machine.
+    So many ``operations`` of each actor reach the store, also on a busy machine.
     """
 
     script: str
@@ -136,7 +136,7 @@ class Plan:
 
     @property
     def operations(self) -> float:
-        """After how many operations an actor ends before the time is over."""
+        """After how many operations that reach the store an actor ends, if it is not late."""
         return MUTANTS[self.mutant].operations if self.mutant else math.inf
 
     @property

@@ -82,11 +82,13 @@ class Actor:
         self.notebook = notebook
         self.dice = Random(f"{plan.seed} {name}")
         self.count = 0
+        #: How many operations have reached the store. While it is away, many fail in no time.
+        self.reached = 0
 
     @property
     def is_over(self) -> bool:
         is_late = time.monotonic() >= self.began_s + self.plan.seconds
-        return is_late or self.count >= self.plan.operations
+        return is_late or self.reached >= self.plan.operations
 
     def run(self) -> None:
         while not self.is_over:
@@ -138,6 +140,7 @@ class Actor:
         operation = work.operation
         operation.done_s = time.monotonic()
         operation.answer = answer_to(error, operation)
+        self.reached += operation.answer != "away"
         if operation.answer == "error":
             text = "".join(traceback.format_exception(error))
             self.notebook.note("error", text=f"{operation}: {text}")

@@ -1127,6 +1127,17 @@ def test_exception_drops_what_changed_inside_and_keeps_the_rest(
     assert owner(store, browser.key) == ""
 
 
+def test_exception_keeps_what_was_saved_inside(store: redis.Redis) -> None:
+    session = SessionStore(new_session(n=0))
+    assert session["n"] == 0
+    with suppress(ZeroDivisionError), session.lock():
+        session["n"] = 1
+        session.save()
+        session["n"] = 2
+        raise ZeroDivisionError
+    assert session["n"] == 1
+
+
 def test_outermost_exit_of_a_lock_entered_again_releases(store: redis.Redis) -> None:
     key = new_session(n=0)
     session = SessionStore(key)

@@ -120,6 +120,15 @@ def test_session_knows_when_it_ends(store: redis.Redis, ask: Ask, settings: Any)
     assert ask(loaded) == deadline(store, key)
 
 
+def test_moved_session_ends_without_use_as_before(store: redis.Redis, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = IDLE_S
+    settings.CLUSTERED_SESSIONS_ABSOLUTE_TIMEOUT = 10 * IDLE_S
+    session = stored(a=1)
+    session.cycle_key()
+    left = store.pttl(place(session.session_key or "").record)
+    assert 0 < left <= IDLE_S * 1000
+
+
 def test_asking_for_the_end_renews_nothing(store: redis.Redis, ask: Ask, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = IDLE_S
     key = stored(a=1).session_key or ""

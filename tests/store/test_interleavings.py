@@ -1094,12 +1094,13 @@ RUNS = [
     pytest.param("merge", 20, id="merge-short"),
     pytest.param("overwrite", 5, id="overwrite-short"),
     pytest.param("error", 5, id="error-short"),
-    pytest.param("merge", 300, id="merge-long", marks=pytest.mark.full),
-    pytest.param("overwrite", 60, id="overwrite-long", marks=pytest.mark.full),
-    pytest.param("error", 60, id="error-long", marks=pytest.mark.full),
+    pytest.param("merge", 100, id="merge-long", marks=pytest.mark.full),
+    pytest.param("overwrite", 30, id="overwrite-long", marks=pytest.mark.full),
+    pytest.param("error", 30, id="error-long", marks=pytest.mark.full),
 ]
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("policy", "examples"), RUNS)
 def test_interleaved_requests_keep_the_promises(
     store: redis.Redis,
@@ -1123,7 +1124,7 @@ def test_interleaved_requests_keep_the_promises(
         pass
 
     Machine.client, Machine.runner, Machine.policy = store, runner, policy
-    length = "long" if examples > 50 else "short"
+    length = "long" if examples > 20 else "short"
     machines.run(Machine, f"{policy} and {length}", max_examples=examples)
 
 

@@ -92,6 +92,15 @@ def test_write_without_its_replica_is_said_to_be_so(silent: Replicated, is_async
     assert counters._counts["sync_shortfalls"] == 4
 
 
+def test_unacknowledged_end_names_its_session(silent: Replicated, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
+    session = SessionStore()
+    session.save()
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "error"
+    with pytest.raises(SessionNotReplicated, match=place(session.session_key or "").id[:12]):
+        session.flush()
+
+
 def test_saving_again_asks_the_replica_again(silent: Replicated, settings: Any) -> None:
     session = SessionStore()
     for _ in range(2):

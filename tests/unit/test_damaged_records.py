@@ -10,7 +10,7 @@ from django.contrib.sessions.serializers import JSONSerializer
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.fields import Change, Fields, Operation
 from django_clustered_sessions.protocol.outcomes import Exists, Gone
-from django_clustered_sessions.protocol.record import Damaged, EndReason, Loaded, NewerFormat
+from django_clustered_sessions.protocol.record import Damaged, EndReason, Loaded, NewerFormat, Place
 
 VERSION = b"8 bytes."
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)
@@ -64,6 +64,11 @@ def name_of(parameter: Any) -> str | None:
 @pytest.mark.parametrize(("parse", "expected"), PARSED, ids=name_of)
 def test_key_of_another_type_is_no_session(parse: Any, expected: Any) -> None:
     assert parse(Damaged("its key holds another type")) == expected
+
+
+def test_refused_write_is_not_taken_for_acknowledged() -> None:
+    write = commands.end(Place.of("session", "key"), EndReason.FLUSHED, 0)
+    assert commands.parse_acknowledged(write, NewerFormat(), 1, [b"5", b"0"]) is None
 
 
 @pytest.mark.parametrize("parse", [commands.parse_read, commands.parse_look], ids=name_of)

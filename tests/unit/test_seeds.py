@@ -10,14 +10,18 @@ from hypothesis.stateful import RuleBasedStateMachine, rule
 
 from tests import machines
 
+#: What hypothesis draws by its seed alone. Numbers and texts also come from constants in modules
+#: that have been imported by then.
+FLIPS = st.lists(st.booleans(), min_size=20, max_size=20)
 
-def drawn(number: int | None = None) -> list[int]:
+
+def drawn(number: int | None = None) -> list[list[bool]]:
     """Return what a property test draws, from the seed of this run where it is given none."""
-    found: list[int] = []
+    found: list[list[bool]] = []
 
     @hypothesis_settings(max_examples=5, database=None)
-    @given(st.integers())
-    def draw(value: int) -> None:
+    @given(FLIPS)
+    def draw(value: list[bool]) -> None:
         found.append(value)
 
     (seed(number)(draw) if number is not None else draw)()
@@ -30,11 +34,11 @@ def test_examples_come_from_the_seed_of_the_run(pytestconfig: pytest.Config) -> 
 
 
 def test_failed_machine_says_how_to_repeat_it(pytestconfig: pytest.Config) -> None:
-    steps: list[int] = []
+    steps: list[list[bool]] = []
 
     class Failing(RuleBasedStateMachine):
-        @rule(value=st.integers())
-        def step(self, value: int) -> None:
+        @rule(value=FLIPS)
+        def step(self, value: list[bool]) -> None:
             steps.append(value)
             raise ValueError
 
