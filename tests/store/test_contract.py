@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -488,6 +489,25 @@ def test_increment_of_what_is_no_integer_any_more_is_an_error(
     with pytest.raises(TypeError, match="'n'"):
         session.save()
     assert again(new, session).load() == {"n": "text"}
+
+
+# One clock. `tests.request.test_clocks` has whole processes whose clocks are wrong.
+
+
+@pytest.mark.parametrize("drift_s", [-3600, 3600], ids=["behind", "ahead"])
+def test_node_with_a_wrong_clock_agrees_about_the_end(
+    new: New, store: redis.Redis, monkeypatch: pytest.MonkeyPatch, drift_s: int
+) -> None:
+    session = new({"n": 1, "_session_expiry": 60})
+    right_time, right_now = time.time, timezone.now
+    monkeypatch.setattr(time, "time", lambda: right_time() + drift_s)
+    monkeypatch.setattr(timezone, "now", lambda: right_now() + timedelta(seconds=drift_s))
+    other = again(new, session)
+    assert other["n"] == 1
+    assert 30 < other.get_expiry_age() <= 60
+    other["n"] = 2
+    other.save()
+    assert 30_000 < store.pttl(place(other.session_key or "").record) <= 60_000
 
 
 # Figures.
