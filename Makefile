@@ -16,9 +16,10 @@ test: .venv/test.stamp  ## Run the tests, in three minutes (ARGS="-k name" picks
 	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto -m "not full" $(ARGS)
 
 # Coverage and its floor are those of all tests, not of some that ARGS picks.
-test-full: export CLUSTERED_SESSIONS_TEST_SERVERS = valkey redis
+test-full: export CLUSTERED_SESSIONS_TEST_SERVERS ?= valkey redis
 test-full: .venv/test.stamp  ## Run every test, on Valkey and on Redis: clusters, failovers, browsers, the example
-	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto --hypothesis-profile=full $(or $(ARGS),--cov --cov-report=term tests)
+	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto --hypothesis-profile=full $(if $(ARGS),,--cov --cov-report=term) \
+	  $(if $(findstring tests/,$(ARGS)),,tests) $(ARGS)
 
 test-all: .venv/dev.stamp  ## Run the tests on every Python and Django there is support for
 	.venv/bin/python -m tox run $(ARGS)

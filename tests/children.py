@@ -93,6 +93,6 @@ def forked(work: Callable[[], bytes]) -> bytes:
 
 def _kill(process: subprocess.Popen[str]) -> None:
     """Kill a process that still runs, and those that it has started."""
-    if process.poll() is None:
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+    # They may hold its output open after it has ended. On macOS its group may not be killed then.
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -24,12 +24,14 @@ from tests.servers import CountingProxy, StoreServer
 pytest_plugins = ["pytester"]
 
 # A machine that stands still meanwhile does not make an example a slow one. More examples are tried
-# with "--hypothesis-profile=full".
+# with "--hypothesis-profile=full". Where the variable CI is set, hypothesis would draw the same
+# whatever the seed.
 for name, examples in (("tests", 50), ("full", 200)):
     hypothesis_settings.register_profile(
         name,
         max_examples=examples,
         deadline=None,
+        derandomize=False,
         print_blob=True,
         suppress_health_check=[HealthCheck.too_slow],
     )

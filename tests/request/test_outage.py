@@ -492,7 +492,7 @@ def test_silence_costs_no_more_than_the_budget(
     proxy: CountingProxy, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Asks how long the sockets may wait, not how long it took.
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 4.0
 
     def answers() -> bool:
         with suppress(SessionStoreUnavailable):
@@ -517,12 +517,12 @@ def test_silence_costs_no_more_than_the_budget(
         SessionStore("x" * 32).load()
     # The first answer, the new connection, its greeting.
     assert len(waits) == 3
-    assert waits[0] <= 0.5
-    assert waits[0] + max(waits[1:]) <= 1.0
+    assert waits[0] <= 2.0
+    assert waits[0] + max(waits[1:]) <= 4.0
     proxy.resume()
     # What was short for the last trip's sake is not so for the next.
     wait_for(answers, "it has a connection again")
-    assert connections.pool().get_connection().socket_connect_timeout == 1.0
+    assert connections.pool().get_connection().socket_connect_timeout == 4.0
 
 
 @pytest.mark.parametrize("before_s", [0.5, 7.5, 30.0])

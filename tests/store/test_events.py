@@ -552,7 +552,7 @@ def test_an_event_that_could_not_be_handled_is_tried_again(
             raise ValueError("no such mail server")
         found.append(event)
 
-    failing = Worker(handle, 1)
+    failing = Worker(handle, LEASE_S)
     failing.run(once=True)
     assert [event.session_id for event in found] == [public_id(good)]
     assert (failing.failures, waiting(events)) == (1, 1)

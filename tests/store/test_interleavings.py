@@ -1089,18 +1089,19 @@ def runner() -> Iterator[asyncio.Runner]:
         yield runner
 
 
+LONG = (pytest.mark.full, pytest.mark.timeout(600))
+
 #: Most runs go on for longer, and all of them only where there is time.
 RUNS = [
     pytest.param("merge", 20, id="merge-short"),
     pytest.param("overwrite", 5, id="overwrite-short"),
     pytest.param("error", 5, id="error-short"),
-    pytest.param("merge", 100, id="merge-long", marks=pytest.mark.full),
-    pytest.param("overwrite", 30, id="overwrite-long", marks=pytest.mark.full),
-    pytest.param("error", 30, id="error-long", marks=pytest.mark.full),
+    pytest.param("merge", 100, id="merge-long", marks=LONG),
+    pytest.param("overwrite", 30, id="overwrite-long", marks=LONG),
+    pytest.param("error", 30, id="error-long", marks=LONG),
 ]
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize(("policy", "examples"), RUNS)
 def test_interleaved_requests_keep_the_promises(
     store: redis.Redis,

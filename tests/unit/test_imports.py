@@ -27,7 +27,11 @@ print(*names)
 
 def test_importing_the_package_opens_no_connection() -> None:
     ran = subprocess.run(
-        [sys.executable, "-W", "error", "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-W", "error", "-c", IMPORT_ALL],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert ran.returncode == 0, ran.stderr
     assert "django_clustered_sessions.store.connections" in ran.stdout.split()

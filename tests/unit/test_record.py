@@ -133,6 +133,6 @@ def test_serialiser_that_keeps_keys_gets_them_back(key):
     assert record.key_of(record.field_of(key, Repr()), Repr()) == key
 
 
-def test_claims_of_a_user_are_in_the_bucket_of_the_first_ten_bits() -> None:
+def test_claims_of_a_user_are_in_the_bucket_of_ten_bits() -> None:
     user = bytes.fromhex("ffc0000000000000")
     assert record.claims_key("session", user) == f"session:{{3ff}}:logins-{user.hex()}"
