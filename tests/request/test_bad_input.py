@@ -105,14 +105,21 @@ async def test_cookie_of_no_session_is_none(store: redis.Redis, cookie: str) -> 
     assert len(records(store)) == 2
 
 
-@in_turn(
-    "cookie", ["x", "x" * 32, "x" * 100_000, "a\tb" * 9, '"quoted, with; all"', "\xff\xfe" * 10]
-)
+@in_turn("cookie", ["x", "x" * 32, "x" * 100_000, '"quoted, with; all"', "\xff\xfe" * 10])
 def test_request_with_an_unknown_cookie_has_no_session(
     browser: Browser, store: redis.Redis, cookie: str
 ) -> None:
     browser.key = cookie
     assert browser.visit(read).content == b"None"
+    assert records(store) == []
+
+
+def test_cookie_with_control_characters_has_no_session(
+    browser: Browser, store: redis.Redis
+) -> None:
+    # Newer Pythons refuse to write such a cookie, and read it all the same.
+    header = {"cookie": "sessionid=" + "a\tb" * 9}
+    assert browser.visit(read, headers=header).content == b"None"
     assert records(store) == []
 
 

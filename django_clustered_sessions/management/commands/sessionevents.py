@@ -9,10 +9,10 @@ import signal
 import threading
 import time
 from argparse import ArgumentParser
-from asyncio import iscoroutinefunction
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from inspect import iscoroutinefunction
 from typing import Any, Final, TypeVar, cast
 
 from django.conf import settings
