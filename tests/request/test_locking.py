@@ -624,6 +624,8 @@ def test_one_waiter_too_many_for_the_process_is_refused_at_once(
     for number in (1, 2):
         waiting.append(visiting(threads, browser))
         wait_for_queue(store, browser.key, number)
+        # The process counts it once the store has answered.
+        wait_for(lambda: waiting_here(browser.key) == len(waiting), "it counts")
     response = browser.request("/")
     assert response.status_code == 429
     assert int(response.headers["Retry-After"]) > 0
