@@ -50,6 +50,9 @@ from tests.chaos.plan import Plan
 #: What an operation is, and how often.
 KINDS = {"lock": 12, "drop": 1, "look": 2, "merge": 3, "own": 2, "blind": 2, "read": 2}
 
+#: A user who was told to come back later does so after about that many seconds.
+RETRY_S = 0.2
+
 #: A thread looks so often whether it is let run, and calls it a stall when it was not; seconds.
 BEAT_S, STALL_S = 0.05, 0.25
 
@@ -84,6 +87,7 @@ class Actor:
         self.count = 0
         #: How many operations have reached the store. While it is away, many fail in no time.
         self.reached = 0
+        self.was_away = False
 
     @property
     def is_over(self) -> bool:
@@ -92,8 +96,7 @@ class Actor:
 
     def run(self) -> None:
         while not self.is_over:
-            # Users come when they like: the seed says when, and no request waits for this.
-            time.sleep(self.dice.uniform(0, 0.01))
+            time.sleep(self.pause_s())
             work = self.begin()
             try:
                 self.do(work.operation)
@@ -103,13 +106,21 @@ class Actor:
 
     async def arun(self) -> None:
         while not self.is_over:
-            await asyncio.sleep(self.dice.uniform(0, 0.01))
+            await asyncio.sleep(self.pause_s())
             work = self.begin()
             try:
                 await self.ado(work.operation)
                 self.end(work)
             except BaseException as error:
                 self.end(work, error)
+
+    def pause_s(self) -> float:
+        """Return after how many seconds the next user comes: the seed says when.
+
+        While the store is away, all of them together would take the processor from what brings it
+        back, and each trip that finds out would fail for that.
+        """
+        return self.dice.uniform(0, RETRY_S if self.was_away else 0.01)
 
     def begin(self) -> Work:
         self.count += 1
@@ -140,7 +151,8 @@ class Actor:
         operation = work.operation
         operation.done_s = time.monotonic()
         operation.answer = answer_to(error, operation)
-        self.reached += operation.answer != "away"
+        self.was_away = operation.answer == "away"
+        self.reached += not self.was_away
         if operation.answer == "error":
             text = "".join(traceback.format_exception(error))
             self.notebook.note("error", text=f"{operation}: {text}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import threading
 from typing import Any, NoReturn
 
 import pytest
@@ -24,6 +25,10 @@ def server_binary() -> NoReturn:
 @pytest.fixture(autouse=True)
 def _no_store(monkeypatch: pytest.MonkeyPatch) -> None:
     """Refuse connections, and programs other than this Python."""
+    for thread in threading.enumerate():
+        if thread.name == "session-store-watcher":
+            # Of a test of another folder, in the same process: it was told to end, and still asks.
+            thread.join(30)
     start = subprocess.Popen.__init__
 
     def connect(self: socket.socket, address: Any) -> NoReturn:
