@@ -19,7 +19,7 @@ from .figures.reporting import reporting
 from .protocol import flows
 from .protocol.record import EndReason, Place
 from .store import connections, drivers
-from .store.drivers import PerTrip
+from .store.budget import PerTrip
 
 logger = logging.getLogger("django_clustered_sessions")
 

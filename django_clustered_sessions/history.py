@@ -20,6 +20,7 @@ from .protocol.commands import CLOCK, SLOT_MS, SLOTS, milliseconds
 from .protocol.record import BUCKETS, Damaged, bucket_tag
 from .protocol.steps import Call, Flow, plain
 from .store import connections, drivers
+from .store.budget import PerTrip
 
 #: What is counted within such a time is one number.
 SLOT: Final = timedelta(milliseconds=SLOT_MS)
@@ -94,14 +95,14 @@ def recent(hours: int = LONGEST_HOURS) -> History:
     Raises SessionStoreUnavailable; ValueError for other hours than 1 to 24.
     """
     _check(hours)
-    budget = drivers.PerTrip(conf.store_timeout)
+    budget = PerTrip(conf.store_timeout)
     return drivers.run(collect(conf.key_prefix, hours), connections.pool, budget)
 
 
 async def arecent(hours: int = LONGEST_HOURS) -> History:
     """See recent()."""
     _check(hours)
-    budget = drivers.PerTrip(conf.store_timeout)
+    budget = PerTrip(conf.store_timeout)
     return await drivers.arun(collect(conf.key_prefix, hours), connections.apool, budget)
 
 

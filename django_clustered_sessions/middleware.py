@@ -33,7 +33,7 @@ from .protocol.record import EndReason
 from .protocol.steps import Flow
 from .responses import answer_to, instead_of
 from .session.usage import RequestUsage
-from .store.drivers import Budget
+from .store.budget import RequestBudget
 
 #: An answer this long after its session's load is late, in seconds: somebody may have logged in
 #: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
@@ -53,7 +53,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         super().process_request(request)
         session = request.session
         if isinstance(session, SessionStore):
-            session.budget = Budget(conf.store_timeout)
+            session.budget = RequestBudget(conf.store_timeout)
             session.usage = RequestUsage(request)
             session.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
             counters.add(requests=1)

@@ -32,7 +32,7 @@ from .session.near import near_cache
 from .session.replication import Replication, wanted
 from .signals import Notices, session_ended
 from .store import connections, drivers
-from .store.drivers import PerTrip
+from .store.budget import PerTrip
 
 T = TypeVar("T")
 

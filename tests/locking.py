@@ -17,7 +17,7 @@ from django_clustered_sessions.protocol.record import LOCK, Locker
 from django_clustered_sessions.protocol.steps import Call, Flow
 from django_clustered_sessions.protocol.terms import Locking
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests.gateways import place
 from tests.servers import wait_for
 

@@ -358,3 +358,13 @@ class _Link:
             with suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
             end.close()
+
+
+def lent(pool: Any) -> Any:
+    """Return a connection of a pool of the package's; it has to be taken back, and to connect."""
+    return pool.lend(time.monotonic() + 20)
+
+
+async def alent(pool: Any) -> Any:
+    """See lent()."""
+    return await pool.lend(time.monotonic() + 20)

@@ -14,6 +14,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.figures import servers
 from django_clustered_sessions.figures.servers import StoreFacts
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import Budget
 
 from .settings import check_settings, is_our_engine
 
@@ -30,7 +31,7 @@ def check_store(
     """Ask the store, within STORE_TIMEOUT; nothing while the settings have errors."""
     if not is_our_engine() or any(message.is_serious() for message in check_settings()):
         return []
-    budget = drivers.Budget(conf.store_timeout)
+    budget = Budget(conf.store_timeout)
     try:
         facts = drivers.run(servers.store_facts(time.time), connections.pool, budget)
     except SessionStoreUnavailable as error:

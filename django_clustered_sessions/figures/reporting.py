@@ -16,7 +16,7 @@ from django_clustered_sessions.protocol import commands, flows
 from django_clustered_sessions.protocol.record import bucket_tag
 from django_clustered_sessions.protocol.steps import Call, Flow, Trip
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 
 T = TypeVar("T")
 

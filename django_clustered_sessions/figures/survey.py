@@ -10,6 +10,7 @@ from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.steps import Flow
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import Budget, PerTrip
 
 from . import servers, statistics
 from .servers import Clock, Primary, StoreFacts
@@ -42,7 +43,7 @@ def figures(
             progress=progress,
         ),
         connections.pool,
-        drivers.PerTrip(conf.store_timeout),
+        PerTrip(conf.store_timeout),
     )
     found.primaries = _primaries(found.store)
     for one in found.primaries:
@@ -79,6 +80,6 @@ def _ask(server: tuple[str, int], flow: Flow[T]) -> T:
     """Run a flow on one server of several."""
     pool = connections.pool_at(server)
     try:
-        return drivers.run(flow, lambda step: pool, drivers.Budget(conf.store_timeout))
+        return drivers.run(flow, lambda step: pool, Budget(conf.store_timeout))
     finally:
         pool.disconnect()

@@ -25,6 +25,7 @@ from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.record import Place
 from django_clustered_sessions.protocol.steps import Flow, Pause
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import PerTrip
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
@@ -141,7 +142,7 @@ class _Renewer:
         threading.Thread(target=self._run, name="session-lock-renewer", daemon=True).start()
 
     def _run(self) -> None:
-        drivers.run(self.renewing(), connections.pool, drivers.PerTrip(conf.store_timeout))
+        drivers.run(self.renewing(), connections.pool, PerTrip(conf.store_timeout))
 
     def renewing(self) -> Flow[None]:
         """Renew what is due, until there is nothing to look after any more."""
@@ -215,7 +216,7 @@ class _AsyncRenewer(_Renewer):
         self._task = asyncio.get_running_loop().create_task(self._arun())
 
     async def _arun(self) -> None:
-        budget = drivers.PerTrip(conf.store_timeout)
+        budget = PerTrip(conf.store_timeout)
         await drivers.arun(self.renewing(), connections.apool, budget)
 
 

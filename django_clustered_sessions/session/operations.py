@@ -54,7 +54,7 @@ from django_clustered_sessions.protocol.steps import Flow
 from django_clustered_sessions.protocol.terms import Expiry, Sync, Terms
 from django_clustered_sessions.signals import Notices, session_created, session_ended
 from django_clustered_sessions.store import connections
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget, RequestBudget
 
 from .admission import Admission
 from .hold import Hold
@@ -790,7 +790,7 @@ class Operations(SessionBase):
             raise
 
     def _budget(self) -> Budget:
-        return self.budget or Budget(conf.store_timeout)
+        return self.budget or RequestBudget(conf.store_timeout)
 
     # Small things.
 

@@ -23,25 +23,26 @@ logger = logging.getLogger("django_clustered_sessions")
 
 #: Failed trips in a row that open a breaker.
 FAILURES: Final = 3
-#: How long until the first trip is let through, and the longest that it comes to by doubling, in
-#: seconds. A store that is back is found after so long at most, so it stays below a second.
+#: How long until the first probe, and the longest that it comes to by doubling, in seconds. A probe
+#: has as long for itself: one that a silent store has swallowed does not keep the next one waiting.
+#: So a store that is back is found within about a second.
 FIRST_PROBE_S: Final = 0.2
-LONGEST_PROBE_S: Final = 0.8
+LONGEST_PROBE_S: Final = 0.5
 
 
-class _Trip(AbstractContextManager[None]):
-    """A trip to a node, one that finds out whether it is back or any other; keeps nothing."""
+class _Trip(AbstractContextManager[float | None]):
+    """A trip to a node; a probe, which finds out whether it is back, gives the time it has."""
 
     def __init__(self, breaker: Breaker, is_probe: bool) -> None:
-        self._ended, self._is_probe = breaker.ended, is_probe
+        self._breaker, self._is_probe = breaker, is_probe
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> float | None:
+        return self._breaker.probe_s if self._is_probe else None
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        self._ended(error, self._is_probe)
+        self._breaker.ended(error, self._is_probe)
 
 
 class Breaker:
@@ -63,17 +64,19 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._opened_at_s: float | None = None
-        self._is_probing = False
+        #: When the next probe may begin; while one is under way, when its time is over.
         self._probe_at_s = 0.0
-        self._interval_s = FIRST_PROBE_S
+        self.probe_s = FIRST_PROBE_S
 
     @property
     def is_open(self) -> bool:
         """Whether the node is taken to be away."""
         return self._opened_at_s is not None
 
-    def trip(self) -> AbstractContextManager[None]:
+    def trip(self) -> AbstractContextManager[float | None]:
         """Return a context in which to ask the node something, which learns what comes of it.
+
+        It gives the seconds that a probe has, None for any other trip.
 
         Raises SessionStoreUnavailable at once while the node is away.
         """
@@ -89,7 +92,7 @@ class Breaker:
             # Broken off, by a client that has left for one: nothing is known of the node.
             if is_probe:
                 with self._lock:
-                    self._is_probing = False
+                    self._probe_at_s = self._clock()
         elif error.is_away:
             self._failed(error, is_probe)
         else:
@@ -101,8 +104,9 @@ class Breaker:
             if self._opened_at_s is None:
                 return False
             now_s = self._clock()
-            if not self._is_probing and now_s >= self._probe_at_s:
-                self._is_probing = True
+            if now_s >= self._probe_at_s:
+                # Not a flag: a signal's exception may come before the probe has begun.
+                self._probe_at_s = now_s + self.probe_s
                 return True
             away_s = now_s - self._opened_at_s
         counters.add(nonstop_trips=1)
@@ -118,11 +122,10 @@ class Breaker:
             self._failures += 1
             opens = self._opened_at_s is None and self._failures >= FAILURES
             if opens:
-                self._opened_at_s, self._interval_s = self._clock(), FIRST_PROBE_S
+                self._opened_at_s, self.probe_s = self._clock(), FIRST_PROBE_S
                 self._schedule()
             elif is_probe:
-                self._interval_s = min(self._interval_s * 2, LONGEST_PROBE_S)
-                self._is_probing = False
+                self.probe_s = min(self.probe_s * 2, LONGEST_PROBE_S)
                 self._schedule()
             error.is_told = self.is_open
             away_s = self._clock() - (self._opened_at_s or 0.0)
@@ -139,7 +142,7 @@ class Breaker:
     def _answered(self) -> None:
         with self._lock:
             opened_at_s = self._opened_at_s
-            self._failures, self._opened_at_s, self._is_probing = 0, None, False
+            self._failures, self._opened_at_s = 0, None
             away_s = 0.0 if opened_at_s is None else self._clock() - opened_at_s
         if opened_at_s is not None:
             counters.away(away_s)
@@ -147,7 +150,7 @@ class Breaker:
 
     def _schedule(self) -> None:
         # Processes that lost the store together do not come back to it together.
-        self._probe_at_s = self._clock() + self._interval_s * (0.5 + self._chance() / 2)
+        self._probe_at_s = self._clock() + self.probe_s * (0.5 + self._chance() / 2)
 
 
 class Breakers:

@@ -19,7 +19,6 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.dispatch import receiver
-from redis import asyncio as aioredis
 from redis.asyncio.connection import parse_url as parse_async_url
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
@@ -27,10 +26,9 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.steps import Asks, Wait
 
-from . import watching
+from . import exchange, pools, watching
 from .breaker import breakers
 from .nodes import Address, Nodes, SlotMap
 from .replies import Replies
@@ -45,92 +43,13 @@ CLUSTER: Final = "django_clustered_sessions.cluster.ClusterConnectionFactory"
 FACTORIES: Final = (PLAIN, SENTINEL, CLUSTER)
 
 
-class _Pool(redis.ConnectionPool):
-    """redis-py's pool, without the checks and figures of its own for each loan.
-
-    A connection that has died is found out by the exchange on it, which is repeated anyway.
-    """
-
-    def reset(self) -> None:
-        """Start anew, as after a fork."""
-        self._idle: list[Any] = []
-        super().reset()
-
-    def get_connection(self, *args: Any, **options: Any) -> Any:
-        """Return a connection that is idle, or a new one, which has yet to connect."""
-        self._checkpid()
-        try:
-            return self._idle.pop()
-        except IndexError:
-            pass
-        with self._lock:
-            # Whoever uses it knows how much time there is to connect; super() does not.
-            connection = self.make_connection()
-            self._in_use_connections.add(connection)
-        return connection
-
-    def release(self, connection: Any) -> None:
-        """Take a connection back."""
-        if connection.pid == os.getpid() and not connection.should_reconnect():
-            self._idle.append(connection)
-        else:
-            super().release(connection)
-
-
-class _AsyncPool(aioredis.ConnectionPool):
-    """See _Pool."""
-
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._idle: list[Any] = []
-
-    async def get_connection(self, *args: Any, **options: Any) -> Any:
-        """See _Pool.get_connection()."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return await super().get_connection()  # type: ignore[no-untyped-call]
-
-    async def release(self, connection: Any) -> None:
-        """See _Pool.release()."""
-        if connection.should_reconnect():
-            await super().release(connection)
-        else:
-            self._idle.append(connection)
-
-
-class _SentinelPool(_Pool):
-    """Connections to the primary that the Sentinels name; see watching."""
-
-    def get_connection(self, *args: Any, **options: Any) -> Any:
-        """See _Pool.get_connection(); one that leads elsewhere will connect anew."""
-        connection = super().get_connection()
-        if not connection.is_at_primary():
-            connection.disconnect()
-        return connection
-
-
-class _AsyncSentinelPool(_AsyncPool):
-    """See _SentinelPool."""
-
-    async def get_connection(self, *args: Any, **options: Any) -> Any:
-        """See _SentinelPool.get_connection()."""
-        connection = await super().get_connection()
-        if not connection.is_at_primary():
-            await connection.disconnect(nowait=True)
-        return connection
-
-
 #: What stands for the pool classes that exist both for synchronous and for asynchronous use.
 POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
-    "redis.ConnectionPool": (_Pool, _AsyncPool),
-    "redis.connection.ConnectionPool": (_Pool, _AsyncPool),
-    "redis.BlockingConnectionPool": (redis.BlockingConnectionPool, aioredis.BlockingConnectionPool),
-    "redis.connection.BlockingConnectionPool": (
-        redis.BlockingConnectionPool,
-        aioredis.BlockingConnectionPool,
-    ),
-    "redis.sentinel.SentinelConnectionPool": (_SentinelPool, _AsyncSentinelPool),
+    "redis.ConnectionPool": (pools.Pool, pools.AsyncPool),
+    "redis.connection.ConnectionPool": (pools.Pool, pools.AsyncPool),
+    "redis.BlockingConnectionPool": (pools.BlockingPool, pools.AsyncBlockingPool),
+    "redis.connection.BlockingConnectionPool": (pools.BlockingPool, pools.AsyncBlockingPool),
+    "redis.sentinel.SentinelConnectionPool": (pools.SentinelPool, pools.AsyncSentinelPool),
 }
 
 #: Connections to the primary that Sentinels name: for each world, without TLS and with it.
@@ -173,9 +92,12 @@ _BUILT_FROM: Final = frozenset(
 #: As many connections as there are requests at once; the entry may say fewer.
 _UNLIMITED: Final = 2**31
 
+#: As many connections as a blocking pool has where the entry does not say; redis-py's default.
+_WAITED_FOR: Final = 50
+
 #: Of a cluster, the pools of its nodes.
-Pool = redis.ConnectionPool | Nodes
-AsyncPool = aioredis.ConnectionPool | Nodes
+Pool = pools.Pool | Nodes
+AsyncPool = pools.AsyncPool | Nodes
 
 T = TypeVar("T")
 
@@ -247,11 +169,11 @@ def _build(
         "redis.sentinel.SentinelConnectionPool" if named == SENTINEL else "redis.ConnectionPool"
     ]
     pool_name = options.get("CONNECTION_POOL_CLASS")
-    pools = POOLS.get(pool_name) if pool_name else default
+    twins = POOLS.get(pool_name) if pool_name else default
     if (
         named not in FACTORIES
-        or pools is None
-        or (named == SENTINEL) != (pools[0] is _SentinelPool)
+        or twins is None
+        or (named == SENTINEL) != (twins[0] is pools.SentinelPool)
     ):
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has {pool_name or named}: either there is no "
@@ -283,7 +205,7 @@ def _build(
     keywords = {
         name: value for name, value in given.items() if name not in _OURS and value is not None
     } | ours
-    pool_class = pools[world]
+    pool_class = twins[world]
     if world == 0:
         keywords["parser_class"] = Replies
     if named == SENTINEL:
@@ -299,30 +221,26 @@ def _build(
         is_tls = keywords.get("connection_class") is not None
         keywords["connection_class"] = _WATCHED[world][is_tls]
     if at is not None:
-        pool_class = redis.ConnectionPool
+        pool_class = pools.Pool
         for name in ("watcher", "path"):
             if keywords.pop(name, None) is not None:
                 is_tls = keywords.pop("connection_class") is watching.WatchedTLSConnection
                 keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
         keywords["host"], keywords["port"] = at
-    if issubclass(pool_class, redis.BlockingConnectionPool | aioredis.BlockingConnectionPool):
-        keywords["timeout"] = timeout_s
-    else:
-        # redis-py's default is 100, and the task after that fails at once.
-        keywords.setdefault("max_connections", _UNLIMITED)
-    if at is not None:
-        return pool_class(**keywords)
+    # redis-py's default is 100, and the task after that fails at once.
+    is_blocking = issubclass(pool_class, pools.BlockingPool | pools.AsyncBlockingPool)
+    keywords.setdefault("max_connections", _WAITED_FOR if is_blocking else _UNLIMITED)
     if named == CLUSTER:
         # One node that hangs leaves time to ask another one.
         half = {"socket_connect_timeout": timeout_s / 2}
         keywords |= half if world else {**half, "socket_timeout": timeout_s / 2}
         return Nodes(
-            _slot_map(start), lambda node: _guarded(pool_class(**keywords | node._asdict()))
+            _slot_map(start), lambda node: _with_breaker(pool_class(**keywords | node._asdict()))
         )
-    return _guarded(pool_class(**keywords))
+    return _with_breaker(pool_class(**keywords))
 
 
-def _guarded(pool: Any) -> Any:
+def _with_breaker(pool: Any) -> Any:
     """Give a pool the breaker of the node that its connections lead to."""
     to = pool.connection_kwargs
     if watcher := to.get("watcher"):
@@ -391,6 +309,20 @@ def _start(generator: AsyncGenerator[None]) -> None:
 _working, _waiting = _Pools(), _Pools()
 
 
+def _start_anew() -> None:
+    """Leave all connections to the parent of a forked process.
+
+    They are not even closed: under a running event loop that would take them out of the parent's.
+    """
+    global _working, _waiting
+    _inherited.extend((_working, _waiting))
+    _working, _waiting = _Pools(), _Pools()
+
+
+_inherited: list[_Pools] = []
+os.register_at_fork(after_in_child=_start_anew)
+
+
 def _for(pool: T, step: Asks | None) -> T:
     # A mailbox is on one node of a cluster; where a trip goes is found out as it is sent.
     if isinstance(step, Wait) and isinstance(pool, Nodes):
@@ -424,9 +356,9 @@ def awaiting_pool(step: Asks | None = None) -> AsyncPool:
     return _for(_waiting.apool(), step)
 
 
-def pool_at(address: watching.Address) -> redis.ConnectionPool:
+def pool_at(address: watching.Address) -> pools.Pool:
     """Return a new pool of connections to one server, a replica for example. See pool()."""
-    built: redis.ConnectionPool = _build(parse_url, Retry, 0, address)
+    built: pools.Pool = _build(parse_url, Retry, 0, address)
     return built
 
 
@@ -461,14 +393,7 @@ def address() -> str:
 
     Raises SessionStoreUnavailable, ImproperlyConfigured.
     """
-    of: Any = pool()
-    try:
-        connection: Any = of.get_connection()
-        connection.connect()
-    except redis.RedisError as error:
-        raise SessionStoreUnavailable(f"the session store does not answer: {error}") from error
-    of.release(connection)
-    return str(getattr(connection, "path", "") or f"{connection.host}:{connection.port}")
+    return exchange.address(pool(), conf.store_timeout)
 
 
 @receiver(setting_changed)

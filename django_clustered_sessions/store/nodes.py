@@ -7,20 +7,17 @@ cluster client would ask COMMAND too, open pools of its own to each node, and ha
 
 from __future__ import annotations
 
-import builtins
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Final, NamedTuple, Protocol, Self, cast
+from typing import Any, Final, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
 from redis.crc import key_slot
 from redis.exceptions import (
     AskError,
     ClusterDownError,
-    ConnectionError,
     MovedError,
-    TimeoutError,
     TryAgainError,
 )
 
@@ -36,6 +33,9 @@ from django_clustered_sessions.protocol.steps import (
     Wait,
     plain,
 )
+
+from .budget import Budget
+from .errors import is_lost
 
 #: Between two looks at a cluster that cannot answer yet, in seconds.
 _PAUSE_S: Final = 0.05
@@ -80,25 +80,6 @@ class Addressed(tuple[Call, ...]):
         addressed = cls(trip)
         addressed.node, addressed.seconds = node, seconds
         return addressed
-
-
-class Purse(Protocol):
-    """What a trip may take; ``drivers.Budget`` is one."""
-
-    @property
-    def left(self) -> float:
-        """Seconds that are left."""
-
-    def spend(self, seconds: float) -> None:
-        """Take away what an operation took."""
-
-
-def is_lost(error: BaseException | None) -> bool:
-    """Return whether it is unknown if the store has done what it was asked.
-
-    redis-py derives refusals, such as LOADING or a wrong password, from the same classes.
-    """
-    return type(error) in (ConnectionError, TimeoutError, builtins.TimeoutError)
 
 
 class SlotMap:
@@ -149,7 +130,7 @@ class SlotMap:
         """Ask anew before the next trip, and not ``node``, which does not answer."""
         self.is_stale, self._suspect = True, node or self._suspect
 
-    def refreshing(self, budget: Purse) -> Flow[None]:
+    def refreshing(self, budget: Budget) -> Flow[None]:
         """Ask the nodes one after the other for the map, unless somebody else is doing it."""
         if not self._refreshing.acquire(blocking=False):
             return
@@ -221,7 +202,7 @@ class Nodes:
         for pool in self.pools:
             pool.disconnect()
 
-    def asking(self, trip: Trip, budget: Purse) -> Flow[list[Any]]:
+    def asking(self, trip: Trip, budget: Budget) -> Flow[list[Any]]:
         """Ask a trip of whoever has its slots; the flow's replies may be errors, as a node's.
 
         What comes before a call that is sent elsewhere is not asked again; what comes behind it is,
@@ -281,7 +262,7 @@ class Nodes:
                 yield Pause(_PAUSE_S)
         return replies
 
-    def _everywhere(self, trip: Everywhere, budget: Purse) -> Flow[list[Any]]:
+    def _everywhere(self, trip: Everywhere, budget: Budget) -> Flow[list[Any]]:
         if self._slots.is_stale:
             yield from self._slots.refreshing(budget)
         replies = []

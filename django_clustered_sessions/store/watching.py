@@ -22,6 +22,8 @@ from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 from redis.sentinel import MasterNotFoundError
 
+from .errors import SentinelsSlow
+
 logger = logging.getLogger("django_clustered_sessions.store")
 
 #: The Sentinels are asked so often, in seconds.
@@ -63,6 +65,8 @@ class Watcher:
         self._asking: list[Future[Address]] = []
         self._is_running = self._is_used = self._is_closed = False
         self._known: Answer | None = None
+        #: Whether no Sentinel has answered the last time.
+        self._are_silent = False
 
     def clients(self) -> list[redis.Redis]:
         """Return a new client for each Sentinel."""
@@ -87,10 +91,17 @@ class Watcher:
         return known is not None and known.address == (host, port)
 
     def answer(self) -> Future[Address]:
-        """Return the address that the Sentinels will name, or MasterNotFoundError."""
+        """Return the address that the Sentinels will name, or MasterNotFoundError.
+
+        While all Sentinels are silent, the last known primary is the answer at once.
+        """
         asked: Future[Address] = Future()
         with self._lock:
-            self._asking.append(asked)
+            if self._are_silent and self._known is not None:
+                self._is_used = True
+                self._tell([asked], self._known.address)
+            else:
+                self._asking.append(asked)
             starts, self._is_running = not self._is_running, True
         self._wanted.set()
         if starts:
@@ -156,11 +167,18 @@ class Watcher:
         if best is not None and answered * 2 > len(clients):
             # Sentinels that were set up anew count their failovers from 0.
             self._learn(best)
+        outcome: Address | MasterNotFoundError
         if self._known is not None and (best is not None or not answered):
-            # Nobody who can be asked knows better.
-            self._tell(asking, self._known.address)
+            # No Sentinel that can be asked knows better.
+            outcome = self._known.address
         else:
-            self._tell(asking, MasterNotFoundError(f"no primary {self.service!r}: {why}"))
+            outcome = MasterNotFoundError(f"no primary {self.service!r}: {why}")
+        with self._lock:
+            self._are_silent = not answered
+            if self._are_silent:
+                # The next look would take as long, and come to the same.
+                asking, self._asking = [*asking, *self._asking], []
+        self._tell(asking, outcome)
 
     def _ask(self, client: redis.Redis) -> Answer | None:
         """Return whom a Sentinel names, None where it takes that one for down."""
@@ -203,6 +221,10 @@ class _Watched:
         return self._watcher.names(self.host, self.port)
 
 
+def _slow(patience_s: float) -> SentinelsSlow:
+    return SentinelsSlow(f"the Sentinels have not answered within {patience_s:.1f} s")
+
+
 class WatchedConnection(_Watched, redis.Connection):
     """See _Watched; over TCP."""
 
@@ -210,8 +232,10 @@ class WatchedConnection(_Watched, redis.Connection):
         patience: Any = self.socket_connect_timeout
         deadline = time.monotonic() + patience
         try:
-            # A builtin TimeoutError is what redis-py takes for its own.
-            self.host, self.port = self._watcher.answer().result(patience)
+            try:
+                self.host, self.port = self._watcher.answer().result(patience)
+            except TimeoutError:
+                raise _slow(patience) from None
             self.socket_connect_timeout = max(deadline - time.monotonic(), 0.001)
             return super()._connect()  # type: ignore[no-untyped-call]
         finally:
@@ -226,8 +250,14 @@ class AsyncWatchedConnection(_Watched, aioredis.Connection):
     """See WatchedConnection."""
 
     async def _connect(self) -> None:
-        async with asyncio.timeout(self.socket_connect_timeout):
-            self.host, self.port = await asyncio.wrap_future(self._watcher.answer())
+        patience: Any = self.socket_connect_timeout
+        deadline = asyncio.get_running_loop().time() + patience
+        try:
+            async with asyncio.timeout_at(deadline):
+                self.host, self.port = await asyncio.wrap_future(self._watcher.answer())
+        except TimeoutError:
+            raise _slow(patience) from None
+        async with asyncio.timeout_at(deadline):
             await super()._connect()  # type: ignore[no-untyped-call]
 
 

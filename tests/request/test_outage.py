@@ -23,10 +23,11 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.steps import Wait
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import Budget
 from tests.conftest import DATABASE, use_store
 from tests.gateways import Browser, View, load_scripts, place, records
 from tests.pairs import pairwise
-from tests.servers import CountingProxy, StoreServer, wait_for
+from tests.servers import CountingProxy, StoreServer, lent, wait_for
 
 COOKIE = "sessionid"
 
@@ -522,7 +523,7 @@ def test_silence_costs_no_more_than_the_budget(
     proxy.resume()
     # What was short for the last trip's sake is not so for the next.
     wait_for(answers, "it has a connection again")
-    assert connections.pool().get_connection().socket_connect_timeout == 4.0
+    assert lent(connections.pool()).socket_connect_timeout == 4.0
 
 
 @pytest.mark.parametrize("before_s", [0.5, 7.5, 30.0])
@@ -544,7 +545,7 @@ def test_wait_for_a_lock_is_not_cut_off_by_an_older_limit(
     for seconds in (before_s, 8.0):
         store.rpush("mailbox", "x")
         limits.clear()
-        assert drivers.run(waiting(seconds), connections.pool, drivers.Budget(1)) is True
+        assert drivers.run(waiting(seconds), connections.pool, Budget(1)) is True
         assert seconds <= limits[-1] <= seconds + 1
 
 

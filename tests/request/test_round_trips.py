@@ -14,6 +14,7 @@ from asgiref.sync import sync_to_async
 from django.core.handlers.exception import convert_exception_to_response
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
+from hiredis import pack_command
 
 from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions import middleware
@@ -23,6 +24,7 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.exchange import address, aread_alone
 from tests.gateways import place
 from tests.locking import BOUND_S, Threads, new_session, outcome, owner, seize, wait_for_sleepers
 from tests.round_trips import (
@@ -124,9 +126,7 @@ def test_idle_timeout_rides_on_a_locked_load(warm: CountingProxy, settings: Any)
 
 def warm_up_waiting() -> None:
     """Connect those who wait, too: it is a connection of its own."""
-    connection = connections.waiting_pool().get_connection()
-    connection.connect()
-    connections.waiting_pool().release(connection)
+    address(connections.waiting_pool(), BOUND_S)
 
 
 def test_waiting_costs_two_more(warm: CountingProxy, store: redis.Redis, settings: Any) -> None:
@@ -164,8 +164,7 @@ async def test_waiting_costs_two_more_asynchronously(
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 40.0
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = 20.0
     await SessionStore().aexists("x" * 32)
-    connection = await connections.awaiting_pool().get_connection()
-    await connections.awaiting_pool().release(connection)
+    assert await aread_alone(connections.awaiting_pool(), pack_command(("PING",)), BOUND_S)
     key = await sync_to_async(new_session)(n=1)
     token = await sync_to_async(seize)(key)
 

@@ -43,7 +43,7 @@ from django_clustered_sessions.protocol.record import (
 from django_clustered_sessions.protocol.steps import Call
 from django_clustered_sessions.protocol.terms import Expiry, Terms
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests import event_worker
 from tests.children import child
 from tests.clusters import ClusterServers

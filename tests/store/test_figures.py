@@ -20,6 +20,7 @@ from django_clustered_sessions.figures import reporting, survey
 from django_clustered_sessions.figures import statistics as ours
 from django_clustered_sessions.protocol.record import Place, session_id, user_tag
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import PerTrip
 from tests.servers import CountingProxy, wait_for
 
 pytestmark = pytest.mark.usefixtures("figures")
@@ -307,7 +308,7 @@ def test_many_users_take_little_memory(proxy: CountingProxy, store: redis.Redis)
     tracemalloc.start()
     try:
         flow = ours._top_users("session", 2)
-        found = drivers.run(flow, connections.pool, drivers.PerTrip(10))
+        found = drivers.run(flow, connections.pool, PerTrip(10))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

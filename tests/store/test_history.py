@@ -22,7 +22,7 @@ from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.commands import SLOT_MS, SLOTS
 from django_clustered_sessions.protocol.record import Place
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests.servers import CountingProxy
 
 pytestmark = pytest.mark.usefixtures("figures")

@@ -39,7 +39,7 @@ from django_clustered_sessions.protocol.steps import Trip, Wait
 from django_clustered_sessions.session import holding
 from django_clustered_sessions.session.usage import Usage
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests import machines
 from tests.conftest import DATABASE, use_store
 from tests.servers import StoreServer

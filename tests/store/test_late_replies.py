@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 import redis
+from hiredis import pack_command
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.steps import Wait
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.exchange import aexchange
 from tests.gateways import load_scripts
-from tests.servers import CountingProxy, wait_for
+from tests.servers import CountingProxy, alent, wait_for
 
 pytestmark = pytest.mark.each_server
 
@@ -23,8 +25,9 @@ async def test_a_late_reply_to_a_waiter_is_not_the_next_ones(
 ) -> None:
     """It waits beyond its time while replies are held back; then the next one waits in vain."""
     pool: Any = connections.awaiting_pool
-    connection = await pool().get_connection()
-    await pool().release(connection)
+    connection = await alent(pool())
+    await connection.connect()
+    pool().take_back(connection)
     proxy.stall()
     assert not await drivers._arest(Wait("nobody writes", 0.01), pool)
     proxy.resume()
@@ -37,13 +40,14 @@ async def test_a_connection_whose_reply_is_late_is_closed(
     store: redis.Redis, proxy: CountingProxy
 ) -> None:
     pool: Any = connections.apool()
-    connection = await pool.get_connection()
+    connection = await alent(pool)
+    await connection.connect()
     proxy.stall()
     with pytest.raises(TimeoutError):
-        await drivers._aexchange(connection, [drivers._packed(("PING",))], time.monotonic() + 0.01)
+        await aexchange(connection, [pack_command(("PING",))], time.monotonic() + 0.01)
     assert not connection.is_connected
     proxy.resume()
-    await pool.release(connection)
+    pool.take_back(connection)
 
 
 @pytest.mark.full

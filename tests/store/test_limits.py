@@ -44,7 +44,7 @@ from django_clustered_sessions.protocol.record import (
 from django_clustered_sessions.protocol.steps import Flow, Trip
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests.children import finish, line, python
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store

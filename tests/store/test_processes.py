@@ -25,6 +25,7 @@ from django_clustered_sessions.exceptions import SessionConflict
 from django_clustered_sessions.store import connections
 from tests.children import child, finish, line
 from tests.conftest import use_store
+from tests.servers import lent
 
 # In the process.
 
@@ -134,13 +135,14 @@ def fork_after_use(key: str, times: int) -> None:
 def client_id() -> int:
     """Return the store's number of the connection that this process uses."""
     pool: Any = connections.pool()
-    connection = pool.get_connection()
+    connection = lent(pool)
+    connection.connect()
     try:
         connection.send_command("CLIENT", "ID")
         number: int = connection.read_response()
         return number
     finally:
-        pool.release(connection)
+        pool.take_back(connection)
 
 
 # In the test.

@@ -26,7 +26,7 @@ from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.protocol.steps import Call
 from django_clustered_sessions.protocol.terms import Expiry, Terms
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests.gateways import load_scripts
 from tests.servers import CountingProxy, wait_for
 

@@ -14,7 +14,7 @@ from django_clustered_sessions.protocol.record import Mode, Place
 from django_clustered_sessions.protocol.steps import Call, Flow
 from django_clustered_sessions.protocol.terms import Expiry, Locking, Terms
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 
 PLACE = Place.of("p", "some key")
 TERMS = Terms(1000, 0, 0, 100, 4000, "merge")

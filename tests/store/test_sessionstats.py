@@ -35,6 +35,7 @@ from django_clustered_sessions.figures import statistics as ours
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol.record import Locker, Meta, Place
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import Budget
 from tests.children import LIFE_S, line, python
 from tests.conftest import use_store
 from tests.pages import page, shape
@@ -87,7 +88,7 @@ def printed(**options: Any) -> str:
 
 def collect(sample: int | None = None) -> ours.Statistics:
     flow = ours.collect("session", time.time, sample=sample, random=Random(7))
-    return drivers.run(flow, connections.pool, drivers.Budget(10))
+    return drivers.run(flow, connections.pool, Budget(10))
 
 
 def make(number: int, *, user: bool = False, age_s: int | None = None) -> list[SessionStore]:
@@ -249,7 +250,7 @@ def test_sample_takes_no_session_twice_and_none_always(store: redis.Redis) -> No
 
 def collect_one(seed: int) -> ours.Statistics:
     flow = ours.collect("session", time.time, sample=1, random=Random(seed))
-    return drivers.run(flow, connections.pool, drivers.Budget(10))
+    return drivers.run(flow, connections.pool, Budget(10))
 
 
 def test_sample_larger_than_the_store_is_exact(store: redis.Redis) -> None:

@@ -27,7 +27,7 @@ from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
 from django.utils.crypto import get_random_string
 from redis.crc import key_slot
-from redis.exceptions import AskError
+from redis.exceptions import AskError, ConnectionError
 
 from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions import history, middleware
@@ -46,7 +46,8 @@ from django_clustered_sessions.protocol import commands, outcomes
 from django_clustered_sessions.protocol.record import EndReason
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session.near import near_cache
-from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store import connections
+from django_clustered_sessions.store import exchange as exchanging
 from tests.children import forked
 from tests.clusters import ClusterServers, ask
 from tests.conftest import use_store
@@ -118,7 +119,7 @@ def world(request: pytest.FixtureRequest) -> World:
 def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
     """Give what is sent to any node, a round trip for each item."""
     sent: list[list[bytes]] = []
-    exchange, aexchange = drivers._exchange, drivers._aexchange
+    exchange, aexchange = exchanging.exchange, exchanging.aexchange
 
     def counted(connection: Any, packed: list[bytes], deadline: float) -> list[Any]:
         sent.extend([packed] if packed else [])
@@ -128,8 +129,8 @@ def exchanges(monkeypatch: pytest.MonkeyPatch) -> list[list[bytes]]:
         sent.extend([packed] if packed else [])
         return await aexchange(connection, packed, deadline)
 
-    monkeypatch.setattr(drivers, "_exchange", counted)
-    monkeypatch.setattr(drivers, "_aexchange", acounted)
+    monkeypatch.setattr(exchanging, "exchange", counted)
+    monkeypatch.setattr(exchanging, "aexchange", acounted)
     return sent
 
 
@@ -346,7 +347,7 @@ def test_step_whose_reply_is_lost_is_taken_once(
 
 def cut_reply(monkeypatch: pytest.MonkeyPatch, matching: bytes) -> None:
     """Cut the connection once, after the reply to what holds ``matching`` has come."""
-    exchange, aexchange = drivers._exchange, drivers._aexchange
+    exchange, aexchange = exchanging.exchange, exchanging.aexchange
     cuts = [matching]
 
     def is_cut(packed: list[bytes]) -> bool:
@@ -356,18 +357,18 @@ def cut_reply(monkeypatch: pytest.MonkeyPatch, matching: bytes) -> None:
         replies = exchange(connection, packed, deadline)
         if is_cut(packed):
             connection.disconnect()
-            raise drivers.ConnectionError("cut")
+            raise ConnectionError("cut")
         return replies
 
     async def acutting(connection: Any, packed: list[bytes], deadline: float) -> list[Any]:
         replies = await aexchange(connection, packed, deadline)
         if is_cut(packed):
             await connection.disconnect(nowait=True)
-            raise drivers.ConnectionError("cut")
+            raise ConnectionError("cut")
         return replies
 
-    monkeypatch.setattr(drivers, "_exchange", cutting)
-    monkeypatch.setattr(drivers, "_aexchange", acutting)
+    monkeypatch.setattr(exchanging, "exchange", cutting)
+    monkeypatch.setattr(exchanging, "aexchange", acutting)
 
 
 @pytest.mark.each_server

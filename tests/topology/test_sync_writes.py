@@ -21,7 +21,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import NAMES, counters
 from django_clustered_sessions.exceptions import SessionNotReplicated, SessionStoreUnavailable
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.store.drivers import Budget
+from django_clustered_sessions.store.budget import Budget
 from tests import round_trips
 from tests.conftest import DATABASE, store_binary, use_store
 from tests.gateways import Browser, load_scripts, place

@@ -21,7 +21,7 @@ from django_clustered_sessions.store.breaker import (
     LONGEST_PROBE_S,
     Breaker,
 )
-from django_clustered_sessions.store.drivers import _unavailable
+from django_clustered_sessions.store.errors import AllLent, SentinelsSlow, unavailable
 
 
 class Clock:
@@ -199,7 +199,7 @@ def test_log_has_one_line_for_each_change_of_state(
             "the session store at store:1 is away, and is asked by one request at a time until "
             "it answers: does not answer",
         ),
-        ("WARNING", "the session store at store:1 is back after 2.8 s"),
+        ("WARNING", "the session store at store:1 is back after 2.5 s"),
     ]
 
 
@@ -229,13 +229,14 @@ def test_errors_know_whether_the_log_has_told_them(breaker: Breaker) -> None:
         (redis.ResponseError("NOREPLICAS Not enough good replicas to write."), False),
         (redis.ResponseError("ERR unknown command"), False),
         (redis.MaxConnectionsError("Too many connections"), None),
-        (redis.ConnectionError("No connection available."), None),
+        (AllLent(3), None),
+        (SentinelsSlow("no answer"), None),
     ],
 )
 def test_unanswered_trips_count_as_away_and_refusals_do_not(
     error: Exception, is_away: bool | None
 ) -> None:
-    assert _unavailable(error).is_away is is_away
+    assert unavailable(error).is_away is is_away
 
 
 def test_forked_process_begins_with_closed_breakers() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import redis
 from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.steps import Call, Pause
-from django_clustered_sessions.store import drivers
 from django_clustered_sessions.store.nodes import Address, Nodes, SlotMap
 
 NODES = [Address("a", 1), Address("b", 2), Address("c", 3)]
@@ -45,7 +45,7 @@ def asked(step: Any) -> Any:
 
 def cut() -> SessionStoreUnavailable:
     error = SessionStoreUnavailable("cut")
-    error.__cause__ = drivers.ConnectionError("cut")
+    error.__cause__ = redis.ConnectionError("cut")
     return error
 
 

@@ -33,7 +33,7 @@ from django_clustered_sessions.protocol.record import Serializer
 from django_clustered_sessions.protocol.steps import Flow
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import PerTrip
+from django_clustered_sessions.store.budget import PerTrip
 
 T = TypeVar("T")
 

@@ -23,7 +23,7 @@ from django_clustered_sessions.moving import in_bulk, old_engine
 from django_clustered_sessions.protocol.record import Serializer
 from django_clustered_sessions.protocol.steps import Flow, batches
 from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.drivers import PerTrip
+from django_clustered_sessions.store.budget import PerTrip
 
 #: Sessions that go on one trip.
 _BATCH: Final = 100

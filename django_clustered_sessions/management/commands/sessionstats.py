@@ -23,6 +23,7 @@ from django_clustered_sessions.figures import documents, held_locks, survey, tab
 from django_clustered_sessions.figures.held_locks import HeldLocks
 from django_clustered_sessions.figures.statistics import Statistics
 from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import PerTrip
 
 T = TypeVar("T")
 
@@ -202,7 +203,7 @@ def _collect_locks() -> HeldLocks:
     return drivers.run(
         held_locks.collect_locks(conf.key_prefix),
         connections.pool,
-        drivers.PerTrip(conf.store_timeout),
+        PerTrip(conf.store_timeout),
     )
 
 

@@ -1,0 +1,162 @@
+"""A trip to one node: repeated once, with scripts as source where they are unknown. Pure.
+
+redis-py by default repeats a command up to ten times after a timeout. Here a trip is repeated
+once, on a fresh connection, within the same budget: every write carries a token, and the record
+keeps its answer for longer than that.
+
+A generator, as flows are: it yields what to do with a connection, is sent the replies, and is
+thrown the errors. ``exchange`` does it, synchronously and asynchronously.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from typing import Any, Final, NamedTuple, cast
+
+import hiredis
+from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
+
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.commands import is_acknowledgement, is_passenger
+from django_clustered_sessions.protocol.record import Damaged
+from django_clustered_sessions.protocol.steps import Argument, Call, Trip, Wait
+
+from .breaker import Breaker
+from .errors import LOST, is_mended_by_connecting, unavailable
+from .nodes import Addressed
+from .replies import SHORTEST_S
+
+#: A command's words, as the protocol has them; hiredis' stubs know of one word only.
+_packed: Final[Any] = cast(Any, hiredis.pack_command)
+
+
+class Connect(NamedTuple):
+    """Have a connection, by a time of time.monotonic(); ``anew``: not one that was used before."""
+
+    deadline: float
+    anew: bool = False
+
+
+class Exchange(NamedTuple):
+    """Send commands and read as many replies, by a time of time.monotonic()."""
+
+    commands: Sequence[bytes]
+    deadline: float
+
+
+Attempt = Generator[Connect | Exchange, Any, list[Any]]
+
+
+def attempt(trip: Trip, breaker: Breaker, seconds: float) -> Attempt:
+    """Ask a node, and return its replies; what is addressed to a node may have errors among them.
+
+    Raises SessionStoreUnavailable.
+    """
+    if isinstance(trip, Addressed):
+        seconds = min(seconds, trip.seconds)
+    with breaker.trip() as probe_s:
+        if seconds <= 0:
+            raise SessionStoreUnavailable(
+                "the session store has used up this request's CLUSTERED_SESSIONS_STORE_TIMEOUT"
+            )
+        is_probe = probe_s is not None
+        if probe_s is not None:
+            seconds = min(seconds, probe_s)
+        deadline = time.monotonic() + seconds
+        try:
+            # A probe has no time for a connection that may lead nowhere since.
+            yield Connect(deadline, anew=is_probe)
+            try:
+                return (yield from _asking(trip, deadline if is_probe else deadline - seconds / 2))
+            except (*LOST, ReadOnlyError) as error:
+                if is_probe or not is_mended_by_connecting(error):
+                    raise
+                yield Connect(deadline, anew=True)
+                return (yield from _asking(trip, deadline))
+        except (RedisError, OSError) as error:
+            raise unavailable(error) from error
+
+
+def blocking_read(wait: Wait) -> bytes:
+    """Return the packed command that waits for a mailbox."""
+    # A timeout of 0 would be for ever.
+    return cast(bytes, _packed(("BLPOP", wait.mailbox, f"{max(wait.seconds, SHORTEST_S):.3f}")))
+
+
+def checked(trip: Trip, replies: list[Any]) -> list[Any]:
+    """Return the replies, or raise for the first that says that the store cannot.
+
+    A record of the wrong type is damage to one session, and is left to the parser. So is a store
+    that does not tell how many replicas have a write, for it has done the write, and figures that
+    it does not take: they are written, where all else is read perhaps.
+
+    Raises SessionStoreUnavailable.
+    """
+    for at, reply in enumerate(replies):
+        # Of one call that went everywhere there are many replies.
+        its = at % len(trip)
+        is_aside = is_acknowledgement(trip[its]) or is_passenger(trip, its)
+        if is_aside and isinstance(reply, ResponseError):
+            continue
+        if isinstance(reply, ResponseError) and str(reply).startswith("WRONGTYPE"):
+            replies[at] = Damaged("its key holds another type")
+        elif isinstance(reply, Exception):
+            raise unavailable(reply) from reply
+    return replies
+
+
+def _asking(trip: Trip, deadline: float) -> Attempt:
+    """Send a trip and return its replies; scripts that the store does not know go as source."""
+    replies: list[Any] = yield Exchange(_pack(trip), deadline)
+    if not _has_error(replies):
+        return replies
+    if places := _unknown(trip, replies):
+        packed = _pack([trip[at] for at in places], by_source=True)
+        again = yield Exchange(packed, deadline)
+        for at, reply in zip(places, again, strict=True):
+            replies[at] = reply
+    if isinstance(trip, Addressed):
+        return replies
+    for reply in replies:
+        if isinstance(reply, ReadOnlyError):
+            raise reply
+    return checked(trip, replies)
+
+
+def _pack(trip: Sequence[Call], *, by_source: bool = False) -> list[bytes]:
+    """Return the trip's commands packed; ``by_source``: the store does not know the scripts."""
+    packed = []
+    command: tuple[Argument | bytes, ...]
+    for script, keys, arguments in trip:
+        if script is None:
+            command = (*str(arguments[0]).split(), *keys, *arguments[1:])
+        else:
+            word, body = script.by_source if by_source else script.by_sha
+            command = (word, body, len(keys), *keys, *arguments)
+        packed.append(_packed(command))
+    return packed
+
+
+def _has_error(replies: Sequence[Any]) -> bool:
+    # No any(): a generator for each trip.
+    for reply in replies:  # noqa: SIM110
+        if isinstance(reply, Exception):
+            return True
+    return False
+
+
+def _unknown(trip: Trip, replies: Sequence[Any]) -> list[int]:
+    """Return the places of the calls that are sent once more.
+
+    Those are the scripts that the store does not know, and what comes after one, as it may build on
+    it. Nothing builds on a passenger.
+    """
+    places: list[int] = []
+    builds = False
+    for at, reply in enumerate(replies):
+        is_unknown = isinstance(reply, NoScriptError)
+        if is_unknown or builds:
+            places.append(at)
+        builds = builds or (is_unknown and not is_passenger(trip, at))
+    return places

@@ -1,0 +1,94 @@
+"""What redis-py's errors mean: whether to repeat, whether the store is away, what to do. Pure."""
+
+from __future__ import annotations
+
+import builtins
+from typing import Final
+
+from redis.exceptions import (
+    AuthenticationError,
+    ConnectionError,
+    MaxConnectionsError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+    TimeoutError,
+)
+from redis.sentinel import MasterNotFoundError
+
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+
+#: What an error reply's first word means to the operator of the site.
+_ADVICE: Final = {
+    "LOADING": "it is loading its data after a start; it will answer when it is done",
+    "READONLY": "it is a replica: point the sessions' CACHES entry at the primary, or at Sentinel",
+    "OOM": "it is full: raise maxmemory, or move caches to a server of their own",
+    "NOAUTH": "it wants a password: set it in the sessions' CACHES entry",
+    "WRONGPASS": "it refuses user or password: see the sessions' CACHES entry",
+    "NOPERM": "its user lacks a permission: see the ACL rule in the documentation",
+    "MISCONF": "it cannot write its data to disk: see its own log",
+    "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write",
+    "CLUSTERDOWN": "the cluster has lost slots: see CLUSTER INFO",
+    "ASK": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
+    "MOVED": "it is a node of a cluster: the sessions' CACHES entry has to say so, see cluster.md",
+    "TRYAGAIN": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
+    "MASTERDOWN": "it is a replica that has lost its primary",
+    "BUSY": "it is busy with a script: see its slow log",
+}
+
+#: Of these, the ones by which a store says that it cannot answer anybody.
+_NOT_READY: Final = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY"})
+
+#: What redis-py raises where a trip did not get through. Its TimeoutError is none of Python's.
+LOST: Final = (ConnectionError, TimeoutError, builtins.TimeoutError)
+
+
+class SentinelsSlow(MasterNotFoundError):
+    """The Sentinels have not answered yet; nothing is known of the primary by that."""
+
+
+class AllLent(MaxConnectionsError):
+    """This process has no connection to spare; nothing is known of the store by that."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__(
+            f"all {most} connections of this process are lent: raise max_connections in the "
+            "sessions' CACHES entry"
+        )
+
+
+def is_lost(error: BaseException | None) -> bool:
+    """Return whether it is unknown if the store has done what it was asked.
+
+    redis-py derives refusals, such as LOADING or a wrong password, from the same classes.
+    """
+    return type(error) in LOST
+
+
+def is_mended_by_connecting(error: Exception) -> bool:
+    """Return whether a fresh connection may help: no reply, or one by what is no primary now."""
+    plain = _plain(error)
+    return is_lost(plain) or isinstance(plain, ReadOnlyError)
+
+
+def unavailable(error: Exception) -> SessionStoreUnavailable:
+    """Return what an error of redis-py, or of a socket, is to those who asked."""
+    error = _plain(error)
+    text = str(error) or "no reply in time"
+    word = getattr(error, "status_code", None) or text.partition(" ")[0]
+    answers = isinstance(error, ResponseError | AuthenticationError)
+    if advice := _ADVICE.get(word):
+        found = SessionStoreUnavailable(f"the session store refuses: {advice} ({word}: {text})")
+        found.is_away = word in _NOT_READY
+    else:
+        happened = "answers with an error" if answers else "does not answer"
+        found = SessionStoreUnavailable(f"the session store {happened}: {text}")
+        found.is_away = not answers
+    if isinstance(error, MaxConnectionsError | SentinelsSlow):
+        found.is_away = None
+    return found
+
+
+def _plain(error: Exception) -> Exception:
+    """Return what happened: redis-py wraps a refusal while it connects asynchronously."""
+    return error.__cause__ if isinstance(error.__cause__, RedisError) else error

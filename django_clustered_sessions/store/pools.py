@@ -1,0 +1,169 @@
+"""Pools of connections: redis-py's, lent with a deadline and without a check of each loan.
+
+A connection that has died is found out by the exchange on it, which is repeated anyway. A
+connection that is lost with the code that borrowed it, as by a signal, is closed with it and makes
+room for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+from typing import Any
+from weakref import WeakSet
+
+import redis
+from redis import asyncio as aioredis
+
+from .breaker import Breaker
+from .errors import AllLent
+
+
+class Pool(redis.ConnectionPool):
+    """Connections for synchronous use; as many as ``max_connections``, and one more is refused."""
+
+    breaker: Breaker
+
+    def reset(self) -> None:
+        """Start without connections."""
+        super().reset()
+        self._idle: list[Any] = []
+        self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
+
+    def lend(self, deadline: float) -> Any:
+        """Return a connection that is idle, or a new one, which has yet to connect.
+
+        Raises AllLent; ``deadline``, of time.monotonic(), is how long a pool may wait that waits.
+        """
+        with suppress(IndexError):
+            return self._idle.pop()
+        with self._lock:
+            if len(self._in_use_connections) >= self.max_connections:
+                raise AllLent(self.max_connections)
+            self._created_connections = len(self._in_use_connections)
+            connection: Any = self.make_connection()
+            connection.is_sound = True
+            self._in_use_connections.add(connection)
+        return connection
+
+    def take_back(self, connection: Any) -> None:
+        """Take a connection back."""
+        self._idle.append(connection)
+
+
+class AsyncPool(aioredis.ConnectionPool):
+    """See Pool; for one event loop."""
+
+    breaker: Breaker
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._idle: list[Any] = []
+        self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
+        self._tls: Any = None
+
+    async def lend(self, deadline: float) -> Any:
+        """See Pool.lend()."""
+        with suppress(IndexError):
+            return self._idle.pop()
+        if len(self._in_use_connections) >= self.max_connections:
+            raise AllLent(self.max_connections)
+        connection: Any = self.make_connection()  # type: ignore[no-untyped-call]
+        connection.is_sound = True
+        if hasattr(connection, "ssl_context"):
+            # One context for all: to make one keeps the event loop busy for 20 ms.
+            connection.ssl_context = self._tls = self._tls or connection.ssl_context
+        self._in_use_connections.add(connection)
+        return connection
+
+    def take_back(self, connection: Any) -> None:
+        """See Pool.take_back()."""
+        self._idle.append(connection)
+
+
+class _Permit:
+    """The right to one connection; whatever has it gives it back by its end."""
+
+    _free: SimpleQueue[None] | None = None
+
+    def __init__(self, free: SimpleQueue[None], seconds: float) -> None:
+        # In one line, so that no signal comes between the two.
+        _, self._free = free.get(timeout=max(seconds, 0)), free
+
+    def __del__(self) -> None:
+        if self._free is not None:
+            self._free.put(None)
+
+
+class BlockingPool(Pool):
+    """Connections for synchronous use; where all are lent, the next borrower waits for one."""
+
+    def reset(self) -> None:
+        """See Pool.reset()."""
+        super().reset()
+        self._free: SimpleQueue[None] = SimpleQueue()
+        for _ in range(self.max_connections):
+            self._free.put(None)
+
+    def lend(self, deadline: float) -> Any:
+        """See Pool.lend()."""
+        try:
+            permit = _Permit(self._free, deadline - time.monotonic())
+        except Empty:
+            raise AllLent(self.max_connections) from None
+        connection = super().lend(deadline)
+        connection.permit = permit
+        return connection
+
+    def take_back(self, connection: Any) -> None:
+        """See Pool.take_back()."""
+        super().take_back(connection)
+        connection.permit = None
+
+
+class AsyncBlockingPool(AsyncPool):
+    """See BlockingPool; for one event loop."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._free = asyncio.Semaphore(self.max_connections)
+
+    async def lend(self, deadline: float) -> Any:
+        """See Pool.lend()."""
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0)):
+                await self._free.acquire()
+        except TimeoutError:
+            raise AllLent(self.max_connections) from None
+        try:
+            return await super().lend(deadline)
+        except BaseException:
+            self._free.release()
+            raise
+
+    def take_back(self, connection: Any) -> None:
+        """See Pool.take_back()."""
+        super().take_back(connection)
+        self._free.release()
+
+
+class SentinelPool(Pool):
+    """Connections to the primary that the Sentinels name; see watching."""
+
+    def lend(self, deadline: float) -> Any:
+        """See Pool.lend(); one that leads elsewhere will connect anew."""
+        connection = super().lend(deadline)
+        connection.is_sound = connection.is_sound and connection.is_at_primary()
+        return connection
+
+
+class AsyncSentinelPool(AsyncPool):
+    """See SentinelPool."""
+
+    async def lend(self, deadline: float) -> Any:
+        """See SentinelPool.lend()."""
+        connection = await super().lend(deadline)
+        connection.is_sound = connection.is_sound and connection.is_at_primary()
+        return connection
