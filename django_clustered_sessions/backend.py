@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -27,7 +28,8 @@ from .figures.reporting import reporting
 from .protocol.fields import Fields
 from .protocol.record import Mode
 from .protocol.steps import Flow
-from .session.operations import EXPIRY, Operations
+from .session.operations import EXPIRY, Operations, Scope
+from .session.turns import to_its_end
 from .session.usage import write_header
 from .store import connections, drivers
 
@@ -52,7 +54,7 @@ class SessionStore(Operations):
             if no_load or self.session_key is None:
                 self._fields = self._new_fields()
             else:
-                self._fields = self.run(self.loading(), "aload() or aget()")
+                return self.run(self.filling(), "aload() or aget()")
         return self._fields
 
     async def _aget_session(self, no_load: bool = False) -> Fields:
@@ -61,7 +63,7 @@ class SessionStore(Operations):
             if no_load or self.session_key is None:
                 self._fields = self._new_fields()
             else:
-                self._fields = await self.arun(self.loading())
+                return await self.arun(self.filling())
         return self._fields
 
     _session = property(_get_session)
@@ -172,29 +174,37 @@ class SessionStore(Operations):
 
         It takes the lock, loads afresh, with what was not saved yet on top, and on a clean exit
         writes and releases. On an exception what was changed inside is forgotten. It may be
-        entered again inside; only the outermost exit releases.
+        entered again, inside or by another task that shares this object: the last exit writes and
+        releases, and nothing is forgotten while another task is inside.
 
         Entering raises SessionLockTimeout, UpdateError where the session was ended, and
         SessionStoreUnavailable; leaving raises what ``save()`` does, and SessionLockLost.
         """
-        before = self.run(self._entering(), "alock()")
+        scope = Scope(threading.get_ident())
         try:
-            yield self
-        except BaseException:
-            self.run(self._leaving(before, is_clean=False), "alock()")
-            raise
-        self.run(self._leaving(before, is_clean=True), "alock()")
+            try:
+                self.run(self.entering(scope), "alock()")
+                yield self
+                self.run(self.leaving(scope), "alock()")
+            except BaseException:
+                self.run(self.breaking_off(scope), "alock()")
+                raise
+        finally:
+            # A signal's exception may have come while that was done.
+            if not self.has_left(scope):
+                self.run(self.breaking_off(scope), "alock()")
 
     @asynccontextmanager
     async def alock(self) -> AsyncIterator[Self]:
         """See lock(); for ``async with``."""
-        before = await self.arun(self._entering())
+        scope = Scope(asyncio.current_task())
         try:
+            await self.arun(self.entering(scope))
             yield self
+            await self.arun(self.leaving(scope))
         except BaseException:
-            await self.arun(self._leaving(before, is_clean=False))
+            await to_its_end(self.arun(self.breaking_off(scope)))
             raise
-        await self.arun(self._leaving(before, is_clean=True))
 
     def commit(self) -> None:
         """Write what has changed and give up the lock, before the response.
@@ -238,7 +248,7 @@ class SessionStore(Operations):
             return None
         if marks.access is Access.LOCKED:
             return None if self._hold.grant else self._locking_late()
-        if self._hold.grant and is_news and not self._hold.grant.is_inside and not self._entered:
+        if self._hold.grant and is_news and not self._hold.grant.is_inside and not self._scopes:
             return self.releasing()
         return None
 
@@ -489,18 +499,25 @@ class SessionStore(Operations):
             )
         flow = reporting(flow)
         try:
-            try:
-                step = next(flow)
-            except StopIteration as stop:
-                # Nothing to ask, as at the end of most requests.
-                return cast(T, stop.value)
-            started_s, sent_s = time.monotonic(), time.time()
-            result = drivers.run(
-                flow, connections.pool, self._budget(), connections.waiting_pool, step
-            )
-        except SessionStoreUnavailable as error:
-            self.fail(error)
-            raise
+            with self._turns.lock:
+                try:
+                    try:
+                        step = next(flow)
+                    except StopIteration as stop:
+                        # Nothing to ask, as at the end of most requests.
+                        return cast(T, stop.value)
+                    started_s, sent_s = time.monotonic(), time.time()
+                    result = drivers.run(
+                        flow, connections.pool, self._budget(), connections.waiting_pool, step
+                    )
+                except SessionStoreUnavailable as error:
+                    self.fail(error)
+                    raise
+                except BaseException:
+                    if self._hold.is_in_doubt:
+                        # Broken off, while the lock was asked for or given up.
+                        drivers.run(self.releasing(), connections.pool, self._budget())
+                    raise
         finally:
             if self._notices:
                 self._notices.send(type(self))
@@ -511,17 +528,26 @@ class SessionStore(Operations):
         """See run()."""
         flow = reporting(flow)
         try:
+            await self._turns.aenter()
             try:
-                step = next(flow)
-            except StopIteration as stop:
-                return cast(T, stop.value)
-            started_s, sent_s = time.monotonic(), time.time()
-            result = await drivers.arun(
-                flow, connections.apool, self._budget(), connections.awaiting_pool, step
-            )
-        except SessionStoreUnavailable as error:
-            self.fail(error)
-            raise
+                try:
+                    step = next(flow)
+                except StopIteration as stop:
+                    return cast(T, stop.value)
+                started_s, sent_s = time.monotonic(), time.time()
+                result = await drivers.arun(
+                    flow, connections.apool, self._budget(), connections.awaiting_pool, step
+                )
+            except SessionStoreUnavailable as error:
+                self.fail(error)
+                raise
+            except BaseException as error:
+                if self._hold.is_in_doubt and not isinstance(error, GeneratorExit):
+                    releasing = drivers.arun(self.releasing(), connections.apool, self._budget())
+                    await to_its_end(releasing)
+                raise
+            finally:
+                self._turns.leave()
         finally:
             if self._notices:
                 await self._notices.asend(type(self))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
@@ -32,6 +31,7 @@ from .exceptions import (
 from .protocol.record import EndReason
 from .protocol.steps import Flow
 from .responses import answer_to, instead_of
+from .session.turns import to_its_end
 from .session.usage import RequestUsage
 from .store.budget import RequestBudget
 
@@ -102,7 +102,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         except BaseException:
             # There will be no answer: a client that has left, for one.
             if session := _session_of(request):
-                await asyncio.shield(session.arun(session.closing()))
+                await to_its_end(session.arun(session.closing()))
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:

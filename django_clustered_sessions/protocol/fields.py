@@ -7,14 +7,18 @@ was loaded, so that an in-place change counts and a mere read does not.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, NamedTuple
+from functools import wraps
+from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from . import record
 from .merge import MISSING, merge, same
 from .record import Serializer
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 #: Values of these types cannot change in place.
 _ATOMS: Final = frozenset({str, bytes, int, float, bool, type(None)})
@@ -91,12 +95,26 @@ class Snapshot:
     added: Mapping[Any, int]
 
 
+def _alone(
+    method: Callable[Concatenate[Fields, P], T],
+) -> Callable[Concatenate[Fields, P], T]:
+    """Let no other thread change the values while ``method`` runs."""
+
+    @wraps(method)
+    def alone(self: Fields, *args: P.args, **named: P.kwargs) -> T:
+        with self._guard:
+            return method(self, *args, **named)
+
+    return alone  # type: ignore[return-value]
+
+
 class Fields(MutableMapping[Any, Any]):
     """A session's values by key: what the store holds, as far as it was decoded, and changes.
 
     ``stored`` has each field's bytes as loaded (version, codec, payload). ``on_unreadable`` is
     called with a key (or the raw field) whose value cannot be read. Such a value is set aside:
-    invisible, and kept in the store unless the key is set anew.
+    invisible, and kept in the store unless the key is set anew. ``guard`` is a reentrant lock,
+    where threads share the session.
 
     Not a dict on purpose: a dict that decodes late hands out what is not decoded yet through
     ``dict(x)``, ``{**x}`` and ``==``.
@@ -109,8 +127,10 @@ class Fields(MutableMapping[Any, Any]):
         *,
         cleared: bool = False,
         on_unreadable: Callable[[Any, Exception], None] = lambda key, error: None,
+        guard: AbstractContextManager[Any] | None = None,
     ) -> None:
         self._serializer = serializer
+        self._guard = guard or nullcontext()
         self._on_unreadable = on_unreadable
         self._stored = dict(stored or {})
         self._cleared = cleared
@@ -173,6 +193,7 @@ class Fields(MutableMapping[Any, Any]):
         """Return all values as a plain dict."""
         return dict(self._all())
 
+    @_alone
     def increment(self, key: Any, by: int) -> int:
         """Add to an integer and return what it is now, as far as this request knows.
 
@@ -214,6 +235,7 @@ class Fields(MutableMapping[Any, Any]):
         """The tag of the user who is logged in."""
         return record.NOBODY if self.user_id is None else record.user_tag(self.user_id)
 
+    @_alone
     def delta(self) -> Delta:
         """Return what differs from what the store is known to hold.
 
@@ -221,7 +243,7 @@ class Fields(MutableMapping[Any, Any]):
         """
         changes: dict[bytes, Change] = {}
         sums: set[bytes] = set()
-        for key, value in self._values.items():
+        for key, value in list(self._values.items()):
             if self._atoms.get(key, MISSING) is value:
                 continue
             field = self._field(key)
@@ -236,6 +258,7 @@ class Fields(MutableMapping[Any, Any]):
             changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
         return Delta(tuple(changes.values()), self._cleared, frozenset(sums))
 
+    @_alone
     def everything(self) -> list[tuple[bytes, bytes]]:
         """Return all fields with codec and payload, those that were never decoded included.
 
@@ -253,12 +276,22 @@ class Fields(MutableMapping[Any, Any]):
             packed[field] = self._pack(key, field, value, self._serialize(key, value))
         return list(packed.items())
 
+    @_alone
     def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
         """Take note that the store now holds ``delta`` under ``version``.
 
-        ``counters`` are the new values of what was added to, in the order of the delta.
+        ``counters`` are the new values of what was added to, in the order of the delta. What was
+        changed since the delta was taken is still to be written.
         """
         sums = iter(counters)
+        added = self._added_since(
+            {
+                change.field: self._sum(change)
+                if change.operation is Operation.ADD
+                else change.operand
+                for change in delta.changes
+            }
+        )
         if delta.cleared:
             self._stored = {}
             self._cleared = False
@@ -270,22 +303,26 @@ class Fields(MutableMapping[Any, Any]):
             if change.operation is Operation.ADD:
                 number = next(sums)
                 operand = record.pack_counter(number)
-                self._values[self._key(change.field)] = number
+                key = self._key(change.field)
+                if self._is_sum(key, change.field, self._values.get(key)):
+                    self._values[key] = number + added.get(key, 0)
             self._stored[change.field] = version + operand
             self._set_aside.discard(change.field)
-        self._added = {}
+        self._added = added
         self._atoms = {}
         self._unsettle()
 
+    @_alone
     def created(self, fields: list[tuple[bytes, bytes]], version: bytes) -> None:
-        """Take note that a new record now holds ``fields`` under ``version``."""
+        """Take note that a new record now holds ``fields`` under ``version``. See written()."""
+        added = self._added_since(dict(fields))
         self._stored = {field: version + packed for field, packed in fields}
-        self._removed = set()
         self._cleared = False
-        self._added = {}
+        self._added = added
         self._atoms = {}
         self._unsettle()
 
+    @_alone
     def rebase(self, theirs: Mapping[bytes, bytes]) -> None:
         """Merge what others wrote meanwhile into this copy.
 
@@ -321,6 +358,7 @@ class Fields(MutableMapping[Any, Any]):
                 self._stored.pop(field, None)
             self._atoms.pop(key, None)
 
+    @_alone
     def refresh(self, stored: Mapping[bytes, bytes]) -> None:
         """Take what the store holds now, and keep on top of it what was changed here.
 
@@ -355,6 +393,7 @@ class Fields(MutableMapping[Any, Any]):
             else:
                 self._waiting.pop(field, None)
 
+    @_alone
     def snapshot(self) -> Snapshot:
         """Return what is changed here and not in the store, for ``restore``.
 
@@ -362,6 +401,7 @@ class Fields(MutableMapping[Any, Any]):
         """
         return Snapshot(self.delta(), dict(self._added))
 
+    @_alone
     def restore(self, snapshot: Snapshot) -> None:
         """Forget what was changed since the snapshot.
 
@@ -397,6 +437,7 @@ class Fields(MutableMapping[Any, Any]):
 
     # What ``modified`` needs.
 
+    @_alone
     def settle(self) -> None:
         """Let ``changed_in_place`` look only at what changes from now on."""
         self._unsettle()
@@ -414,7 +455,7 @@ class Fields(MutableMapping[Any, Any]):
             ):
                 return True
             # No any(): a generator for each answer.
-            for key, value in self._values.items():  # noqa: SIM110
+            for key, value in list(self._values.items()):  # noqa: SIM110
                 if self._differs(key, value):
                     return True
             return False
@@ -433,16 +474,19 @@ class Fields(MutableMapping[Any, Any]):
         """Decode a key's value where nobody has asked for it yet; return whether there is one."""
         if isinstance(key, str):
             field = record.field_of(key, self._serializer)
-            if field not in self._waiting:
-                return False
-            self._decode(field)
+            if field in self._waiting:
+                self._decode(field)
         else:
             # Keys that are equal, such as 1 and 1.0, may be written differently.
             for field in [field for field in self._waiting if field.startswith(record.ODD_DATA)]:
                 self._decode(field)
         return key in self._values
 
+    @_alone
     def _decode(self, field: bytes) -> None:
+        if field not in self._waiting:
+            # Another thread has done it meanwhile.
+            return
         del self._waiting[field]
         key: Any = field
         try:
@@ -493,6 +537,27 @@ class Fields(MutableMapping[Any, Any]):
         if base is MISSING:
             base = 0
         return type(base) is int and value == base + self._added[key]
+
+    def _sum(self, change: Change) -> bytes:
+        """Return what an addition makes of a counter, as far as is known here; packed."""
+        base = self._stored.get(change.field)
+        number = record.unpack(base, self._serializer) if base else 0
+        return record.pack_counter(number + int(change.operand))
+
+    def _added_since(self, sent: Mapping[bytes, bytes]) -> dict[Any, int]:
+        """Return what is still to be added, by key; ``sent`` has what the store holds by now."""
+        added: dict[Any, int] = {}
+        for key, by in self._added.items():
+            field, value = self._field(key), self._values.get(key)
+            is_sum = self._is_sum(key, field, value)
+            packed = sent.get(field)
+            if packed is not None and record.is_counter(bytes(record.VERSION_BYTES) + packed):
+                left = value - int(packed[1:]) if type(value) is int else 0
+                if is_sum or by == left:
+                    added[key] = left
+            elif is_sum and packed is None:
+                added[key] = by
+        return {key: by for key, by in added.items() if by}
 
     def _addition(self, key: Any, field: bytes, value: int) -> Change:
         """Return what adds to a counter, or what makes one of an integer that is none yet."""

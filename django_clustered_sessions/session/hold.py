@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 
 from django_clustered_sessions.conf import conf
@@ -35,12 +35,19 @@ class Hold:
 
     #: The lock, as far as this object knows.
     grant: Grant | None = None
+    #: What the store may have under a token, the lock or a place in its queue: asked for, or to be
+    #: given up, and no answer has come.
     _asked: tuple[Place, str] | None = None
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether it is unknown if the store has something of this object's."""
+        return self._asked is not None
 
     @property
     def is_asked_for(self) -> bool:
         """Whether the lock is held, or was asked for and nobody knows what came of it."""
-        return self.grant is not None or self._asked is not None
+        return self.grant is not None or self.is_in_doubt
 
     def asking(self, place: Place, usage: Usage, *, capped: bool) -> Asking:
         """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
@@ -69,8 +76,8 @@ class Hold:
 
     def take(self, place: Place, asking: Asking | None, turn: Turn | None) -> None:
         """Take what came of asking; nothing where nobody asked, or the session is gone."""
-        self._asked = None
         if asking is None or turn is None or isinstance(turn.found, Gone):
+            self._asked = None
             return
         is_inside = turn.found.inside
         self.grant = Grant(
@@ -116,27 +123,34 @@ class Hold:
             self.let_go()
 
     def releasing(self) -> Flow[None]:
-        """Give up the lock, or the place in its queue, if there is one."""
-        asked, grant = self._asked, self.grant
-        self.let_go()
-        if grant is None or grant.is_inside:
-            if asked:
-                with suppress(SessionStoreUnavailable):
-                    yield from flows.release(*asked)
+        """Give up the lock, or the place in its queue, if there is one.
+
+        Until the store has answered, that is in doubt: where this is broken off, it is done again.
+        """
+        grant = self.grant
+        if grant and not grant.is_inside:
+            self._asked = grant.place, grant.token
+        asked = self._asked
+        if grant:
+            # Not renewed from here on, whatever comes.
+            holding.let_go(grant)
+            self.grant = None
+        if asked is None:
             return
-        is_leased = grant.is_leased
+        place, token = asked
         try:
-            held_ms = yield from flows.release(grant.place, grant.token)
+            held_ms = yield from flows.release(place, token)
         except SessionStoreUnavailable as error:
             # Nothing is lost by it but time: its lease will end.
             level = logging.DEBUG if error.is_told else logging.WARNING
             logger.log(
-                level, "session %s: the lock could not be released: %s", grant.place.id[:12], error
+                level, "session %s: the lock could not be released: %s", place.id[:12], error
             )
         else:
             # Given up before, by a trip whose reply was lost, or ended with its session.
-            if held_ms is None and not is_leased:
+            if grant and held_ms is None and not grant.is_leased:
                 counters.add(locks_lost=1)
+        self._asked = None
 
     def not_locked(self, error: SessionLockTimeout, usage: Usage) -> SessionLockTimeout:
         """Count, log and return the error of one who asked in vain."""

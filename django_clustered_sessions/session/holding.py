@@ -11,12 +11,12 @@ import logging
 import os
 import threading
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
+from weakref import WeakSet
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.counters import counters
@@ -96,31 +96,36 @@ def holds(place: Place, besides: Grant | None = None) -> bool:
     )
 
 
+class _Waiter:
+    """A request that waits for a session's lock."""
+
+
 class _WaitingRoom:
     """How many requests of this process wait for each session."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: Counter[str] = Counter()
+        # Weak: a request that is broken off at any line leaves no place taken.
+        self._waiting: dict[str, WeakSet[_Waiter]] = {}
 
     def is_full(self, place: Place) -> bool:
-        return self._waiting[place.record] >= conf.lock_process_waiters
+        return len(self._waiting.get(place.record, ())) >= conf.lock_process_waiters
 
     @contextmanager
     def entered(self, place: Place) -> Iterator[bool]:
         """Wait here; gives whether there was room."""
-        with self._lock:
-            has_room = not self.is_full(place)
-            if has_room:
-                self._waiting[place.record] += 1
+        waiter = _Waiter()
         try:
+            with self._lock:
+                if has_room := not self.is_full(place):
+                    self._waiting.setdefault(place.record, WeakSet()).add(waiter)
             yield has_room
         finally:
-            if has_room:
-                with self._lock:
-                    self._waiting[place.record] -= 1
-                    if not self._waiting[place.record]:
-                        del self._waiting[place.record]
+            with self._lock:
+                waiters = self._waiting.get(place.record, WeakSet())
+                waiters.discard(waiter)
+                if not waiters:
+                    self._waiting.pop(place.record, None)
 
 
 class _Renewer:

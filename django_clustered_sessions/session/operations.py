@@ -61,6 +61,7 @@ from .hold import Hold
 from .lifetime import Lifetime
 from .near import Life, Renewal, near_cache
 from .replication import Replication, wanted
+from .turns import Turns
 from .usage import Usage
 from .values import serializer_of
 
@@ -75,15 +76,20 @@ EXPIRY: Final = "_session_expiry"
 _LOCK_ERRORS: Final = (SessionLockTimeout, SessionLockLost)
 
 
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """What a session had changed and not saved when its lock was entered, after so many writes."""
+@dataclass(eq=False, slots=True)
+class Scope:
+    """One block of ``lock()``: what was changed and not saved when it began, after so many writes.
 
-    is_outermost: bool
-    fields: Fields | None
-    snapshot: Snapshot | None
-    modified: bool
-    writes: int
+    ``by`` is the thread or task that it is of. ``may_forget``: it has begun and not ended, so what
+    was changed in it is forgotten if it fails.
+    """
+
+    by: object
+    fields: Fields | None = None
+    snapshot: Snapshot | None = None
+    modified: bool = False
+    writes: int = 0
+    may_forget: bool = False
 
 
 class Operations(SessionBase):
@@ -118,8 +124,8 @@ class Operations(SessionBase):
     _has_moved: bool = False
     _unanswered: tuple[Delta, bytes] | None = None
     _writes: int = 0
-    #: How many times ``lock()`` is entered.
-    _entered: int = 0
+    #: Whether the lock ends with the last block of ``lock()``, and not with the request.
+    _ends_with_scopes: bool = False
     #: Version of the record that ``_fields`` is all of; empty where nobody knows.
     _version: bytes = b""
     #: The session as the store had it when it was last loaded.
@@ -129,6 +135,9 @@ class Operations(SessionBase):
         super().__init__(session_key)
         self._lifetime = Lifetime()
         self._hold = Hold()
+        self._turns = Turns()
+        #: The blocks of ``lock()`` that are open, in any thread or task.
+        self._scopes: set[Scope] = set()
         self._replication = Replication()
         self._notices = Notices()
         self._admission = Admission(self._notices)
@@ -191,6 +200,12 @@ class Operations(SessionBase):
         return self._lifetime.expiry(fields.get(EXPIRY))
 
     # The flows.
+
+    def filling(self) -> Flow[Fields]:
+        """Return the session's values; load them unless that was done, by another task for one."""
+        if self._fields is None:
+            self._fields = yield from self.loading()
+        return self._fields
 
     def loading(self) -> Flow[Fields]:
         """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
@@ -669,7 +684,8 @@ class Operations(SessionBase):
             if self.modified and not self.is_empty():
                 yield from self.saving(release=True)
                 self.committed = True
-                self.modified = False
+                # Not by the setter: what another task has changed since is still to be written.
+                self._modified = False
         except Exception:
             yield from self.releasing()
             raise
@@ -687,31 +703,56 @@ class Operations(SessionBase):
         if self._admission.is_pending:
             yield from self._admission.giving_back()
 
-    def _entering(self) -> Flow[Memory]:
-        is_outermost = not self.is_locked
-        if is_outermost:
+    def entering(self, scope: Scope) -> Flow[None]:
+        """Begin a block of ``lock()``: take the lock, unless this object has it."""
+        is_first = not self._scopes
+        self._scopes.add(scope)
+        if not self.is_locked:
             # Where the request locks its session anyway, its own lock is the outermost.
-            is_outermost = self._fields is not None or self.usage.access is not Access.LOCKED
+            if is_first or not self._ends_with_scopes:
+                locks_anyway = self._fields is None and self.usage.access is Access.LOCKED
+                self._ends_with_scopes = not locks_anyway
             yield from self.locking()
-        fields = self._fields
-        snapshot = None if fields is None else fields.snapshot()
-        self._entered += 1
-        return Memory(is_outermost, fields, snapshot, self._modified, self._writes)
+        elif is_first:
+            self._ends_with_scopes = False
+        scope.fields, scope.modified, scope.writes = self._fields, self._modified, self._writes
+        scope.snapshot = None if self._fields is None else self._fields.snapshot()
+        scope.may_forget = True
 
-    def _leaving(self, before: Memory, *, is_clean: bool) -> Flow[None]:
-        self._entered -= 1
-        if not is_clean:
-            if before.snapshot and before.fields and before.writes == self._writes:
-                before.fields.restore(before.snapshot)
-                self._fields = before.fields
+    def leaving(self, scope: Scope) -> Flow[None]:
+        """End a block of ``lock()`` cleanly; with the last one, write and give up the lock."""
+        scope.may_forget = False
+        self._scopes.discard(scope)
+        if self._scopes or not self._ends_with_scopes:
+            return
+        yield from self.committing()
+        if self.goes_on and self.outage is not None:
+            # Dropped, where a caller that locks wants to know that it has landed.
+            raise self.outage
+
+    def breaking_off(self, scope: Scope) -> Flow[None]:
+        """End a block of ``lock()`` that failed, wherever; with the last one, give up the lock.
+
+        What was changed inside is forgotten, except while another task is inside as well. May be
+        done twice.
+        """
+        if scope.may_forget and {other.by for other in self._scopes} == {scope.by}:
+            if scope.snapshot and scope.fields and scope.writes == self._writes:
+                scope.fields.restore(scope.snapshot)
+                self._fields = scope.fields
             else:
                 self._fields = None
-            self._modified = before.modified
-        if before.is_outermost:
-            yield from self.committing() if is_clean else self.releasing()
-            if is_clean and self.goes_on and self.outage is not None:
-                # Dropped, where who locks wants to know that it has landed.
-                raise self.outage
+            self._modified = scope.modified
+        scope.may_forget = False
+        self._scopes.discard(scope)
+        if not self.has_left(scope):
+            yield from self.releasing()
+
+    def has_left(self, scope: Scope) -> bool:
+        """Return whether nothing is left to do for a block of ``lock()`` that has ended."""
+        if scope in self._scopes:
+            return False
+        return bool(self._scopes) or not (self._ends_with_scopes and self._hold.is_asked_for)
 
     def _locks_on_load(self, place: Place) -> tuple[bool, bool]:
         """Return whether a load takes the lock, and whether it joins an outer request in its own.
@@ -786,7 +827,7 @@ class Operations(SessionBase):
             self._replication.answer()
         except SessionNotReplicated:
             # Written all the same: nothing is left to be saved, and the cookie is due.
-            self.committed, self.modified = True, False
+            self.committed, self._modified = True, False
             raise
 
     def _budget(self) -> Budget:
@@ -822,6 +863,7 @@ class Operations(SessionBase):
             loaded.values if loaded else None,
             cleared=cleared,
             on_unreadable=partial(_note_unreadable, self.session_key),
+            guard=self._turns.values,
         )
 
     def _vanish(self, reason: EndReason) -> None:

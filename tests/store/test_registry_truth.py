@@ -45,6 +45,7 @@ from django_clustered_sessions.protocol.record import (
 )
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import drivers
+from django_clustered_sessions.store import exchange as exchanging
 from django_clustered_sessions.store.nodes import Nodes
 from tests import machines
 from tests.clusters import ClusterServers
@@ -488,7 +489,7 @@ def run(
     name: str,
 ) -> None:
     """Let the machine run, with a store that these raw clients see."""
-    send, exchange, keys = drivers._send, drivers._exchange, Keys()
+    send, exchange, keys = drivers._send, exchanging.exchange, Keys()
 
     def send_or_die(trip: Any, pool: Any, seconds: float) -> Any:
         if isinstance(pool, Nodes):
@@ -512,7 +513,7 @@ def run(
         return replies
 
     monkeypatch.setattr(drivers, "_send", send_or_die)
-    monkeypatch.setattr(drivers, "_exchange", exchange_or_lose)
+    monkeypatch.setattr(exchanging, "exchange", exchange_or_lose)
     monkeypatch.setattr(SessionStore, "_new_key", keys.draw)
     monkeypatch.setattr(listing, "BUCKETS", BUCKETS)
     monkeypatch.setattr(User, "save", lambda self, **kwargs: None)
