@@ -18,7 +18,7 @@ from typing import Any, Final, Self, TypeVar, cast
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY as USER
 from django.core.exceptions import SynchronousOnlyOperation
-from django.utils.timezone import make_naive
+from django.utils.timezone import is_aware, make_naive
 
 from .conf import conf
 from .counters import counters
@@ -289,9 +289,18 @@ class SessionStore(Operations):
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
         if not kwargs and self._left_s(self._fields_unless_told()) is not None:
-            deadline = cast(datetime, self._lifetime.deadline)
-            return deadline if settings.USE_TZ else make_naive(deadline)
+            return self._expiry_date()
         return super().get_expiry_date(**kwargs)
+
+    def _expiry_date(self) -> datetime:
+        """Return when the session expires; to the microsecond where a date says so."""
+        value = None if self._fields is None else self._fields.get(EXPIRY)
+        if self._lifetime.is_deadline(value):
+            date = super().get_expiry_date(expiry=value)
+            if is_aware(date) == settings.USE_TZ:
+                return date
+        deadline = cast(datetime, self._lifetime.deadline)
+        return deadline if settings.USE_TZ else make_naive(deadline)
 
     async def aget_expiry_date(self, **kwargs: Any) -> datetime:
         """See get_expiry_date()."""

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, NamedTuple
 
 from .protocol import commands
-from .protocol.record import BUCKETS, NOBODY, Damaged, EndReason, user_tag
+from .protocol.record import BUCKETS, NOBODY, Damaged, EndReason, moment, user_tag
 from .protocol.steps import Flow
 
 #: Buckets that one trip sweeps.
@@ -77,7 +77,7 @@ class Entry(NamedTuple):
             id=f"{self.bucket:03x}-{id_}",
             kind=kind,
             session_id=session_id,
-            time=datetime.fromtimestamp(int(id_.partition("-")[0]) / 1000, UTC),
+            time=moment(int(id_.partition("-")[0])),
             user_id=user_id,
             user_tag=None if tag == NOBODY else tag.hex(),
             reason=reason_of(self.fields.get(b"why", b"").decode()) or None,

@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from itertools import zip_longest
 from typing import Any, Final
 
 from .conf import conf
 from .counters import KEPT
 from .protocol.commands import CLOCK, SLOT_MS, SLOTS, milliseconds
-from .protocol.record import BUCKETS, Damaged, bucket_tag
+from .protocol.record import BUCKETS, Damaged, bucket_tag, moment
 from .protocol.steps import Call, Flow, plain
 from .store import connections, drivers
 from .store.budget import PerTrip
@@ -126,7 +126,7 @@ def collect(prefix: str, hours: int) -> Flow[History]:
     last = now_ms // SLOT_MS
     slots = range(last - hours * 3_600_000 // SLOT_MS + 1, last + 1)
     return History(
-        _time(now_ms),
+        moment(now_ms),
         hours,
         [_start(slot) for slot in slots],
         [
@@ -134,7 +134,7 @@ def collect(prefix: str, hours: int) -> Flow[History]:
             for slot, node in sorted(counts)
             if slot in slots
         ],
-        [*_levels(slots, alive, counts), Level(_time(now_ms), alive)],
+        [*_levels(slots, alive, counts), Level(moment(now_ms), alive)],
     )
 
 
@@ -186,11 +186,7 @@ def _levels(
 
 
 def _start(slot: int) -> datetime:
-    return _time(slot * SLOT_MS)
-
-
-def _time(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)
+    return moment(slot * SLOT_MS)
 
 
 def document(history: History) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final, TypeVar, cast
 
 from django.conf import settings
@@ -25,7 +25,7 @@ from .protocol import listing
 from .protocol.fields import user_id
 from .protocol.listing import Listed
 from .protocol.outcomes import Ended
-from .protocol.record import EndReason, Place, Serializer, session_id
+from .protocol.record import EndReason, Place, Serializer, moment, session_id
 from .protocol.steps import Flow
 from .session.clients import Client
 from .session.near import near_cache
@@ -233,9 +233,9 @@ def _entry(found: Listed, current_id: str | None) -> Entry:
     return Entry(
         id=found.place.id,
         user_id=_user_id(found.user),
-        created=_at(meta.created_ms),
-        last_seen=_at(meta.seen_ms),
-        expires=_at(meta.deadline_ms),
+        created=moment(meta.created_ms),
+        last_seen=moment(meta.seen_ms),
+        expires=moment(meta.deadline_ms),
         is_current=found.place.id == current_id,
         first=Client.parse(found.first) if conf.track_clients else None,
         last=Client.parse(found.last) if conf.track_clients else None,
@@ -244,7 +244,3 @@ def _entry(found: Listed, current_id: str | None) -> Entry:
 
 def _user_id(stored: bytes) -> str | None:
     return user_id(stored, cast(Serializer, import_string(settings.SESSION_SERIALIZER)()))
-
-
-def _at(ms: int) -> datetime:
-    return datetime.fromtimestamp(ms / 1000, UTC)

@@ -23,6 +23,7 @@ from django.utils.encoding import force_str
 
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.record import milliseconds_of
 from django_clustered_sessions.protocol.steps import Elsewhere, Flow
 
 #: Keys that are longer than this are no file's and no cache's.
@@ -140,7 +141,7 @@ def look(key: str) -> Flow[Found | None]:
     store = store_of(key)
     try:
         found = yield from _reader(store)(store, key)
-        if found is None or not found.values or found.until.timestamp() <= time.time():
+        if found is None or not found.values or milliseconds_of(found.until) <= time.time() * 1000:
             return None
         return Found(dict(found.values), found.until)
     except _UNREADABLE as error:

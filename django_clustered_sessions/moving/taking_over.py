@@ -24,6 +24,7 @@ from django_clustered_sessions.protocol.record import (
     VERSION_BYTES,
     Place,
     Serializer,
+    milliseconds_of,
     node_tag,
 )
 from django_clustered_sessions.protocol.steps import Call, Flow
@@ -74,7 +75,7 @@ def pack(found: Found, serializer: Serializer) -> Packed:
         expiry = Expiry.of(values.get("_session_expiry"))
     except (TypeError, ValueError) as error:
         raise Unreadable(f"_session_expiry: {error}") from error
-    left_ms = round((found.until.timestamp() - time.time()) * 1000)
+    left_ms = milliseconds_of(found.until) - round(time.time() * 1000)
     whose = Fields(serializer)
     whose.update(values)
     return Packed(list(fields.items()), whose.user, expiry, left_ms, lost)

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache, lru_cache
 from hashlib import sha256
@@ -50,6 +51,11 @@ _LOCKER = Struct(">16s6s6sBB")
 _LONGEST_NAME = 255
 _OF_META = b"m:"
 _int = int.from_bytes
+
+#: The latest time that is told, in ms since the epoch: the calendar's last day begins. A day before
+#: its end, so that it is a date in each time zone, and by each node's clock.
+LATEST_MS: Final = 253_402_214_400_000
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 #: So many places are remembered: whoever visits a page asks for it in several requests.
 _REMEMBERED: Final = 4096
@@ -100,6 +106,25 @@ class EndReason(StrEnum):
             return cls(tombstone.decode())
         except ValueError:
             return cls.DELETED
+
+
+def moment(ms: int) -> datetime:
+    """Return a time of the record as a date, cut to LATEST_MS: any number of ms is one."""
+    return _EPOCH + timedelta(milliseconds=max(0, min(ms, LATEST_MS)))
+
+
+def milliseconds_of(at: datetime) -> int:
+    """Return a date in ms since the epoch, rounded down.
+
+    One without a zone is in the local one, and at the ends of the calendar in UTC: there the local
+    one has no rules.
+    """
+    if at.utcoffset() is None:
+        try:
+            at = at.astimezone(UTC)
+        except (ValueError, OverflowError, OSError):
+            at = at.replace(tzinfo=UTC)
+    return (at - _EPOCH) // timedelta(milliseconds=1)
 
 
 class Damaged(Exception):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final, NamedTuple
 
-from .record import Mode
+from .record import LATEST_MS, Mode, milliseconds_of
 
 #: Ages are cut to this, in ms (a century), so that every deadline fits the record.
 _LONGEST_MS: Final = 100 * 365 * 24 * 60 * 60 * 1000
@@ -90,8 +90,11 @@ class Expiry:
         if isinstance(value, str):
             value = datetime.fromisoformat(value)
         if isinstance(value, datetime):
-            return cls(Mode.ABSOLUTE, round(value.timestamp() * 1000))
-        return cls(Mode.SLIDING, round(value * 1000)) if value else cls(Mode.BROWSER, 0)
+            return cls(Mode.ABSOLUTE, min(milliseconds_of(value), LATEST_MS))
+        try:
+            return cls(Mode.SLIDING, round(value * 1000)) if value else cls(Mode.BROWSER, 0)
+        except ArithmeticError as error:
+            raise ValueError(f"{value!r} is no number of seconds: {error}") from error
 
     @property
     def bounded_ms(self) -> int:

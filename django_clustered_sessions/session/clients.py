@@ -51,7 +51,7 @@ class Client:
         try:
             address, agent = json.loads(stored)
             return cls(str(address), str(agent))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return None
 
     def pack(self) -> bytes:

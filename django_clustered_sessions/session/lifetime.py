@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
-from django_clustered_sessions.protocol.record import Mode
+from django_clustered_sessions.protocol.record import LATEST_MS, Mode, moment
 from django_clustered_sessions.protocol.terms import Expiry
 
 from .near import Life, Renewal
@@ -32,7 +32,8 @@ class Lifetime:
     def see(self, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
         """Take what the store said: its clock, the deadline (both ms) and, if it said, the mode."""
         self.seen_ms, self.seen_at_s = now_ms, time.monotonic()
-        self._deadline_ms = deadline_ms
+        # An older release let a session end after the calendar's last day.
+        self._deadline_ms = min(deadline_ms, LATEST_MS)
         self.mode = mode or self.mode
 
     @property
@@ -65,7 +66,18 @@ class Lifetime:
         """When the session expires, or None while the store has said nothing."""
         if self._deadline_ms is None:
             return None
-        return datetime.fromtimestamp(self._deadline_ms / 1000, UTC)
+        return moment(self._deadline_ms)
+
+    def is_deadline(self, value: Any) -> bool:
+        """Return whether a value of ``_session_expiry`` is the date at which the session expires.
+
+        The store keeps that date in whole ms.
+        """
+        try:
+            expiry = Expiry.of(value)
+        except (TypeError, ValueError):
+            return False
+        return expiry.mode is Mode.ABSOLUTE and expiry.bounded_ms == self._deadline_ms
 
     def note(self, setting: object, value: Any) -> None:
         """Remember what a ``_session_expiry`` was set by: a timedelta counts from the store's now.

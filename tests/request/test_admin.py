@@ -19,7 +19,7 @@ from django.contrib.sessions.serializers import JSONSerializer
 from django.core.management import call_command
 from django.db import connection
 from django.test import Client
-from django.urls import path
+from django.urls import include, path
 
 from django_clustered_sessions import history, registry
 from django_clustered_sessions.admin import SPANS, USERS_PER_PAGE, SessionAdmin
@@ -29,7 +29,7 @@ from django_clustered_sessions.models import Session
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.record import Mode, Place, pack, user_tag
 from django_clustered_sessions.protocol.terms import Expiry, Terms
-from tests.gateways import Browser, load_scripts
+from tests.gateways import Browser, load_scripts, place
 
 pytestmark = pytest.mark.django_db
 
@@ -66,6 +66,39 @@ def logged_in(user: User, **options: Any) -> Client:
 
 def page_of(user: User) -> str:
     return f"{SESSIONS}users/{user.pk}/"
+
+
+ODD = {
+    "ends after the calendar": {"m:": (16, (2**48 - 1).to_bytes(6))},
+    "created after the calendar": {"m:": (10, (2**48 - 1).to_bytes(6))},
+    "seen after the calendar": {"m:": (32, (2**48 - 1).to_bytes(6))},
+    "unknown mode": {"m:": (1, b"?")},
+    "another format": {"m:": (0, b"\xff")},
+    "user unreadable": {"d:_auth_user_id": (8, b"?")},
+    "no browser": {"m:last": (0, b"[" * 100_000), "m:first": (0, b"\xff")},
+}
+
+
+@pytest.mark.parametrize("patches", ODD.values(), ids=ODD)
+def test_odd_record_breaks_no_list(
+    ada: User, settings: Any, store: redis.Redis, patches: dict[str, tuple[int, bytes]]
+) -> None:
+    devices = path("devices/", include("django_clustered_sessions.devices.urls"))
+    settings.ROOT_URLCONF = (path("admin/", admin.site.urls), devices)
+    settings.CLUSTERED_SESSIONS_TRACK_CLIENTS = True
+    settings.TIME_ZONE = "Pacific/Kiritimati"
+    odd, other, grace = logged_in(ada), logged_in(ada), staff("view_session")
+    record = place(odd.session.session_key).record
+    for field, (at, patch) in patches.items():
+        before = store.hget(record, field) or b""
+        store.hset(record, field, before[:at] + patch + before[at + len(patch) :])
+    ours = Place.of("session", other.session.session_key).id
+    assert ours in {entry.id for entry in registry.sessions_of(ada)}
+    for client, page in ((other, "/devices/"), (grace, page_of(ada)), (grace, SESSIONS)):
+        assert client.get(page).status_code == 200, page
+    assert f"device-{ours}" in other.get("/devices/").content.decode()
+    for options in ({}, {"format": "json"}, {"top_users": 3}):
+        call_command("sessionstats", stdout=io.StringIO(), **options)
 
 
 def id_of(client: Client) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Iterable
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import cycle
 from typing import Any
 
@@ -645,12 +645,17 @@ def test_nonsense_as_a_stored_expiry_harms_nothing(
     store.hset(place(key).record, "d:_session_expiry", VERSION + b"s" + nonsense.encode())
     assert browser.visit(read).content == b"7"
     assert browser.visit(write).status_code == 200
-    assert SessionStore(key)["n"] == 1
+    session = SessionStore(key)
+    assert session["n"] == 1
+    assert session.get_expiry_date()
 
 
 @pytest.mark.parametrize(
     ("create", "expiry"),
-    [(False, -1), (True, -(10**30)), (False, timedelta(days=-1)), (True, timedelta(days=-1))],
+    [
+        *((False, -1), (True, -(10**30)), (False, timedelta(days=-1)), (True, timedelta(days=-1))),
+        *((False, datetime.min), (True, datetime.min.replace(tzinfo=UTC))),
+    ],
 )
 def test_expiry_in_the_past_ends_the_session(store: redis.Redis, create: bool, expiry: Any) -> None:
     session = SessionStore(None if create else stored({"n": 1}))
@@ -672,12 +677,14 @@ def test_expiry_in_the_past_ends_the_session(store: redis.Redis, create: bool, e
         (False, timedelta(days=36500)),
         (True, datetime(9999, 12, 31)),
         (False, datetime(9999, 12, 31)),
+        *((create, datetime.max) for create in (True, False)),
+        *((create, datetime.max.replace(tzinfo=UTC)) for create in (True, False)),
     ],
 )
 def test_expiry_far_ahead_or_between_seconds_holds(
     browser: Browser, store: redis.Redis, settings: Any, create: bool, expiry: Any
 ) -> None:
-    settings.USE_TZ = not isinstance(expiry, datetime)
+    settings.USE_TZ = not isinstance(expiry, datetime) or expiry.tzinfo is not None
 
     def view(request: HttpRequest) -> HttpResponse:
         request.session.set_expiry(expiry)
@@ -691,6 +698,8 @@ def test_expiry_far_ahead_or_between_seconds_holds(
     session = SessionStore(browser.key)
     assert session.get_expiry_age() > 0
     assert session.get_expiry_date()
+    if isinstance(expiry, datetime):
+        assert session.get_expiry_date() == expiry
     assert session["_session_expiry"] is not None
     assert store.pttl(place(browser.key).record) > 0
 

@@ -142,6 +142,20 @@ def test_expiry_of_each_kind_is_kept(new: New, store: redis.Redis, settings: Any
     assert abs((session.get_expiry_date() - timezone.now()).total_seconds() - 300) < 10
 
 
+@pytest.mark.parametrize("has_zones", [True, False])
+def test_date_of_expiry_keeps_its_microseconds(new: New, settings: Any, has_zones: bool) -> None:
+    settings.USE_TZ = has_zones
+    session = new({"n": 1})
+    date = (timezone.now() + timedelta(hours=1)).replace(microsecond=123_456)
+    session.set_expiry(date)
+    assert session.get_expiry_date() == date
+    session.save()
+    assert session.get_expiry_date() == again(new, session).get_expiry_date() == date
+    settings.CLUSTERED_SESSIONS_ABSOLUTE_TIMEOUT = 60
+    assert session.get_expiry_date() == date
+    assert again(new, session).get_expiry_date() < date
+
+
 @pytest.mark.parametrize("how", ["seconds", "timedelta"])
 def test_seconds_slide_and_a_timedelta_does_not(new: New, store: redis.Redis, how: str) -> None:
     session = new({"n": 1})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import time
+from datetime import UTC, datetime, timedelta, timezone
+from decimal import Decimal
 from typing import Any
 
 import pytest
+from django.contrib.sessions.serializers import JSONSerializer
 
-from django_clustered_sessions.protocol.record import Mode
+from django_clustered_sessions.moving import old_engine, taking_over
+from django_clustered_sessions.protocol.record import LATEST_MS, Mode, milliseconds_of, moment
 from django_clustered_sessions.protocol.terms import Expiry, bounded
 from django_clustered_sessions.session.lifetime import Lifetime
 
@@ -18,6 +22,9 @@ NONSENSE = {
     "no day": "2026-13-45T00:00:00",
     "not a number": float("nan"),
     "infinite": float("inf"),
+    "beyond a float": 1e308,
+    "infinite Decimal": Decimal("inf"),
+    "signalling Decimal": Decimal("sNaN"),
     "tuple": (1,),
     "bytes": b"60",
     "object": object(),
@@ -27,8 +34,7 @@ NONSENSE = {
 @pytest.mark.parametrize("value", NONSENSE.values(), ids=NONSENSE)
 def test_nonsense_is_refused(value: Any) -> None:
     for expiry_of in (Expiry.of, Lifetime().expiry):
-        # Python says that an integer cannot be infinite.
-        with pytest.raises((TypeError, ValueError, OverflowError)):
+        with pytest.raises((TypeError, ValueError)):
             expiry_of(value)
 
 
@@ -60,10 +66,42 @@ def test_expiry_fits_the_record(value: Any, expected: Expiry, bounded_ms: int | 
     assert abs(expiry.bounded_ms) < 2**48
 
 
+@pytest.mark.parametrize("value", [float("inf"), 1e308, "tomorrow"])
+def test_nonsense_is_not_taken_over(value: Any) -> None:
+    found = old_engine.Found({"_session_expiry": value}, datetime.max)
+    with pytest.raises(old_engine.Unreadable, match="_session_expiry"):
+        taking_over.pack(found, JSONSerializer())
+
+
 def test_date_without_a_zone_is_in_the_local_one() -> None:
     there = datetime(2026, 11, 28)
     assert Expiry.of(there).span_ms == Expiry.of("2026-11-28T00:00:00").span_ms
     assert Expiry.of(there).span_ms == round(there.timestamp() * 1000)
+
+
+@pytest.mark.parametrize("zone", [None, UTC, timezone(timedelta(hours=14)), timezone.min])
+def test_ends_of_the_calendar_are_deadlines(
+    zone: timezone | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for here in ("UTC", "Pacific/Kiritimati", "America/Los_Angeles"):
+        monkeypatch.setenv("TZ", here)
+        time.tzset()
+        try:
+            first, last = (end.replace(tzinfo=zone) for end in (datetime.min, datetime.max))
+            assert Expiry.of(first).bounded_ms == 0
+            assert Expiry.of(last).bounded_ms == LATEST_MS
+        finally:
+            monkeypatch.undo()
+            time.tzset()
+
+
+def test_every_number_is_a_moment_in_every_zone() -> None:
+    for ms in (-(10**20), -1, 0, LATEST_MS, 2**48 - 1, 10**20):
+        for zone in (timezone.max, timezone.min):
+            assert moment(ms).astimezone(zone) == moment(ms)
+    date = datetime(2026, 11, 28, 1, 2, 3, 456_000, UTC)
+    assert moment(milliseconds_of(date)) == date
+    assert milliseconds_of(date + timedelta(microseconds=999)) == milliseconds_of(date)
 
 
 def test_date_beyond_the_record_is_cut() -> None:
