@@ -563,7 +563,7 @@ class Fields(MutableMapping[Any, Any]):
         """Return what adds to a counter, or what makes one of an integer that is none yet."""
         stored = self._stored.get(field)
         is_counter = stored is None or (record.is_counter(stored) and field not in self._set_aside)
-        if is_counter and record.is_addable(value):
+        if is_counter and record.is_addable(value) and record.is_addable(self._added[key]):
             return Change(Operation.ADD, field, b"", b"%d" % self._added[key])
         packed = self._pack(key, field, value, self._serialize(key, value))
         return Change(Operation.SET_COUNTER, field, self._version(field), packed)
@@ -596,12 +596,19 @@ class Fields(MutableMapping[Any, Any]):
     def _is_stored(self, value: Any, serialized: bytes, stored: bytes) -> bool:
         if record.is_counter(stored):
             return type(value) is int and value == record.unpack(stored, self._serializer)
-        before = record.serialized(stored)
+        return self._is_same(serialized, record.serialized(stored))
+
+    def _is_same(self, serialized: bytes, before: bytes) -> bool:
+        """Return whether two values are the same to a reader, by what the serialiser made of them.
+
+        It may write equal values in different ways.
+        """
         if serialized == before:
             return True
         original = self._serializer.loads(before)
-        # A serialiser may write equal values in different ways.
-        return self._serializer.dumps(original) != before and same(original, value)
+        return self._serializer.dumps(original) != before and same(
+            original, self._serializer.loads(serialized)
+        )
 
     def _replant(self, live: Any, merged: Any) -> Any:
         """Return ``merged`` inside ``live`` and its containers, which a view may still hold.
@@ -623,7 +630,7 @@ class Fields(MutableMapping[Any, Any]):
             return False
         field = self._field(key)
         if field in self._settled:
-            return self._serialize(key, value) != self._settled[field]
+            return not self._is_same(self._serialize(key, value), self._settled[field])
         if self._is_sum(key, field, value):
             return bool(self._added[key])
         return self._if_changed(key, field, value) is not None

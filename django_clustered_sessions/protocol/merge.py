@@ -13,15 +13,18 @@ stored since (theirs), and the value that is about to be written (mine, the late
   additions of both survive, and base too unless a side consumed it.
 - All else is mine: scalars, also where one side deleted a nested key and the other changed it;
   lists changed in other ways; changed types; tuples; subclasses of dict and list; as a whole, a
-  value that is too deeply nested for Python's recursion limit.
+  value that is too deeply nested for Python's recursion limit, or raises anything else.
 
-Equal values have equal types: True, 1 and 1.0 differ, and NaN equals itself.
+Equal values have equal types: True, 1 and 1.0 differ, and NaN equals itself. Values whose `==`
+gives no bool, such as arrays, are equal where their pickles are.
 """
 
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from enum import Enum
 from typing import Any, Final
@@ -44,11 +47,12 @@ def merge(key: str, base: Any, mine: Any, theirs: Any) -> Any:
     Return the merged value of the top-level session key, or `MISSING` if it is to be deleted.
 
     No argument is changed. The result may hold objects of mine, never any of base or theirs.
+    Whatever the values raise, this raises nothing.
     """
     try:
         rule = _merge_messages if key == MESSAGES_KEY else _merge
         return rule(base, mine, deepcopy(theirs))
-    except RecursionError:
+    except Exception:
         return mine
 
 
@@ -124,7 +128,12 @@ def same(one: Any, other: Any) -> bool:
         return len(one) == len(other) and all(map(same, one, other))
     if isinstance(one, float):
         return repr(one) == repr(other)  # tells -0.0 from 0.0 and finds NaN equal to itself
-    return bool(one == other)
+    with suppress(Exception):
+        if isinstance(equal := one == other, bool):
+            return equal
+    with suppress(Exception):
+        return pickle.dumps(one) == pickle.dumps(other)
+    return False
 
 
 _RULES: Final[dict[Any, Callable[[Any, Any, Any], Any]]] = {

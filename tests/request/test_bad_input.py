@@ -25,6 +25,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable, SessionTooLarge
 from tests.gateways import Browser, place, records
 from tests.pairs import pairwise
+from tests.serializers import Array
 from tests.servers import wait_for
 
 COOKIE = "sessionid"
@@ -812,6 +813,28 @@ def test_keys_keep_their_type_under_pickle(store: redis.Redis, settings: Any) ->
         b"1": "bytes",
         1.5: {},
     }
+
+
+@pytest.mark.parametrize("is_wrapped", [False, True])
+def test_conflict_of_arrays_loses_nothing_else(
+    store: redis.Redis, settings: Any, is_wrapped: bool
+) -> None:
+    settings.SESSION_SERIALIZER = "tests.serializers.PickleSerializer"
+
+    def value(number: int) -> Any:
+        return {"chart": Array(number, number)} if is_wrapped else Array(number, number)
+
+    key = stored({"v": value(1), "untouched": value(1)})
+    one, other = SessionStore(key), SessionStore(key)
+    assert one.load().keys() == other.load().keys()
+    one["v"] = value(2)
+    one.save()
+    other["v"] = value(3)
+    other["note"] = "kept"
+    other.save()
+    expected = {"v": value(3), "untouched": value(1), "note": "kept"}
+    for session in (other, SessionStore(key)):
+        assert repr(sorted(session.items())) == repr(sorted(expected.items()))
 
 
 @pytest.mark.parametrize("policy", ["merge", "overwrite", "error"])

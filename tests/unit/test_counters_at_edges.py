@@ -38,6 +38,21 @@ def test_store_adds_only_where_the_sum_is_exact(start: int, by: int) -> None:
         assert Fields(JSONSerializer(), session.stored).copy() == {"n": total}
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("steps", [[2 * EXACT - 5], [EXACT - 1, EXACT - 2], [EXACT]])
+def test_step_beyond_what_lua_counts_is_a_value(sign: int, steps: list[int]) -> None:
+    start = -sign * (EXACT - 1)
+    session = Fields(JSONSerializer(), {FIELD: b"version0i%d" % start})
+    for step in steps:
+        session.increment("n", sign * step)
+    total = start + sign * sum(steps)
+    expected = Change(Operation.SET_COUNTER, FIELD, b"version0", b"i%d" % total)
+    assert session.delta().changes == (expected,)
+    session.rebase({FIELD: b"version1i%d" % (start + sign)})
+    (change,) = session.delta().changes
+    assert change == expected._replace(loaded=b"version1", operand=b"i%d" % (total + sign))
+
+
 @pytest.mark.parametrize("value", [True, "text", 1.5, None, [1]])
 def test_value_set_after_an_increment_counts(value: object) -> None:
     for stored in ({}, {FIELD: b"version0s7"}, {FIELD: b"version0i7"}):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from django_clustered_sessions.protocol.fields import Change, Fields, Operation
 from django_clustered_sessions.protocol.merge import same
-from tests.serializers import PickleSerializer
+from tests.serializers import PickleSerializer, SaltedSerializer
 
 VERSION = b"loadedv1"
 NOTHING = object()
@@ -139,6 +139,22 @@ def test_unstable_bytes_are_compared_as_values():
     assert not session.delta()
     session["b"].append(3)
     assert set(changes(session)) == {b"d:b"}
+
+
+@pytest.mark.parametrize("value", [("a", ("b",)), {"a": ("b",)}, {1: 2}, ["a"]])
+def test_value_that_reads_differently_is_no_change(value):
+    session = Fields(SaltedSerializer())
+    session["v"] = value
+    for version in (b"version1", b"version2"):
+        session.written(session.delta(), version, [])
+        assert not session.delta()
+        assert not session.changed_in_place()
+        assert session.as_stored("v")
+    session.settle()
+    assert not session.changed_in_place()
+    session["v"] = [value]
+    assert session.changed_in_place()
+    assert set(changes(session)) == {b"d:v"}
 
 
 def test_keys_that_json_writes_alike_are_one_field():

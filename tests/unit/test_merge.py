@@ -4,6 +4,7 @@ import json
 import sys
 from collections import OrderedDict
 from copy import deepcopy
+from itertools import product
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clustered_sessions.protocol.merge import MESSAGES_KEY, MISSING, merge
+from tests.serializers import Array
 
 NAN = float("nan")
 
@@ -185,6 +187,69 @@ def test_values_that_only_pickle_carries_are_mine(kind: Any) -> None:
     assert type(merge("cart", base, mine, theirs)) is type(mine)
     assert merge("cart", base, kind([1]), theirs) == theirs
     assert merge("cart", {"k": base}, {"k": mine}, {"k": theirs, "t": 1}) == {"k": mine, "t": 1}
+
+
+class Quarrelsome(Array):
+    """What cannot even be compared."""
+
+    def __eq__(self, other: object) -> Any:
+        raise ZeroDivisionError
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+class Unpicklable(Array):
+    """What cannot be compared in any way."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("no pickle")
+
+    def __deepcopy__(self, memo: Any) -> Unpicklable:
+        return Unpicklable(*self.numbers)
+
+
+class Uncopyable(Array):
+    """What cannot even be copied."""
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        raise RuntimeError
+
+
+ODD = [Array, Quarrelsome, Unpicklable, Uncopyable]
+WRAPS: dict[str, Any] = {
+    "plain": lambda value: value,
+    "in a dict": lambda value: {"chart": value},
+    "in a list": lambda value: ["chart", value],
+    "in a tuple": lambda value: ("chart", value),
+    "deeper": lambda value: {"page": [{"chart": (value,)}]},
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("kind", ODD)
+@pytest.mark.parametrize("key", ["v", MESSAGES_KEY])
+def test_values_without_a_truth_of_equality_are_mine(kind: Any, wrap: Any, key: str) -> None:
+    base, mine, theirs = (wrap(kind(n, n)) for n in (1, 2, 3))
+    assert repr(merge(key, base, mine, theirs)) == repr(mine)
+    # By the rules of the containers, where it is in one.
+    for versions in product((base, MISSING), (mine, MISSING), (theirs, MISSING)):
+        merge(key, *versions)
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+@pytest.mark.parametrize("kind", [Array, Quarrelsome])
+def test_array_that_i_left_alone_takes_the_change(kind: Any, wrap: Any) -> None:
+    base, mine, theirs = (wrap(kind(n, n)) for n in (1, 1, 3))
+    assert repr(merge("v", base, mine, theirs)) == repr(theirs)
+    both = merge("v", {"a": base, "b": 1}, {"a": mine, "b": 2}, {"a": theirs, "b": 1})
+    assert repr(both) == repr({"a": theirs, "b": 2})
+
+
+def test_arrays_of_other_shapes_are_a_change() -> None:
+    # Element by element these are equal as far as there are any.
+    for theirs in (Array(), Array(1)):
+        assert merge("v", Array(1, 1), Array(1, 1), theirs) is not MISSING
+        assert repr(merge("v", Array(1, 1), Array(1, 1), theirs)) == repr(theirs)
 
 
 def test_tuple_knows_true_from_one() -> None:
