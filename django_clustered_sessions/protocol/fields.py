@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import AbstractContextManager, nullcontext, suppress
+from copy import copy
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import wraps
@@ -434,6 +435,21 @@ class Fields(MutableMapping[Any, Any]):
         if key in self:
             return self._if_changed(key, field, self._values[key]) is None
         return field not in self._stored or field in self._set_aside
+
+    # What a copy needs.
+
+    @_alone
+    def state(self) -> dict[str, Any]:
+        """Return all that this knows, each part a copy, for ``resume``.
+
+        Without what it reads with, and the guard: they may be bound to their process.
+        """
+        bound = ("_serializer", "_on_unreadable", "_guard")
+        return {name: copy(value) for name, value in vars(self).items() if name not in bound}
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Know what another one knew, whose ``state`` this is."""
+        vars(self).update(state)
 
     # What ``modified`` needs.
 

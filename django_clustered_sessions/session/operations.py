@@ -142,6 +142,30 @@ class Operations(SessionBase):
         self._notices = Notices()
         self._admission = Admission(self._notices)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has and a pickle: the key, the values, and what is to be saved.
+
+        Neither the lock nor what became of the request, which are the original's. What was not
+        read because the store was away is left out; a copy loads it.
+        """
+        fields = self._fields if self.failure is None else None
+        return {
+            "session_key": self.session_key,
+            "serializer": self.serializer,
+            "accessed": self.accessed,
+            "ended": self.ended,
+            "_modified": self._modified,
+            "values": None if fields is None else fields.state(),
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Operations.__init__(self, state.pop("session_key"))
+        values = state.pop("values")
+        vars(self).update(state)
+        if values is not None:
+            self._fields = self._new_fields()
+            self._fields.resume(values)
+
     @property
     def modified(self) -> bool:
         """Whether there is something to save: it was said so, or a value has changed."""
