@@ -39,15 +39,24 @@ def store_entry(*, buildable: bool) -> Iterator[CheckMessage]:
         )
     if strange or not buildable:
         return
-    problem = None
+    problem = why = None
     if connections.factory(options) == connections.SENTINEL and not options.get("SENTINELS"):
         problem = "OPTIONS has no SENTINELS"
     else:
         try:
-            connections.pool()
+            connections.try_out()
+        except connections.UnusableOption as error:
+            why = str(error)
         except Exception as error:
             # Not its text, which may quote a password out of the URL.
             problem = f"LOCATION or OPTIONS cannot be used ({type(error).__name__})"
+    if why:
+        yield Error(
+            f"Sessions have no store: {why}",
+            hint="CONNECTION_POOL_KWARGS and the query of LOCATION are options of redis-py's "
+            "connections; ssl_... are for TLS only, which is LOCATION rediss://.",
+            id="clustered_sessions.E001",
+        )
     if problem:
         yield Error(
             f"Sessions have no store: {problem} in the CACHES entry that SESSION_CACHE_ALIAS "
@@ -73,9 +82,12 @@ def _strange_classes(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     sharding = options.get("CLIENT_CLASS")
     if sharding and str(sharding).endswith("ShardClient"):
         yield "CLIENT_CLASS", sharding
-    connection = (options.get("CONNECTION_POOL_KWARGS") or {}).get("connection_class")
-    if connection:
-        yield "connection_class in CONNECTION_POOL_KWARGS", connection
+    pool_options = options.get("CONNECTION_POOL_KWARGS") or {}
+    if "connection_class" in pool_options:
+        yield "connection_class in CONNECTION_POOL_KWARGS", pool_options["connection_class"]
+    for name in connections.SYNC_ONLY & pool_options.keys():
+        if pool_options[name]:
+            yield f"{name} in CONNECTION_POOL_KWARGS", pool_options[name]
 
 
 def shared_database() -> Iterator[CheckMessage]:
@@ -106,7 +118,7 @@ def _database(entry: Mapping[str, Any]) -> tuple[str, int, int] | None:
     if not isinstance(entry.get("LOCATION"), str | list | tuple):
         return None
     options = entry.get("OPTIONS", {})
-    given = {"db": 0, **options, **(options.get("CONNECTION_POOL_KWARGS") or {})}["db"]
+    given = {"db": 0, **options, **(options.get("CONNECTION_POOL_KWARGS") or {})}["db"] or 0
     try:
         url = urlsplit(connections.url(entry))
         asked = parse_qs(url.query).get("db")

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
@@ -59,9 +59,13 @@ _WATCHED: Final = (
 )
 
 #: Connection options that are not the entry's to decide here: timeouts and repeats follow
-#: CLUSTERED_SESSIONS_STORE_TIMEOUT, and replies are read raw.
+#: CLUSTERED_SESSIONS_STORE_TIMEOUT, commands are packed here, and replies are read raw.
 _OURS: Final = frozenset(
     {
+        "cache",
+        "cache_config",
+        "cache_factory",
+        "command_packer",
         "decode_responses",
         "health_check_interval",
         "is_master",
@@ -69,6 +73,7 @@ _OURS: Final = frozenset(
         "maint_notifications_config",
         "parser_class",
         "protocol",
+        "queue_class",
         "retry",
         "retry_on_error",
         "retry_on_timeout",
@@ -78,6 +83,15 @@ _OURS: Final = frozenset(
     }
 )
 
+#: Options of synchronous connections alone: an asynchronous one cannot do what they ask for.
+SYNC_ONLY: Final = frozenset(
+    {
+        "ssl_ocsp_context",
+        "ssl_ocsp_expected_cert",
+        "ssl_validate_ocsp",
+        "ssl_validate_ocsp_stapled",
+    }
+)
 
 #: Settings that a pool is built from.
 _BUILT_FROM: Final = frozenset(
@@ -102,6 +116,10 @@ AsyncPool = pools.AsyncPool | Nodes
 T = TypeVar("T")
 
 _Where = tuple[asyncio.AbstractEventLoop, int]
+
+
+class UnusableOption(ImproperlyConfigured):
+    """An option of the entry, or its value, is nothing that a connection takes."""
 
 
 def entry() -> Mapping[str, Any]:
@@ -194,6 +212,9 @@ def _build(
         **options.get("CONNECTION_POOL_KWARGS", {}),
         **location,
     }
+    if given["password"] is None:
+        # As django-redis has it.
+        given["password"] = options.get("PASSWORD")
     ours: dict[str, Any] = {
         "protocol": 2,
         "retry": retry(NoBackoff(), 0),
@@ -202,8 +223,11 @@ def _build(
         # each reply, and a task for each sending.
         "socket_timeout": None if world else timeout_s,
     }
+    # None is a value like others: of some options, not to do what they would do otherwise.
     keywords = {
-        name: value for name, value in given.items() if name not in _OURS and value is not None
+        name: value
+        for name, value in given.items()
+        if name not in _OURS and (name not in SYNC_ONLY or value or world == 0)
     } | ours
     pool_class = twins[world]
     if world == 0:
@@ -214,11 +238,14 @@ def _build(
         share_s = timeout_s / (len(sentinels) + 1)
         brief = {"socket_connect_timeout": share_s, "socket_timeout": share_s}
         asking = {**ours, "retry": Retry(NoBackoff(), 0), **brief}
-        keywords["watcher"] = watching.watcher(
-            keywords.pop("host"), sentinels, asking | (options.get("SENTINEL_KWARGS") or {})
-        )
+        asking |= options.get("SENTINEL_KWARGS") or {}
+        with _named("SENTINEL_KWARGS in the OPTIONS of the sessions' CACHES entry has"):
+            redis.Redis(**asking)
+        keywords["watcher"] = watching.watcher(keywords.pop("host"), sentinels, asking)
         keywords.pop("port", None)
-        is_tls = keywords.get("connection_class") is not None
+        # Options of redis-py's pool for Sentinel.
+        keywords.pop("check_connection", None)
+        is_tls = bool(keywords.pop("ssl", False) or keywords.get("connection_class"))
         keywords["connection_class"] = _WATCHED[world][is_tls]
     if at is not None:
         pool_class = pools.Pool
@@ -227,17 +254,40 @@ def _build(
                 is_tls = keywords.pop("connection_class") is watching.WatchedTLSConnection
                 keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
         keywords["host"], keywords["port"] = at
-    # redis-py's default is 100, and the task after that fails at once.
-    is_blocking = issubclass(pool_class, pools.BlockingPool | pools.AsyncBlockingPool)
-    keywords.setdefault("max_connections", _WAITED_FOR if is_blocking else _UNLIMITED)
-    if named == CLUSTER:
+    if keywords.get("max_connections") is None:
+        # redis-py's default is 100, and the task after that fails at once.
+        is_blocking = issubclass(pool_class, pools.BlockingPool | pools.AsyncBlockingPool)
+        keywords["max_connections"] = _WAITED_FOR if is_blocking else _UNLIMITED
+    with _named("The sessions' CACHES entry has, in its OPTIONS or in its LOCATION,"):
+        built = pool_class(**keywords)
+        # A pool takes whatever it is given, and its connections are made by requests.
+        built.connection_class(**built.connection_kwargs)
+    if named == CLUSTER and at is None:
         # One node that hangs leaves time to ask another one.
         half = {"socket_connect_timeout": timeout_s / 2}
         keywords |= half if world else {**half, "socket_timeout": timeout_s / 2}
         return Nodes(
             _slot_map(start), lambda node: _with_breaker(pool_class(**keywords | node._asdict()))
         )
-    return _with_breaker(pool_class(**keywords))
+    return _with_breaker(built)
+
+
+@contextmanager
+def _named(whose: str) -> Iterator[None]:
+    """Name what redis-py refuses. Its text names an option, and no password."""
+    try:
+        yield
+    except (TypeError, ValueError, redis.RedisError) as error:
+        raise UnusableOption(f"{whose} an option that cannot be used: {error}") from error
+
+
+def try_out() -> None:
+    """Build what the entry says, for synchronous and for asynchronous use; connect to nothing.
+
+    Raises ImproperlyConfigured.
+    """
+    _build(parse_url, Retry, 0)
+    _build(parse_async_url, AsyncRetry, 1)
 
 
 def _with_breaker(pool: Any) -> Any:

@@ -183,6 +183,18 @@ def test_unknown_authority_is_named_as_the_cause(
         use(is_async)
 
 
+@pytest.mark.parametrize("how", ["None", "word", "query"])
+def test_certificate_is_not_verified_where_asked(
+    tls: StoreServer, settings: Any, is_async: bool, how: str
+) -> None:
+    query = "?ssl_cert_reqs=none" if how == "query" else ""
+    options = {"None": {"ssl_cert_reqs": None}, "word": {"ssl_cert_reqs": "none"}, "query": {}}[how]
+    use_store(settings, f"{tls.url}/1{query}", CONNECTION_POOL_KWARGS=options)
+    caches["sessions"].set("a", 1)
+    assert caches["sessions"].get("a") == 1
+    use(is_async)
+
+
 def test_certificate_for_another_host_is_refused(
     tls: StoreServer, ca: Certificate, settings: Any, is_async: bool
 ) -> None:
@@ -243,6 +255,17 @@ def test_sentinels_and_stores_work_by_tls_only(
             CONNECTION_POOL_KWARGS=trust,
             SENTINEL_KWARGS={"ssl": True, **trust},
         )
+        use(False)
+        use(True)
+        # As django-redis' cache asks for TLS.
+        topology.use(
+            settings,
+            1,
+            CONNECTION_POOL_KWARGS={"ssl": True, "ssl_cert_reqs": None},
+            SENTINEL_KWARGS={"ssl": True, "ssl_cert_reqs": None},
+        )
+        caches["sessions"].set("a", 1)
+        assert caches["sessions"].get("a") == 1
         use(False)
         use(True)
         pool = connections.pool_at(("127.0.0.1", topology.replicas[0].port))

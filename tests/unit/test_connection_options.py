@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import ssl
 from typing import Any
 
 import pytest
 import redis
 from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
+from django_redis.pool import get_connection_factory
 from redis import asyncio as aioredis
+from redis.cache import CacheConfig
 
+from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.pools import AsyncBlockingPool, BlockingPool
 from tests.conftest import use_store
@@ -129,6 +134,135 @@ def test_tls_takes_its_certificates_from_the_pool_options(settings: Any) -> None
         aioredis.SSLConnection,
     ]
     assert taken(*given) == list(given.values())
+
+
+# What a cache of the same entry takes.
+
+
+SENTINEL_OPTIONS: dict[str, Any] = {
+    "CONNECTION_FACTORY": connections.SENTINEL,
+    "SENTINELS": [("127.0.0.1", 1)],
+}
+BLOCKING = {"CONNECTION_POOL_CLASS": "redis.BlockingConnectionPool"}
+TLS_URL = URL.replace("redis", "rediss")
+
+
+def of_pool(**options: Any) -> dict[str, Any]:
+    return {"CONNECTION_POOL_KWARGS": options}
+
+
+#: A location and OPTIONS that a cache takes.
+TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
+    "no verification": (TLS_URL, of_pool(ssl_cert_reqs=None)),
+    "no verification, by the URL": (f"{TLS_URL}?ssl_cert_reqs=none", {}),
+    "host name unchecked": (f"{TLS_URL}?ssl_check_hostname=no", {}),
+    "no OCSP": (TLS_URL, of_pool(ssl_validate_ocsp=False, ssl_ocsp_context=None)),
+    "no library's name": (URL, of_pool(lib_name=None, lib_version=None)),
+    "nothing said": (
+        URL,
+        of_pool(username=None, client_name=None, db=None, socket_timeout=None, encoding="latin-1"),
+    ),
+    "any number of connections": (URL, of_pool(max_connections=None)),
+    "any number, waited for": (URL, BLOCKING | of_pool(max_connections=None, timeout=None)),
+    "a queue": (URL, BLOCKING | of_pool(queue_class=queue.Queue)),
+    "what redis-py caches": (URL, of_pool(protocol=3, cache_config=CacheConfig())),
+    "a packer": (URL, of_pool(command_packer=None)),
+    "Sentinel": ("redis://main/1", SENTINEL_OPTIONS),
+    "Sentinel with TLS": (
+        "redis://main/1",
+        SENTINEL_OPTIONS | of_pool(ssl=True, ssl_cert_reqs=None, check_connection=True),
+    ),
+    "Sentinel's own options": (
+        "redis://main/1?is_master=1",
+        SENTINEL_OPTIONS | {"SENTINEL_KWARGS": {"ssl": True, "ssl_cert_reqs": None}},
+    ),
+    "no options of Sentinel": ("redis://main/1", SENTINEL_OPTIONS | {"SENTINEL_KWARGS": None}),
+}
+
+#: A location and OPTIONS that no cache takes, and which option it is.
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "TLS by an option": (URL, of_pool(ssl=True), "'ssl'"),
+    "TLS by an option, waited for": (URL, BLOCKING | of_pool(ssl=True), "'ssl'"),
+    "verification without TLS": (f"{URL}?ssl_cert_reqs=none", {}, "'ssl_cert_reqs'"),
+    "a word that is no verification": (f"{TLS_URL}?ssl_cert_reqs=never", {}, "never"),
+    "typing error": (URL, of_pool(sokcet_keepalive=True), "'sokcet_keepalive'"),
+    "host of a socket": ("unix:///run/store.sock", of_pool(host="db"), "'host'"),
+    "certificate of a socket": ("unix:///s.sock", of_pool(ssl_ca_certs="ca"), "'ssl_ca_certs'"),
+    "no number": (URL, of_pool(max_connections="ten"), "max_connections"),
+    "Sentinel's typing error": ("redis://main/1", SENTINEL_OPTIONS | of_pool(sll=True), "'sll'"),
+    "typing error for Sentinels": (
+        "redis://main/1",
+        SENTINEL_OPTIONS | {"SENTINEL_KWARGS": {"sll": True}},
+        "'sll'",
+    ),
+}
+
+
+def cache_connection(location: str, options: dict[str, Any]) -> Any:
+    """Return a connection of django-redis' cache of such an entry."""
+    factory = get_connection_factory(dict(options))
+    pool = factory.get_connection_pool(factory.make_connection_params(location))
+    return pool.make_connection()
+
+
+@pytest.mark.filterwarnings("ignore:.*lib_name:DeprecationWarning")
+@pytest.mark.parametrize(("location", "options"), TAKEN.values(), ids=TAKEN)
+def test_what_a_cache_takes_sessions_take(
+    settings: Any, location: str, options: dict[str, Any]
+) -> None:
+    assert cache_connection(location, options)
+    use_store(settings, location, **options)
+    for pool in pools():
+        assert pool.make_connection()
+    assert check_settings() == []
+
+
+@pytest.mark.parametrize(("location", "options", "name"), REFUSED.values(), ids=REFUSED)
+def test_what_no_cache_takes_is_named(
+    settings: Any, location: str, options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises((TypeError, ValueError, redis.RedisError)):
+        cache_connection(location, options)
+    use_store(settings, location, PASSWORD="secret/x", **options)
+    refuses(name)
+    (message,) = check_settings()
+    assert message.id == "clustered_sessions.E001"
+    assert name in message.msg
+    assert message.hint
+    assert "secret" not in str(message)
+
+
+def test_ocsp_is_refused_for_both_worlds(settings: Any) -> None:
+    use_store(settings, TLS_URL, **of_pool(ssl_validate_ocsp=True))
+    (message,) = check_settings()
+    assert message.id == "clustered_sessions.E002"
+    assert "ssl_validate_ocsp" in message.msg
+
+
+@pytest.mark.parametrize("location", [URL, "rediss://db:1/3"])
+def test_cluster_has_its_options_tried_too(settings: Any, location: str) -> None:
+    use_store(settings, location, CONNECTION_FACTORY=connections.CLUSTER, **of_pool(ssl=True))
+    refuses("'ssl'")
+    (message,) = check_settings()
+    assert "'ssl'" in message.msg
+
+
+def test_password_is_that_of_the_cache(settings: Any) -> None:
+    options = {"PASSWORD": "x"} | of_pool(password=None)
+    use_store(settings, URL, **options)
+    assert taken("password") == [cache_connection(URL, options).password] == ["x"]
+
+
+def test_none_is_told_to_connections(settings: Any) -> None:
+    use_store(settings, TLS_URL, **of_pool(ssl_cert_reqs=None))
+    one, other = (pool.make_connection() for pool in pools())
+    assert one.cert_reqs == other.ssl_context.cert_reqs == ssl.CERT_NONE
+    use_store(settings, "redis://main/1", **SENTINEL_OPTIONS, **of_pool(ssl=True))
+    for pool in pools():
+        assert issubclass(pool.connection_class, (redis.SSLConnection, aioredis.SSLConnection))
+    use_store(settings, "redis://main/1", **SENTINEL_OPTIONS, **of_pool(ssl=False))
+    for pool in pools():
+        assert not issubclass(pool.connection_class, (redis.SSLConnection, aioredis.SSLConnection))
 
 
 # Pools.
