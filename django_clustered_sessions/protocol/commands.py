@@ -236,10 +236,11 @@ def commit(
     terms: Terms,
     fence: Fence = NO_LOCK,
     user: bytes = b"",
+    whose: bytes = b"",
 ) -> Call:
     """Build ``lua/commit.lua``; without ``expiry`` the session's mode and span stay.
 
-    ``user`` is the tag of the user where that changes.
+    ``user`` is the tag of the user where that changes, ``whose`` of whose session it has to be.
     """
     return _scripted(
         "commit",
@@ -256,6 +257,7 @@ def commit(
         *_fenced(fence),
         user,
         terms.client,
+        whose,
         *(
             part
             for change in delta.changes

@@ -181,6 +181,7 @@ def commit(
     asks: Callable[[], Asking],
     fence: Fence = NO_LOCK,
     *,
+    whose: bytes = b"",
     merge_lost: bool = False,
     again: bool = False,
 ) -> Flow[Committed | Gone]:
@@ -189,7 +190,8 @@ def commit(
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
     With nothing to write, the deadline is renewed; ``again``: by a write in any case, which can
     be waited for. ``token_of`` gives the token for a delta, ``asks`` how to ask for the lock, with
-    a new token each time: who lost one begins anew.
+    a new token each time: who lost one begins anew. ``whose`` is the tag of the user whose session
+    it has to be, empty for anybody's: it is gone, as rotated, once it is another's.
 
     While another request holds the lock, this one queues for it as ``asks`` says, and so it does
     after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
@@ -209,7 +211,9 @@ def commit(
             expiry = expiry_of(fields) if delta.expiry_changed else None
             token = token_of(delta)
             user = fields.user if delta.changes_user else b""
-            (reply,) = yield (commands.commit(place, token, expiry, delta, terms, fence, user),)
+            (reply,) = yield (
+                commands.commit(place, token, expiry, delta, terms, fence, user, whose),
+            )
             queues = False
             match commands.parse_commit(reply):
                 case Gone() as gone:

@@ -130,6 +130,8 @@ class Operations(SessionBase):
     _version: bytes = b""
     #: The session as the store had it when it was last loaded.
     _found: Loaded | None = None
+    #: The tag of the user whose session it is in the store, None while nobody knows.
+    _owner: bytes | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -236,7 +238,7 @@ class Operations(SessionBase):
             if locks and not self._is_lock_optional:
                 raise
             return self._read_without_store(place, error)
-        loaded = self._loaded(place, asking, read)
+        loaded = yield from self._loaded(place, asking, read)
         if loaded and terms:
             self._lifetime.renewal = Renewal(loaded.meta.seen_ms, terms.ages)
             self._keep_life(place)
@@ -331,7 +333,7 @@ class Operations(SessionBase):
             return False
         return self._fields is None or not self._fields.delta().changes_user
 
-    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Loaded | None:
+    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Flow[Loaded | None]:
         """Take what a load found, and the lock that came with it; None: the session is gone."""
         self._hold.take(place, asking, read.turn)
         found = read.found
@@ -347,6 +349,10 @@ class Operations(SessionBase):
             near_cache.drop(place.record)
             self._vanish(found)
             return None
+        if self._is_anothers(found.meta.user):
+            yield from self.releasing()
+            self._vanish(EndReason.ROTATED)
+            return None
         self._see(place, read.now_ms, self._deadline_ms(found.meta), found.meta.mode)
         if read.is_known:
             counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
@@ -355,7 +361,7 @@ class Operations(SessionBase):
             if conf.near_cache_bytes:
                 known = Known(found.meta.version, found.values)
                 near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
-        self._version, self._found = found.meta.version, found
+        self._version, self._found, self._owner = found.meta.version, found, found.meta.user
         return found
 
     def creating(self) -> Flow[None]:
@@ -459,6 +465,7 @@ class Operations(SessionBase):
                 self._token_of,
                 partial(self._hold.asking, place, self.usage, capped=False),
                 self._hold.fence(release=release),
+                whose=self._whose,
                 merge_lost=merge_lost,
                 again=self.unreplicated is not None,
             )
@@ -476,6 +483,8 @@ class Operations(SessionBase):
             self._hold.let_go()
             return outcome
         self._writes += 1
+        if outcome.delta.changes_user:
+            self._owner = fields.user
         if outcome.turn:
             # The commit had to take a lock of its own, which ended with it.
             self._hold.count(outcome.turn)
@@ -501,6 +510,18 @@ class Operations(SessionBase):
             node_hops=int(_is_elsewhere(alive.before)),
         )
         return None
+
+    @property
+    def _whose(self) -> bytes:
+        """The tag of the user whose the session has to be still, empty for anybody's.
+
+        What an anonymous visitor does counts also once somebody has logged in there.
+        """
+        return self._owner if self._owner and self._owner != NOBODY else b""
+
+    def _is_anothers(self, user: bytes) -> bool:
+        """Return whether a session is not the user's any more whose values this object has."""
+        return self._fields is not None and self._whose not in (b"", user)
 
     def _without_loading(self) -> Fields:
         """Return the values that this object has, which are none where nothing was loaded."""
@@ -559,7 +580,7 @@ class Operations(SessionBase):
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
         place, user = self._place(key), fields.user
-        is_limited = user != NOBODY and conf.max_sessions_per_user is not None
+        is_limited = fields.user_id is not None and conf.max_sessions_per_user is not None
         if is_limited:
             # A login is a commit, to a session that is there.
             values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
@@ -568,7 +589,7 @@ class Operations(SessionBase):
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
-        self._session_key = key
+        self._session_key, self._owner = key, user
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
         self._wrote(place, fields, token, is_all=True)
@@ -670,13 +691,13 @@ class Operations(SessionBase):
         except Damaged as damage:
             yield from self.releasing()
             raise UpdateError(f"the session is damaged: {damage}") from damage
-        loaded = self._loaded(place, asking, read)
+        loaded = yield from self._loaded(place, asking, read)
         if loaded is None:
             raise UpdateError(f"the session is gone{_because(self.ended)}")
         if self._fields is None:
             self._fields = self._new_fields(loaded)
         else:
-            self._fields.refresh(loaded.values)
+            self._fields.refresh(loaded.values, loaded.meta.user)
 
     def committing(self) -> Flow[None]:
         """Write what has changed and give up the lock."""
@@ -815,7 +836,7 @@ class Operations(SessionBase):
             counters.ended([ended.lifetime_ms])
         if key == self.session_key:
             self._hold.let_go()
-            self._lifetime = Lifetime()
+            self._lifetime, self._owner = Lifetime(), None
         replication.answer()
 
     def _answer(self) -> None:
@@ -861,6 +882,7 @@ class Operations(SessionBase):
         return Fields(
             serializer_of(self.serializer),
             loaded.values if loaded else None,
+            owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
             cleared=cleared,
             on_unreadable=partial(_note_unreadable, self.session_key),
             guard=self._turns.values,
@@ -868,7 +890,7 @@ class Operations(SessionBase):
 
     def _vanish(self, reason: EndReason) -> None:
         self._hold.let_go()
-        self._session_key = None
+        self._session_key = self._owner = None
         self.ended = reason
 
 

@@ -95,7 +95,7 @@ def loaded(**values):
 
 def changes(trip):
     """Return what a trip's commit is to change: operation, field, version, operand, ..."""
-    return trip[0].arguments[16:]
+    return trip[0].arguments[17:]
 
 
 def lock_of(trip):
