@@ -26,6 +26,7 @@ from .outcomes import (
 )
 from .record import (
     BUCKETS,
+    NEXT,
     NOBODY,
     Damaged,
     EndReason,
@@ -131,6 +132,20 @@ def exists(place: Place) -> Trip:
 def why(place: Place) -> Call:
     """Ask why a session that is no more has ended."""
     return plain("HGET", "m:end", key=place.record)
+
+
+def whereabouts(place: Place) -> Trip:
+    """Ask whether a session is there, and otherwise where it goes on."""
+    return (plain("HMGET", "m:", NEXT, key=place.record),)
+
+
+def parse_whereabouts(reply: Any) -> tuple[bytes, str]:
+    """Return the meta field and the public id under which it goes on, each empty for none."""
+    try:
+        packed, public_id = _whole(reply)
+    except Damaged:
+        return b"", ""
+    return packed or b"", (public_id or b"").decode("ascii", "replace")
 
 
 def create(

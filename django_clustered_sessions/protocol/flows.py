@@ -34,12 +34,25 @@ from .outcomes import (
     Taken,
     TooLarge,
 )
-from .record import LOCK, Damaged, EndReason, Known, Loaded, Lock, Meta, Place
+from .record import (
+    LOCK,
+    META,
+    Damaged,
+    EndReason,
+    Known,
+    Loaded,
+    Lock,
+    Meta,
+    NewerFormat,
+    Place,
+)
 from .steps import Call, Flow, Step, Trip
 from .terms import NO_LOCK, Expiry, Fence, Sync, Terms
 
 T = TypeVar("T")
 
+#: So many moves of a session are followed to where it goes on.
+_MOST_MOVES: Final = 8
 #: A writer that meets so many conflicts in a row queues for the lock.
 _PATIENCE: Final = 3
 
@@ -55,6 +68,8 @@ class Read(NamedTuple):
     turn: Turn | None = None
     #: Whether the session is as it was known.
     is_known: bool = False
+    #: Of a session that is gone: the tag of the user whose it was when the wait for its lock began.
+    whose: bytes = b""
 
 
 class Committed(NamedTuple):
@@ -107,9 +122,19 @@ def load(
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
         # It expired between the two commands of this trip.
         found = EndReason.UNKNOWN
+    if isinstance(found, EndReason) and turn and turn.seen:
+        return Read(found, now_ms, turn, whose=_user_in(turn.seen))
     if asking and joins and isinstance(found, Loaded):
         turn = _joined(asking, cast(dict[bytes, bytes], fields).get(LOCK), now_ms)
     return Read(found, now_ms, turn, is_known)
+
+
+def _user_in(replies: Sequence[Any]) -> bytes:
+    """Return the tag of the user whose session was read, empty where none was."""
+    with suppress(Damaged, NewerFormat):
+        fields, _ = commands.parse_read(replies[-2:])
+        return Meta.parse(fields if isinstance(fields, bytes) else fields.get(META, b"")).user
+    return b""
 
 
 def _joined(asking: Asking, packed: bytes | None, now_ms: int) -> Turn | None:
@@ -145,6 +170,26 @@ def look(place: Place) -> Flow[tuple[Meta | None, int]]:
     """
     packed, now_ms = commands.parse_look((yield commands.look(place)))
     return (Meta.parse(packed) if packed is not None else None), now_ms
+
+
+def follow(place: Place, prefix: str, user: bytes) -> Flow[Place | None]:
+    """Return where the session of a user, by tag, goes on that is not at ``place`` any more.
+
+    None where it does not, or where it is another user's by now. ``prefix`` is the setting
+    KEY_PREFIX.
+
+    Raises NewerFormat.
+    """
+    for _ in range(_MOST_MOVES):
+        (reply,) = yield commands.whereabouts(place)
+        packed, public_id = commands.parse_whereabouts(reply)
+        try:
+            if packed:
+                return place if Meta.parse(packed).user == user else None
+            place = Place.of_id(prefix, public_id)
+        except (Damaged, ValueError):
+            break
+    return None
 
 
 def touch(place: Place, terms: Terms) -> Flow[Alive | Gone]:

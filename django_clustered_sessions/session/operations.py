@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from django.contrib.auth import HASH_SESSION_KEY as HASH
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 
@@ -36,6 +37,7 @@ from django_clustered_sessions.protocol.flows import Read
 from django_clustered_sessions.protocol.locks import Asking
 from django_clustered_sessions.protocol.outcomes import Alive, Exists, Gone
 from django_clustered_sessions.protocol.record import (
+    DATA,
     NOBODY,
     NODE_BYTES,
     VERSION_BYTES,
@@ -132,6 +134,8 @@ class Operations(SessionBase):
     _found: Loaded | None = None
     #: The tag of the user whose session it is in the store, None while nobody knows.
     _owner: bytes | None = None
+    #: Where the session goes on since others have cycled its key, and the key of before.
+    _successor: tuple[str, Place] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -159,6 +163,19 @@ class Operations(SessionBase):
     def is_locked(self) -> bool:
         """Whether this object holds the session's lock, as far as it knows."""
         return self._hold.grant is not None
+
+    @property
+    def has_moved_on(self) -> bool:
+        """Whether others have cycled the key, and this object works where the session goes on.
+
+        Nobody here knows the new key: ``session_key`` stays, and no cookie may say it.
+        """
+        return self._successor is not None and self._successor[0] == self.session_key
+
+    @property
+    def public_id(self) -> str | None:
+        """The session's public id, None where it has no key."""
+        return self._place(self.session_key).id if self.session_key else None
 
     @property
     def nonstop(self) -> Nonstop:
@@ -224,9 +241,10 @@ class Operations(SessionBase):
         if life:
             terms = None
         locks, joins = self._locks_on_load(place)
-        asking = self._hold.asking(place, self.usage, capped=True) if locks or joins else None
         try:
-            read = yield from self._reading(place, terms, asking, joins=joins)
+            place, asking, read = yield from self._reading(
+                key, terms, asks=locks or joins, joins=joins
+            )
         except SessionLockTimeout as error:
             self.failure = error
             raise self._hold.not_locked(error, self.usage) from None
@@ -254,21 +272,27 @@ class Operations(SessionBase):
         return self._new_fields(loaded)
 
     def _reading(
-        self, place: Place, terms: Terms | None, asking: Asking | None, *, joins: bool = False
-    ) -> Flow[Read]:
-        read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
-        if isinstance(read.found, EndReason):
-            if not (yield from self._moving_in(self.session_key, place, read.found)):
-                return read
-            read = yield from flows.load(place, terms, asking, joins=joins)
-        if conf.absolute_timeout is None or isinstance(read.found, EndReason):
-            return read
+        self, key: str, terms: Terms | None, *, asks: bool, joins: bool = False
+    ) -> Flow[tuple[Place, Asking | None, Read]]:
+        """Read the session; return where that was, and how its lock was asked for."""
+        while True:
+            place = self._place(key)
+            asking = self._hold.asking(place, self.usage, capped=True) if asks else None
+            read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
+            if not isinstance(read.found, EndReason):
+                break
+            # Who has waited for the lock had seen the session before it moved.
+            self._owner = self._owner or read.whose or None
+            if not (yield from self._finding(key, place, read.found)):
+                return place, asking, read
+        if conf.absolute_timeout is None:
+            return place, asking, read
         if read.found.meta.created_ms + self._terms().absolute_ms > read.now_ms:
-            return read
+            return place, asking, read
         # Its deadline is from before the timeout was set; a renewal lets it expire.
         yield from flows.touch(place, self._terms())
         near_cache.end(place.record)
-        return read._replace(found=EndReason.UNKNOWN)
+        return place, asking, read._replace(found=EndReason.UNKNOWN)
 
     def _looking(self) -> Flow[None]:
         """Ask how long the session lives, which is no use of it."""
@@ -286,12 +310,32 @@ class Operations(SessionBase):
         if meta:
             self._see(place, now_ms, self._deadline_ms(meta), meta.mode)
 
-    def _moving_in(self, key: str | None, place: Place, found: object) -> Flow[bool]:
+    def _finding(self, key: str, place: Place, reason: EndReason) -> Flow[bool]:
+        """Find what is not at its place; return whether it may be at ``self._place(key)`` now."""
+        if reason is EndReason.ROTATED:
+            return (yield from self._following(key, place))
+        return reason is EndReason.UNKNOWN and (yield from self._moving_in(key, place))
+
+    def _following(self, key: str, place: Place) -> Flow[bool]:
+        """Go on where the session does whose key others have cycled, if it is still this user's.
+
+        Only what was loaded before is followed: a key that somebody brings later is worth nothing.
+        """
+        if not self._whose or key != self.session_key:
+            return False
+        successor = yield from flows.follow(place, conf.key_prefix, self._whose)
+        if successor is None:
+            return False
+        near_cache.end(place.record)
+        self._successor = key, successor
+        return True
+
+    def _moving_in(self, key: str, place: Place) -> Flow[bool]:
         """Take over from the site's old engine what the store knows nothing of.
 
         Return whether the session may be in the store now.
         """
-        if found is not EndReason.UNKNOWN or key is None or not conf.migrate_from:
+        if not conf.migrate_from:
             return False
         serializer = serializer_of(self.serializer)
         return (yield from taking_over.take_over(key, place, self._terms(), serializer))
@@ -434,7 +478,8 @@ class Operations(SessionBase):
         place = self._place(key)
         try:
             found = yield from flows.touch(place, self._terms())
-            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+            while isinstance(found, Gone) and (yield from self._finding(key, place, found.reason)):
+                place = self._place(key)
                 found = yield from flows.touch(place, self._terms())
         except SessionStoreUnavailable as error:
             if self.nonstop == "exception":
@@ -469,7 +514,8 @@ class Operations(SessionBase):
                 merge_lost=merge_lost,
                 again=self.unreplicated is not None,
             )
-            sync = self._sync() if waits else None
+            # Others have moved it on, so that no move of this request's comes after.
+            sync = self._sync() if waits or self.has_moved_on else None
             outcome = yield from self._replication.awaited(place, committing, sync)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
@@ -478,7 +524,7 @@ class Operations(SessionBase):
             raise
         self._unanswered = None
         if isinstance(outcome, Gone):
-            if (yield from self._moving_in(key, place, outcome.reason)):
+            if (yield from self._finding(key, place, outcome.reason)):
                 return (yield from self._committing(key, fields, release, waits=waits))
             self._hold.let_go()
             return outcome
@@ -520,8 +566,9 @@ class Operations(SessionBase):
         return self._owner if self._owner and self._owner != NOBODY else b""
 
     def _is_anothers(self, user: bytes) -> bool:
-        """Return whether a session is not the user's any more whose values this object has."""
-        return self._fields is not None and self._whose not in (b"", user)
+        """Return whether a session is not the user's any more whose this object has it."""
+        is_whose = self._fields is not None or self.has_moved_on
+        return is_whose and self._whose not in (b"", user)
 
     def _without_loading(self) -> Fields:
         """Return the values that this object has, which are none where nothing was loaded."""
@@ -623,6 +670,10 @@ class Operations(SessionBase):
             # The move comes after it, and what has the one has the other.
             found = yield from self._committing(key, fields, waits=False)
         while key is not None and not isinstance(found, Alive | Gone):
+            if self.has_moved_on and fields is not None and fields.user_id is not None:
+                # Others have cycled the key meanwhile, and that is as good.
+                self._answer()
+                return
             new_key = self._new_key()
             place, new_place = self._place(key), self._place(new_key)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
@@ -647,7 +698,7 @@ class Operations(SessionBase):
             except SessionLockLost as error:
                 self.failure = self._hold.refused(error)
                 raise
-            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+            if isinstance(found, Gone) and (yield from self._finding(key, place, found.reason)):
                 found = None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
@@ -682,10 +733,10 @@ class Operations(SessionBase):
             raise self.outage
         if self.session_key is None:
             yield from self.creating()
-        place = self._place(self.session_key or "")
-        asking = self._hold.asking(place, self.usage, capped=True)
+        key = self.session_key or ""
+        place = self._place(key)
         try:
-            read = yield from self._reading(place, None, asking)
+            place, asking, read = yield from self._reading(key, None, asks=True)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
@@ -807,7 +858,7 @@ class Operations(SessionBase):
         place = self._place(session_key)
         if (yield from flows.exists(place)):
             return True
-        if (yield from self._moving_in(session_key, place, EndReason.UNKNOWN)):
+        if (yield from self._moving_in(session_key, place)):
             return (yield from flows.exists(place))
         return False
 
@@ -822,8 +873,12 @@ class Operations(SessionBase):
         near_cache.drop(place.record)
         ending = flows.end(place, reason, conf.events_kept)
         ended = yield from replication.awaited(place, ending, self._sync())
-        if not ended and (yield from self._moving_in(key, place, EndReason.UNKNOWN)):
+        if not ended and (
+            (yield from self._following_to_end(key, place))
+            or (yield from self._moving_in(key, place))
+        ):
             # Only what was here leaves a trace that no request in flight gets past.
+            place = self._place(key)
             ending = flows.end(place, reason, conf.events_kept)
             ended = yield from replication.awaited(place, ending, self._sync())
         if ended and session_ended.has_listeners(type(self)):
@@ -838,6 +893,21 @@ class Operations(SessionBase):
             self._hold.let_go()
             self._lifetime, self._owner = Lifetime(), None
         replication.answer()
+
+    def _following_to_end(self, key: str, place: Place) -> Flow[bool]:
+        """Follow the session that is to be ended; not with a user's hash from before its move.
+
+        Django flushes a session whose hash is not the user's any more, as this object's is not
+        after a new password; the one that goes on has the new hash, and its cookie stays.
+        """
+        before = self._found
+        if not (yield from self._following(key, place)):
+            return False
+        now = (yield from flows.load(self._place(key))).found
+        if before and isinstance(now, Loaded) and _hash_in(now) != _hash_in(before):
+            self._vanish(EndReason.ROTATED)
+            return False
+        return True
 
     def _answer(self) -> None:
         """Say so if too few replicas have acknowledged what was just written.
@@ -857,6 +927,8 @@ class Operations(SessionBase):
     # Small things.
 
     def _place(self, session_key: str) -> Place:
+        if self._successor is not None and self._successor[0] == session_key:
+            return self._successor[1]
         return Place.of(conf.key_prefix, session_key)
 
     def _terms(self) -> Terms:
@@ -904,6 +976,10 @@ def _note_unreadable(session_key: str | None, key: Any, error: Exception) -> Non
         type(error).__name__,
         error,
     )
+
+
+def _hash_in(found: Loaded) -> bytes | None:
+    return found.values.get(DATA + HASH.encode())
 
 
 def _because(reason: EndReason | None) -> str:
