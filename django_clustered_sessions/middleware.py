@@ -141,7 +141,10 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         if session.failure is not None:
             if not session.goes_on:
                 response = instead_of(response, answer_to(session.failure) or response)
-            # Nothing is known of the session, so its cookie stays as it is.
+            # Nothing is known of the session, so its cookie stays as it is. But where a write was
+            # refused after this request had moved the session, nobody else knows the new key.
+            if session.has_moved and session.session_key and session.outage is None:
+                _set_cookie(response, session)
             vary = accessed
         elif is_saved or (session.unreplicated and session.session_key):
             # A write that landed, even if nobody can say for how long: its key may be a new one.

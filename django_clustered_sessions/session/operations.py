@@ -114,6 +114,8 @@ class Operations(SessionBase):
     committed: bool = False
     #: Whether its request is over, so that nobody would give up a lock that it took unasked.
     is_over: bool = False
+    #: Whether this request moved the session to another key, of which the browser has to learn.
+    has_moved: bool = False
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
 
@@ -122,8 +124,6 @@ class Operations(SessionBase):
     _tolerates_outage: bool = False
     #: Whether something failed that the request must not go on without, such as a logout.
     _failure_stands: bool = False
-    #: Whether this request moved the session to another key, of which the browser has to learn.
-    _has_moved: bool = False
     _unanswered: tuple[Delta, bytes] | None = None
     _writes: int = 0
     #: Whether the lock ends with the last block of ``lock()``, and not with the request.
@@ -371,7 +371,7 @@ class Operations(SessionBase):
 
         Never one without which a login or a logout would only look like one, nor one under a lock.
         """
-        if must_create or self._has_moved or self.nonstop not in ("noop", "local_reads"):
+        if must_create or self.has_moved or self.nonstop not in ("noop", "local_reads"):
             return False
         if self._hold.grant and not self._is_lock_optional:
             return False
@@ -708,7 +708,7 @@ class Operations(SessionBase):
             and (found.reason is not EndReason.ROTATED or fields.has_stored_user)
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
-        self._has_moved = True
+        self.has_moved = True
         if isinstance(found, Alive):
             counters.add(expired=found.swept)
             self._session_key, self._found = new_key, None

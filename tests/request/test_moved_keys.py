@@ -124,6 +124,28 @@ def test_user_asked_for_after_a_new_password_ends_no_session(
     assert tab.visit(page).content == b"ada"
 
 
+def test_request_that_moves_and_is_refused_tells_the_new_key(
+    browser: Browser, store: redis.Redis, settings: Any
+) -> None:
+    """Another one that goes on under the new key may be the first to write."""
+    settings.CLUSTERED_SESSIONS_ON_CONFLICT = "error"
+    key = browser.key
+
+    def move(request: HttpRequest) -> HttpResponse:
+        request.session["n"] = 1
+        request.session.cycle_key()
+        other = SessionStore(request.session.session_key)
+        other["n"] = 2
+        other.save()
+        request.session["n"] = 3
+        return HttpResponse()
+
+    assert browser.visit(move).status_code == 409
+    assert browser.key not in ("", key)
+    assert browser.visit(page).content == b"ada"
+    assert SessionStore(browser.key)["n"] == 2
+
+
 def test_request_with_the_old_key_comes_too_late(browser: Browser, store: redis.Redis) -> None:
     tab = browser.another_tab()
     assert tab.visit(cycle).status_code == 200
