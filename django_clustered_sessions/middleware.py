@@ -39,6 +39,10 @@ from .store.budget import RequestBudget
 LATE_S: Final = 0.1
 
 
+#: A write was refused for what others have done meanwhile, and all before it stands.
+_REFUSALS: Final = (SessionConflict, SessionLockLost, SessionLockTimeout)
+
+
 class ClusteredSessionMiddleware(SessionMiddleware):
     """Django's session middleware for ``django_clustered_sessions.backend``.
 
@@ -143,7 +147,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
                 response = instead_of(response, answer_to(session.failure) or response)
             # Nothing is known of the session, so its cookie stays as it is. But where a write was
             # refused after this request had moved the session, nobody else knows the new key.
-            if session.has_moved and session.session_key and session.outage is None:
+            if session.has_moved and session.session_key and isinstance(session.failure, _REFUSALS):
                 _set_cookie(response, session)
             vary = accessed
         elif is_saved or (session.unreplicated and session.session_key):

@@ -437,7 +437,8 @@ class Operations(SessionBase):
             return
         key = self.session_key
         if key is None:
-            if self.ended is EndReason.ROTATED:
+            if self.ended is EndReason.ROTATED and self._without_loading().user == NOBODY:
+                # Not for a login, which has a session of its own.
                 raise UpdateError("the session has moved to another key, as at a login")
             yield from self.creating()
         elif must_create:
@@ -463,7 +464,7 @@ class Operations(SessionBase):
         if fields.user == user_tag(user) and fields.as_stored(USER):
             return
         if self.session_key is None:
-            if self.ended is EndReason.ROTATED or not self._may_write():
+            if not self._may_write():
                 return
             # There has to be one that can be ended while it is on its way.
             yield from self.creating()
@@ -660,6 +661,10 @@ class Operations(SessionBase):
             # The cookie stays as it is, and so the session has to stay under its key.
             raise self.outage
         if not self._may_write():
+            return
+        if key is None and self.ended is EndReason.ROTATED:
+            # It has moved before this request came. A new session would take its cookie's place,
+            # so there is none before somebody logs in.
             return
         if conf.max_sessions_per_user is not None and key is not None and fields is None:
             # Whose it is has to be known.

@@ -6,7 +6,12 @@ from typing import Any
 
 import pytest
 import redis
-from django.contrib.auth import SESSION_KEY, aupdate_session_auth_hash, update_session_auth_hash
+from django.contrib.auth import (
+    SESSION_KEY,
+    aupdate_session_auth_hash,
+    login,
+    update_session_auth_hash,
+)
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse
 
@@ -40,6 +45,11 @@ def page(request: HttpRequest) -> HttpResponse:
 def cycle(request: HttpRequest) -> HttpResponse:
     request.session.cycle_key()
     return page(request)
+
+
+def read_and_cycle(request: HttpRequest) -> HttpResponse:
+    request.session.get("x")
+    return cycle(request)
 
 
 async def acycle(request: HttpRequest) -> HttpResponse:
@@ -149,7 +159,27 @@ def test_request_that_moves_and_is_refused_tells_the_new_key(
 def test_request_with_the_old_key_comes_too_late(browser: Browser, store: redis.Redis) -> None:
     tab = browser.another_tab()
     assert tab.visit(cycle).status_code == 200
-    response = browser.visit(page)
-    assert (response.status_code, response.content) == (200, b"AnonymousUser")
-    assert COOKIE not in response.cookies
+    for view in (page, read_and_cycle):
+        response = browser.visit(view)
+        assert (response.status_code, response.content) == (200, b"AnonymousUser")
+        assert COOKIE not in response.cookies
     assert tab.visit(page).content == b"ada"
+    assert len(records(store)) == 1
+
+
+@pytest.mark.parametrize("is_limited", [False, True])
+def test_request_that_comes_too_late_can_log_in(
+    browser: Browser, store: redis.Redis, settings: Any, user: User, is_limited: bool
+) -> None:
+    if is_limited:
+        settings.CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER = 2
+    tab = browser.another_tab()
+    assert tab.visit(cycle).status_code == 200
+
+    def log_in(request: HttpRequest) -> HttpResponse:
+        login(request, user, "django.contrib.auth.backends.ModelBackend")
+        return HttpResponse()
+
+    assert browser.visit(log_in).status_code == 200
+    assert browser.key != tab.key
+    assert browser.visit(page).content == tab.visit(page).content == b"ada"
