@@ -983,8 +983,8 @@ def _note_unreadable(session_key: str | None, key: Any, error: Exception) -> Non
     )
 
 
-def _hash_in(found: Loaded) -> bytes | None:
-    return found.values.get(DATA + HASH.encode())
+def _hash_in(found: Loaded) -> bytes:
+    return found.values.get(DATA + HASH.encode(), b"")[VERSION_BYTES:]
 
 
 def _because(reason: EndReason | None) -> str:
