@@ -9,7 +9,6 @@ from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
 from django.conf import settings
-from django.contrib.auth import SESSION_KEY
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -35,9 +34,13 @@ from .session.turns import to_its_end
 from .session.usage import RequestUsage
 from .store.budget import RequestBudget
 
-#: An answer this long after its session's load is late, in seconds: somebody may have logged in
+#: An answer this long after its session's load is late, in seconds: its key may have been cycled
 #: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
 LATE_S: Final = 0.1
+
+
+#: A write was refused for what others have done meanwhile, and all before it stands.
+_REFUSALS: Final = (SessionConflict, SessionLockLost, SessionLockTimeout)
 
 
 class ClusteredSessionMiddleware(SessionMiddleware):
@@ -142,11 +145,15 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         if session.failure is not None:
             if not session.goes_on:
                 response = instead_of(response, answer_to(session.failure) or response)
-            # Nothing is known of the session, so its cookie stays as it is.
+            # Nothing is known of the session, so its cookie stays as it is. But where a write was
+            # refused after this request had moved the session, nobody else knows the new key.
+            if session.has_moved and session.session_key and isinstance(session.failure, _REFUSALS):
+                _set_cookie(response, session)
             vary = accessed
         elif is_saved or (session.unreplicated and session.session_key):
             # A write that landed, even if nobody can say for how long: its key may be a new one.
-            _set_cookie(response, session)
+            if not session.has_moved_on:
+                _set_cookie(response, session)
             vary = True
         elif session.is_empty() and settings.SESSION_COOKIE_NAME in request.COOKIES:
             # A request that was under way while its session moved to another key must not take
@@ -179,9 +186,9 @@ def _keeping(session: SessionStore) -> Flow[bool]:
         yield from session.saving(release=True)
     elif (session.renew_on_load or session.renewed) and session.usage.touches:
         # Renewed: an idle timeout did, and the cookie has to last as long.
-        if session.renewed and session.store_seen_s_ago > LATE_S and SESSION_KEY not in session:
-            # After a login the old key in a cookie would take the new one's place, so it is worth
-            # a trip to ask.
+        if session.renewed and session.store_seen_s_ago > LATE_S:
+            # The old key in a cookie would take the place of a new one, which others have got
+            # meanwhile, so it is worth a trip to ask.
             session.renewed = False
         yield from session.renewing()
     elif not session.committed:

@@ -29,6 +29,7 @@ from .protocol.record import EndReason, Place, Serializer, moment, session_id
 from .protocol.steps import Flow
 from .session.clients import Client
 from .session.near import near_cache
+from .session.operations import Operations
 from .session.replication import Replication, wanted
 from .signals import Notices, session_ended
 from .store import connections, drivers
@@ -218,6 +219,8 @@ def _key(user: object) -> str:
 
 
 def _id(session: SessionBase | str | None) -> str | None:
+    if isinstance(session, Operations):
+        return session.public_id
     if isinstance(session, SessionBase):
         return session_id(session.session_key) if session.session_key else None
     return None if session is None else _place(session).id

@@ -26,7 +26,8 @@
 -- ARGV[14] how long one to whom the lock is handed on has to take it (ms)
 -- ARGV[15] tag of the user, if that changes (8 bytes); empty: it does not
 -- ARGV[16] from where the session is used; empty: that is not kept
--- ARGV[17..] operation, field, version that was loaded (empty: there was none), operand; ...
+-- ARGV[17] tag of the user whose session it has to be still (8 bytes); empty: anybody's
+-- ARGV[18..] operation, field, version that was loaded (empty: there was none), operand; ...
 --            =  set the field to the operand (codec and payload)
 --            #  the same, and never over what others changed: the operand is a sum made elsewhere
 --            -  remove the field; the operand is empty
@@ -36,7 +37,8 @@
 --               written by this token before; counters: the new values, a space between them;
 --               version: the record's before, empty if written before
 --          {1, now (ms), deadline (ms), ...}   deadline not after now: expired by this write
---          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session
+--          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session,
+--               "rotated" where it is another user's
 --          {-2, now (ms), field, value, field, value, ...}   others changed these, or a counter
 --               is no integer that Lua can add to; the value is what is stored, empty for none
 --          {-3, now (ms), bytes}   too large
@@ -49,8 +51,8 @@ local token, replay_window, default_age, idle, absolute, kept, max_bytes = ARGV[
   tonumber(ARGV[7])
 local mode, span, overwrite, clear = ARGV[8], tonumber(ARGV[9]), ARGV[10] == "1", ARGV[11] == "1"
 local fence, release, claim, user = ARGV[12], ARGV[13] == "1", tonumber(ARGV[14]), ARGV[15]
-local client = ARGV[16]
-local FIRST_CHANGE = 17
+local client, whose = ARGV[16], ARGV[17]
+local FIRST_CHANGE = 18
 local EXACT = 2 ^ 53
 -- token, when (ms), length of the answer that follows
 local REPLAY, REPLAY_BYTES = ">c8I6I2", 16
@@ -109,6 +111,9 @@ local first_answer = answer_to(token, recent) or (meta.version == token and "")
 if first_answer then
   write_again(record, "m:")
   return {DONE, now, meta.deadline, 0, first_answer, ""}
+end
+if whose ~= "" and meta.user ~= whose and meta.user ~= user then
+  return {GONE, now, "rotated"}
 end
 local lock = read_lock(record)
 local refusal = refuse(record, locks, lock, fence, now, claim)

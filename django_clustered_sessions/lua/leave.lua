@@ -48,7 +48,7 @@ if meta.version ~= version then
 end
 dismiss(record, locks, lock and read_queue(record, locks, lock) or {}, claim)
 local user = redis.call("HGET", record, USER_FIELD)
-bury(record, index, users, meta, "rotated", keep)
+bury(record, index, users, meta, "rotated", keep, successor)
 tell(events, kept, "ended", session_id(record), meta.user, user, "rotated", successor)
 redis.call("HSET", record, "m:copy", token)
 return {DONE, now}

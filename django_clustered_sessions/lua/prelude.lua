@@ -8,6 +8,7 @@
 --   m:last     and from where last
 --   m:end      why the session ended; such a record is a tombstone and has no value. Empty: a write
 --              let it expire, which m:replay tells for as long as that may be replayed
+--   m:next     in a tombstone: id under which the session goes on, where a user's got a new key
 --   d:<key>    a value: version of the write that put it there (8), codec (1), payload
 --   k:<key>    the same, for a session key that is no string: <key> as the serialiser wrote it
 --

@@ -69,7 +69,7 @@ if lock and (release or fence == "") then
 elseif holder then
   write_queue(new, new_locks, holder, {})
 end
-bury(old, old_index, old_users, meta, "rotated", keep)
+bury(old, old_index, old_users, meta, "rotated", keep, session_id(new))
 if kept > 0 then
   tell(events, kept, "ended", session_id(old), meta.user, redis.call("HGET", new, USER_FIELD),
     "rotated", session_id(new))

@@ -130,9 +130,13 @@ local function write_again(record, field)
   redis.call("HSET", record, field, redis.call("HGET", record, field))
 end
 
--- Leaves a tombstone (kept for `keep` ms) where the session was.
-local function bury(record, index, users, meta, reason, keep)
+-- Leaves a tombstone (kept for `keep` ms) where the session was. It says where the session of a
+-- user goes on. The new key of an anonymous one is for whoever logs in with it.
+local function bury(record, index, users, meta, reason, keep, successor)
   forget(record, index, users, meta)
   redis.call("HSET", record, "m:end", reason)
+  if successor and meta.user ~= NOBODY then
+    redis.call("HSET", record, "m:next", successor)
+  end
   redis.call("PEXPIRE", record, keep)
 end

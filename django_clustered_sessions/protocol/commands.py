@@ -26,6 +26,7 @@ from .outcomes import (
 )
 from .record import (
     BUCKETS,
+    NEXT,
     NOBODY,
     Damaged,
     EndReason,
@@ -133,6 +134,20 @@ def why(place: Place) -> Call:
     return plain("HGET", "m:end", key=place.record)
 
 
+def whereabouts(place: Place) -> Trip:
+    """Ask whether a session is there, and otherwise where it goes on."""
+    return (plain("HMGET", "m:", NEXT, key=place.record),)
+
+
+def parse_whereabouts(reply: Any) -> tuple[bytes, str]:
+    """Return the meta field and the public id under which it goes on, each empty for none."""
+    try:
+        packed, public_id = _whole(reply)
+    except Damaged:
+        return b"", ""
+    return packed or b"", (public_id or b"").decode("ascii", "replace")
+
+
 def create(
     place: Place,
     token: bytes,
@@ -236,10 +251,11 @@ def commit(
     terms: Terms,
     fence: Fence = NO_LOCK,
     user: bytes = b"",
+    whose: bytes = b"",
 ) -> Call:
     """Build ``lua/commit.lua``; without ``expiry`` the session's mode and span stay.
 
-    ``user`` is the tag of the user where that changes.
+    ``user`` is the tag of the user where that changes, ``whose`` of whose session it has to be.
     """
     return _scripted(
         "commit",
@@ -256,6 +272,7 @@ def commit(
         *_fenced(fence),
         user,
         terms.client,
+        whose,
         *(
             part
             for change in delta.changes

@@ -24,7 +24,8 @@ T = TypeVar("T")
 #: Values of these types cannot change in place.
 _ATOMS: Final = frozenset({str, bytes, int, float, bool, type(None)})
 
-USER_FIELD: Final = record.DATA + b"_auth_user_id"
+_USER: Final = "_auth_user_id"
+USER_FIELD: Final = record.DATA + _USER.encode()
 EXPIRY_FIELD: Final = record.DATA + b"_session_expiry"
 
 
@@ -90,10 +91,12 @@ class Delta(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a copy of a session had changed at some time."""
+    """What a copy of a session had changed at some time, what was stored, and whose that was."""
 
     delta: Delta
     added: Mapping[Any, int]
+    stored: dict[bytes, bytes]
+    owner: bytes
 
 
 def _alone(
@@ -112,10 +115,12 @@ def _alone(
 class Fields(MutableMapping[Any, Any]):
     """A session's values by key: what the store holds, as far as it was decoded, and changes.
 
-    ``stored`` has each field's bytes as loaded (version, codec, payload). ``on_unreadable`` is
-    called with a key (or the raw field) whose value cannot be read. Such a value is set aside:
-    invisible, and kept in the store unless the key is set anew. ``guard`` is a reentrant lock,
-    where threads share the session.
+    ``stored`` has each field's bytes as loaded (version, codec, payload), ``owner`` is the tag of
+    the user whose they are. ``on_unreadable`` is called with a key (or the raw field) whose value
+    cannot be read. Such a value is set aside: invisible, and kept in the store unless the key is
+    set anew, or the user is another one from then on. With a user who cannot be read, all that is
+    stored counts as set aside when another user is set. ``guard`` is a reentrant lock, where
+    threads share the session.
 
     Not a dict on purpose: a dict that decodes late hands out what is not decoded yet through
     ``dict(x)``, ``{**x}`` and ``==``.
@@ -126,6 +131,7 @@ class Fields(MutableMapping[Any, Any]):
         serializer: Serializer,
         stored: Mapping[bytes, bytes] | None = None,
         *,
+        owner: bytes = record.NOBODY,
         cleared: bool = False,
         on_unreadable: Callable[[Any, Exception], None] = lambda key, error: None,
         guard: AbstractContextManager[Any] | None = None,
@@ -134,6 +140,7 @@ class Fields(MutableMapping[Any, Any]):
         self._guard = guard or nullcontext()
         self._on_unreadable = on_unreadable
         self._stored = dict(stored or {})
+        self._owner = owner
         self._cleared = cleared
         self._values: dict[Any, Any] = {}
         #: The fields that nobody has asked for yet, in order.
@@ -161,6 +168,8 @@ class Fields(MutableMapping[Any, Any]):
         return default if value is MISSING else value
 
     def __setitem__(self, key: Any, value: Any) -> None:
+        if key == _USER and self._is_unread(_USER) and self._owner != record.user_tag(value):
+            self._forget()
         if isinstance(key, str):
             self._waiting.pop(self._field(key), None)
         else:
@@ -193,6 +202,13 @@ class Fields(MutableMapping[Any, Any]):
     def copy(self) -> dict[Any, Any]:
         """Return all values as a plain dict."""
         return dict(self._all())
+
+    def update(self, *others: Any, **named: Any) -> None:
+        """Set some keys, the user's first: what the others then are is that user's."""
+        values = dict(*others, **named)
+        if _USER in values:
+            self[_USER] = values.pop(_USER)
+        super().update(values)
 
     @_alone
     def increment(self, key: Any, by: int) -> int:
@@ -228,20 +244,27 @@ class Fields(MutableMapping[Any, Any]):
     @property
     def user_id(self) -> str | None:
         """The key of the user who is logged in."""
-        key = self.get("_auth_user_id")
+        key = self.get(_USER)
         return None if key is None else str(key)
 
     @property
     def user(self) -> bytes:
-        """The tag of the user who is logged in."""
-        return record.NOBODY if self.user_id is None else record.user_tag(self.user_id)
+        """The tag of the user who is logged in, also of one who cannot be read."""
+        if self.user_id is not None:
+            return record.user_tag(self.user_id)
+        return self._owner if self._is_unread(_USER) else record.NOBODY
 
     @_alone
     def delta(self) -> Delta:
         """Return what differs from what the store is known to hold.
 
+        All of it anew where the user is another one: what cannot be read is not the new user's.
+
         Raises TypeError, naming the key, for a value that the serialiser refuses.
         """
+        if self._changes_hands():
+            anew = (Change(Operation.SET, field, b"", value) for field, value in self._readable())
+            return Delta(tuple(anew), cleared=True)
         changes: dict[bytes, Change] = {}
         sums: set[bytes] = set()
         for key, value in list(self._values.items()):
@@ -263,8 +286,12 @@ class Fields(MutableMapping[Any, Any]):
     def everything(self) -> list[tuple[bytes, bytes]]:
         """Return all fields with codec and payload, those that were never decoded included.
 
+        Without what cannot be read where the user is another one than was stored.
+
         Raises TypeError, naming the key, for a value that the serialiser refuses.
         """
+        if self._changes_hands():
+            return self._readable()
         packed = {
             field: stored[record.VERSION_BYTES :]
             for field, stored in self._stored.items()
@@ -272,9 +299,7 @@ class Fields(MutableMapping[Any, Any]):
         }
         for field in self._waiting:
             packed[field] = self._stored[field][record.VERSION_BYTES :]
-        for key, value in self._values.items():
-            field = self._field(key)
-            packed[field] = self._pack(key, field, value, self._serialize(key, value))
+        packed.update(self._packed())
         return list(packed.items())
 
     @_alone
@@ -296,6 +321,7 @@ class Fields(MutableMapping[Any, Any]):
         if delta.cleared:
             self._stored = {}
             self._cleared = False
+            self._set_aside = set()
         for change in delta.changes:
             if change.operation is Operation.REMOVE:
                 self._stored.pop(change.field, None)
@@ -360,14 +386,17 @@ class Fields(MutableMapping[Any, Any]):
             self._atoms.pop(key, None)
 
     @_alone
-    def refresh(self, stored: Mapping[bytes, bytes]) -> None:
+    def refresh(self, stored: Mapping[bytes, bytes], owner: bytes = record.NOBODY) -> None:
         """Take what the store holds now, and keep on top of it what was changed here.
+
+        ``owner`` is the tag of the user whose it is now.
 
         Raises TypeError, as ``delta`` and ``rebase`` do.
         """
         if self._cleared:
             return
         changed = {change.field for change in self.delta().changes}
+        self._owner = owner
         moved = {
             field: stored.get(field, b"")
             for field in self._stored.keys() | stored.keys()
@@ -400,7 +429,7 @@ class Fields(MutableMapping[Any, Any]):
 
         Raises TypeError, as ``delta`` does.
         """
-        return Snapshot(self.delta(), dict(self._added))
+        return Snapshot(self.delta(), dict(self._added), self._stored, self._owner)
 
     @_alone
     def restore(self, snapshot: Snapshot) -> None:
@@ -409,6 +438,7 @@ class Fields(MutableMapping[Any, Any]):
         Nothing must have been saved since.
         """
         self._values, self._atoms, self._added, self._removed = {}, {}, {}, set()
+        self._stored, self._owner = snapshot.stored, snapshot.owner
         self._cleared = snapshot.delta.cleared
         self._waiting = dict.fromkeys(
             field for field in self._stored if field not in self._set_aside and not self._cleared
@@ -480,6 +510,40 @@ class Fields(MutableMapping[Any, Any]):
             return True
 
     # Inside.
+
+    def _is_unread(self, key: str) -> bool:
+        """Return whether a key's value is stored and cannot be read."""
+        self._find(key)
+        return record.field_of(key, self._serializer) in self._set_aside
+
+    def _changes_hands(self) -> bool:
+        """Return whether somebody was logged in, and somebody else or nobody is now."""
+        if USER_FIELD not in self._stored or USER_FIELD in self._waiting:
+            return False
+        if self._atoms.get(_USER, MISSING) is self._values.get(_USER):
+            return False
+        before = user_id(self._stored[USER_FIELD], self._serializer)
+        owner = self._owner if before is None else record.user_tag(before)
+        return self.user != owner
+
+    @_alone
+    def _forget(self) -> None:
+        """Forget everything, what is stored included: it is another user's."""
+        self._stored, self._waiting, self._owner = {}, {}, record.NOBODY
+        self._values, self._atoms, self._added = {}, {}, {}
+        self._removed, self._set_aside = set(), set()
+        self._cleared = True
+        self._unsettle()
+
+    def _readable(self) -> list[tuple[bytes, bytes]]:
+        """Return all fields whose values can be read, with codec and payload."""
+        self._all()
+        return list(self._packed())
+
+    def _packed(self) -> Iterator[tuple[bytes, bytes]]:
+        for key, value in list(self._values.items()):
+            field = self._field(key)
+            yield field, self._pack(key, field, value, self._serialize(key, value))
 
     def _all(self) -> dict[Any, Any]:
         for field in list(self._waiting):

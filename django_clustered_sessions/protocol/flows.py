@@ -34,12 +34,25 @@ from .outcomes import (
     Taken,
     TooLarge,
 )
-from .record import LOCK, Damaged, EndReason, Known, Loaded, Lock, Meta, Place
+from .record import (
+    LOCK,
+    META,
+    Damaged,
+    EndReason,
+    Known,
+    Loaded,
+    Lock,
+    Meta,
+    NewerFormat,
+    Place,
+)
 from .steps import Call, Flow, Step, Trip
 from .terms import NO_LOCK, Expiry, Fence, Sync, Terms
 
 T = TypeVar("T")
 
+#: So many moves of a session are followed to where it goes on.
+_MOST_MOVES: Final = 8
 #: A writer that meets so many conflicts in a row queues for the lock.
 _PATIENCE: Final = 3
 
@@ -55,6 +68,8 @@ class Read(NamedTuple):
     turn: Turn | None = None
     #: Whether the session is as it was known.
     is_known: bool = False
+    #: Of a session that is gone: the tag of the user whose it was when the wait for its lock began.
+    whose: bytes = b""
 
 
 class Committed(NamedTuple):
@@ -107,9 +122,19 @@ def load(
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
         # It expired between the two commands of this trip.
         found = EndReason.UNKNOWN
+    if isinstance(found, EndReason) and turn and turn.seen:
+        return Read(found, now_ms, turn, whose=_user_in(turn.seen))
     if asking and joins and isinstance(found, Loaded):
         turn = _joined(asking, cast(dict[bytes, bytes], fields).get(LOCK), now_ms)
     return Read(found, now_ms, turn, is_known)
+
+
+def _user_in(replies: Sequence[Any]) -> bytes:
+    """Return the tag of the user whose session was read, empty where none was."""
+    with suppress(Damaged, NewerFormat):
+        fields, _ = commands.parse_read(replies[-2:])
+        return Meta.parse(fields if isinstance(fields, bytes) else fields.get(META, b"")).user
+    return b""
 
 
 def _joined(asking: Asking, packed: bytes | None, now_ms: int) -> Turn | None:
@@ -147,6 +172,26 @@ def look(place: Place) -> Flow[tuple[Meta | None, int]]:
     return (Meta.parse(packed) if packed is not None else None), now_ms
 
 
+def follow(place: Place, prefix: str, user: bytes) -> Flow[Place | None]:
+    """Return where the session of a user, by tag, goes on that is not at ``place`` any more.
+
+    None where it does not, or where it is another user's by now. ``prefix`` is the setting
+    KEY_PREFIX.
+
+    Raises NewerFormat.
+    """
+    for _ in range(_MOST_MOVES):
+        (reply,) = yield commands.whereabouts(place)
+        packed, public_id = commands.parse_whereabouts(reply)
+        try:
+            if packed:
+                return place if Meta.parse(packed).user == user else None
+            place = Place.of_id(prefix, public_id)
+        except (Damaged, ValueError):
+            break
+    return None
+
+
 def touch(place: Place, terms: Terms) -> Flow[Alive | Gone]:
     """Renew a session's deadline."""
     (reply,) = yield (commands.touch(place, terms),)
@@ -181,6 +226,7 @@ def commit(
     asks: Callable[[], Asking],
     fence: Fence = NO_LOCK,
     *,
+    whose: bytes = b"",
     merge_lost: bool = False,
     again: bool = False,
 ) -> Flow[Committed | Gone]:
@@ -189,7 +235,8 @@ def commit(
     What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
     With nothing to write, the deadline is renewed; ``again``: by a write in any case, which can
     be waited for. ``token_of`` gives the token for a delta, ``asks`` how to ask for the lock, with
-    a new token each time: who lost one begins anew.
+    a new token each time: who lost one begins anew. ``whose`` is the tag of the user whose session
+    it has to be, empty for anybody's: it is gone, as rotated, once it is another's.
 
     While another request holds the lock, this one queues for it as ``asks`` says, and so it does
     after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
@@ -209,7 +256,9 @@ def commit(
             expiry = expiry_of(fields) if delta.expiry_changed else None
             token = token_of(delta)
             user = fields.user if delta.changes_user else b""
-            (reply,) = yield (commands.commit(place, token, expiry, delta, terms, fence, user),)
+            (reply,) = yield (
+                commands.commit(place, token, expiry, delta, terms, fence, user, whose),
+            )
             queues = False
             match commands.parse_commit(reply):
                 case Gone() as gone:

@@ -59,12 +59,14 @@ class Turn(NamedTuple):
     """What came of asking for a lock.
 
     ``waited_ms`` is how long that took, None without a wait; ``handed_on``: the one who released
-    the lock gave it to this one.
+    the lock gave it to this one. ``seen`` is what the store said to the rest of the trip when the
+    wait began.
     """
 
     found: Taken | Gone
     waited_ms: int | None = None
     handed_on: bool = False
+    seen: Sequence[Any] = ()
 
 
 def take(place: Place, asking: Asking, then: Trip = ()) -> Flow[tuple[Turn, Sequence[Any]]]:
@@ -86,7 +88,8 @@ def take(place: Place, asking: Asking, then: Trip = ()) -> Flow[tuple[Turn, Sequ
         with asking.waiting() as refusal:
             if refusal:
                 raise _refused(place, asking, found, refusal)
-            return (yield from _wait(place, asking, found, then))
+            turn, replies = yield from _wait(place, asking, found, then)
+            return turn._replace(seen=rest), replies
     except SessionLockTimeout:
         # Its place in the queue is somebody else's now.
         with suppress(SessionStoreUnavailable):

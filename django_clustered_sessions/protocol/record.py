@@ -25,6 +25,8 @@ FORMAT: Final = 1
 
 META: Final = b"m:"
 ENDED: Final = b"m:end"
+#: In a tombstone: the public id under which the session goes on.
+NEXT: Final = b"m:next"
 LOCK: Final = b"m:lock"
 #: From where a session was used, first and last.
 FIRST: Final = b"m:first"

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, TypeVar
 
+from django.contrib.auth import HASH_SESSION_KEY as HASH
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 
@@ -36,6 +37,7 @@ from django_clustered_sessions.protocol.flows import Read
 from django_clustered_sessions.protocol.locks import Asking
 from django_clustered_sessions.protocol.outcomes import Alive, Exists, Gone
 from django_clustered_sessions.protocol.record import (
+    DATA,
     NOBODY,
     NODE_BYTES,
     VERSION_BYTES,
@@ -112,6 +114,8 @@ class Operations(SessionBase):
     committed: bool = False
     #: Whether its request is over, so that nobody would give up a lock that it took unasked.
     is_over: bool = False
+    #: Whether this request moved the session to another key, of which the browser has to learn.
+    has_moved: bool = False
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
 
@@ -120,8 +124,6 @@ class Operations(SessionBase):
     _tolerates_outage: bool = False
     #: Whether something failed that the request must not go on without, such as a logout.
     _failure_stands: bool = False
-    #: Whether this request moved the session to another key, of which the browser has to learn.
-    _has_moved: bool = False
     _unanswered: tuple[Delta, bytes] | None = None
     _writes: int = 0
     #: Whether the lock ends with the last block of ``lock()``, and not with the request.
@@ -130,6 +132,10 @@ class Operations(SessionBase):
     _version: bytes = b""
     #: The session as the store had it when it was last loaded.
     _found: Loaded | None = None
+    #: The tag of the user whose session it is in the store, None while nobody knows.
+    _owner: bytes | None = None
+    #: Where the session goes on since others have cycled its key, and the key of before.
+    _successor: tuple[str, Place] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -181,6 +187,19 @@ class Operations(SessionBase):
     def is_locked(self) -> bool:
         """Whether this object holds the session's lock, as far as it knows."""
         return self._hold.grant is not None
+
+    @property
+    def has_moved_on(self) -> bool:
+        """Whether others have cycled the key, and this object works where the session goes on.
+
+        Nobody here knows the new key: ``session_key`` stays, and no cookie may say it.
+        """
+        return self._successor is not None and self._successor[0] == self.session_key
+
+    @property
+    def public_id(self) -> str | None:
+        """The session's public id, None where it has no key."""
+        return self._place(self.session_key).id if self.session_key else None
 
     @property
     def nonstop(self) -> Nonstop:
@@ -246,9 +265,10 @@ class Operations(SessionBase):
         if life:
             terms = None
         locks, joins = self._locks_on_load(place)
-        asking = self._hold.asking(place, self.usage, capped=True) if locks or joins else None
         try:
-            read = yield from self._reading(place, terms, asking, joins=joins)
+            place, asking, read = yield from self._reading(
+                key, terms, asks=locks or joins, joins=joins
+            )
         except SessionLockTimeout as error:
             self.failure = error
             raise self._hold.not_locked(error, self.usage) from None
@@ -260,7 +280,7 @@ class Operations(SessionBase):
             if locks and not self._is_lock_optional:
                 raise
             return self._read_without_store(place, error)
-        loaded = self._loaded(place, asking, read)
+        loaded = yield from self._loaded(place, asking, read)
         if loaded and terms:
             self._lifetime.renewal = Renewal(loaded.meta.seen_ms, terms.ages)
             self._keep_life(place)
@@ -276,21 +296,27 @@ class Operations(SessionBase):
         return self._new_fields(loaded)
 
     def _reading(
-        self, place: Place, terms: Terms | None, asking: Asking | None, *, joins: bool = False
-    ) -> Flow[Read]:
-        read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
-        if isinstance(read.found, EndReason):
-            if not (yield from self._moving_in(self.session_key, place, read.found)):
-                return read
-            read = yield from flows.load(place, terms, asking, joins=joins)
-        if conf.absolute_timeout is None or isinstance(read.found, EndReason):
-            return read
+        self, key: str, terms: Terms | None, *, asks: bool, joins: bool = False
+    ) -> Flow[tuple[Place, Asking | None, Read]]:
+        """Read the session; return where that was, and how its lock was asked for."""
+        while True:
+            place = self._place(key)
+            asking = self._hold.asking(place, self.usage, capped=True) if asks else None
+            read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
+            if not isinstance(read.found, EndReason):
+                break
+            # Who has waited for the lock had seen the session before it moved.
+            self._owner = self._owner or read.whose or None
+            if not (yield from self._finding(key, place, read.found)):
+                return place, asking, read
+        if conf.absolute_timeout is None:
+            return place, asking, read
         if read.found.meta.created_ms + self._terms().absolute_ms > read.now_ms:
-            return read
+            return place, asking, read
         # Its deadline is from before the timeout was set; a renewal lets it expire.
         yield from flows.touch(place, self._terms())
         near_cache.end(place.record)
-        return read._replace(found=EndReason.UNKNOWN)
+        return place, asking, read._replace(found=EndReason.UNKNOWN)
 
     def _looking(self) -> Flow[None]:
         """Ask how long the session lives, which is no use of it."""
@@ -308,12 +334,32 @@ class Operations(SessionBase):
         if meta:
             self._see(place, now_ms, self._deadline_ms(meta), meta.mode)
 
-    def _moving_in(self, key: str | None, place: Place, found: object) -> Flow[bool]:
+    def _finding(self, key: str, place: Place, reason: EndReason) -> Flow[bool]:
+        """Find what is not at its place; return whether it may be at ``self._place(key)`` now."""
+        if reason is EndReason.ROTATED:
+            return (yield from self._following(key, place))
+        return reason is EndReason.UNKNOWN and (yield from self._moving_in(key, place))
+
+    def _following(self, key: str, place: Place) -> Flow[bool]:
+        """Go on where the session does whose key others have cycled, if it is still this user's.
+
+        Only what was loaded before is followed: a key that somebody brings later is worth nothing.
+        """
+        if not self._whose or key != self.session_key:
+            return False
+        successor = yield from flows.follow(place, conf.key_prefix, self._whose)
+        if successor is None:
+            return False
+        near_cache.end(place.record)
+        self._successor = key, successor
+        return True
+
+    def _moving_in(self, key: str, place: Place) -> Flow[bool]:
         """Take over from the site's old engine what the store knows nothing of.
 
         Return whether the session may be in the store now.
         """
-        if found is not EndReason.UNKNOWN or key is None or not conf.migrate_from:
+        if not conf.migrate_from:
             return False
         serializer = serializer_of(self.serializer)
         return (yield from taking_over.take_over(key, place, self._terms(), serializer))
@@ -349,13 +395,13 @@ class Operations(SessionBase):
 
         Never one without which a login or a logout would only look like one, nor one under a lock.
         """
-        if must_create or self._has_moved or self.nonstop not in ("noop", "local_reads"):
+        if must_create or self.has_moved or self.nonstop not in ("noop", "local_reads"):
             return False
         if self._hold.grant and not self._is_lock_optional:
             return False
         return self._fields is None or not self._fields.delta().changes_user
 
-    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Loaded | None:
+    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Flow[Loaded | None]:
         """Take what a load found, and the lock that came with it; None: the session is gone."""
         self._hold.take(place, asking, read.turn)
         found = read.found
@@ -371,6 +417,10 @@ class Operations(SessionBase):
             near_cache.drop(place.record)
             self._vanish(found)
             return None
+        if self._is_anothers(found.meta.user):
+            yield from self.releasing()
+            self._vanish(EndReason.ROTATED)
+            return None
         self._see(place, read.now_ms, self._deadline_ms(found.meta), found.meta.mode)
         if read.is_known:
             counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
@@ -379,7 +429,7 @@ class Operations(SessionBase):
             if conf.near_cache_bytes:
                 known = Known(found.meta.version, found.values)
                 near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
-        self._version, self._found = found.meta.version, found
+        self._version, self._found, self._owner = found.meta.version, found, found.meta.user
         return found
 
     def creating(self) -> Flow[None]:
@@ -411,7 +461,8 @@ class Operations(SessionBase):
             return
         key = self.session_key
         if key is None:
-            if self.ended is EndReason.ROTATED:
+            if self.ended is EndReason.ROTATED and self._without_loading().user == NOBODY:
+                # Not for a login, which has a session of its own.
                 raise UpdateError("the session has moved to another key, as at a login")
             yield from self.creating()
         elif must_create:
@@ -437,7 +488,7 @@ class Operations(SessionBase):
         if fields.user == user_tag(user) and fields.as_stored(USER):
             return
         if self.session_key is None:
-            if self.ended is EndReason.ROTATED or not self._may_write():
+            if not self._may_write():
                 return
             # There has to be one that can be ended while it is on its way.
             yield from self.creating()
@@ -452,7 +503,8 @@ class Operations(SessionBase):
         place = self._place(key)
         try:
             found = yield from flows.touch(place, self._terms())
-            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+            while isinstance(found, Gone) and (yield from self._finding(key, place, found.reason)):
+                place = self._place(key)
                 found = yield from flows.touch(place, self._terms())
         except SessionStoreUnavailable as error:
             if self.nonstop == "exception":
@@ -483,10 +535,12 @@ class Operations(SessionBase):
                 self._token_of,
                 partial(self._hold.asking, place, self.usage, capped=False),
                 self._hold.fence(release=release),
+                whose=self._whose,
                 merge_lost=merge_lost,
                 again=self.unreplicated is not None,
             )
-            sync = self._sync() if waits else None
+            # Others have moved it on, so that no move of this request's comes after.
+            sync = self._sync() if waits or self.has_moved_on else None
             outcome = yield from self._replication.awaited(place, committing, sync)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
@@ -495,11 +549,13 @@ class Operations(SessionBase):
             raise
         self._unanswered = None
         if isinstance(outcome, Gone):
-            if (yield from self._moving_in(key, place, outcome.reason)):
+            if (yield from self._finding(key, place, outcome.reason)):
                 return (yield from self._committing(key, fields, release, waits=waits))
             self._hold.let_go()
             return outcome
         self._writes += 1
+        if outcome.delta.changes_user:
+            self._owner = fields.user
         if outcome.turn:
             # The commit had to take a lock of its own, which ended with it.
             self._hold.count(outcome.turn)
@@ -525,6 +581,19 @@ class Operations(SessionBase):
             node_hops=int(_is_elsewhere(alive.before)),
         )
         return None
+
+    @property
+    def _whose(self) -> bytes:
+        """The tag of the user whose the session has to be still, empty for anybody's.
+
+        What an anonymous visitor does counts also once somebody has logged in there.
+        """
+        return self._owner if self._owner and self._owner != NOBODY else b""
+
+    def _is_anothers(self, user: bytes) -> bool:
+        """Return whether a session is not the user's any more whose this object has it."""
+        is_whose = self._fields is not None or self.has_moved_on
+        return is_whose and self._whose not in (b"", user)
 
     def _without_loading(self) -> Fields:
         """Return the values that this object has, which are none where nothing was loaded."""
@@ -583,7 +652,7 @@ class Operations(SessionBase):
     def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
         place, user = self._place(key), fields.user
-        is_limited = user != NOBODY and conf.max_sessions_per_user is not None
+        is_limited = fields.user_id is not None and conf.max_sessions_per_user is not None
         if is_limited:
             # A login is a commit, to a session that is there.
             values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
@@ -592,7 +661,7 @@ class Operations(SessionBase):
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
-        self._session_key = key
+        self._session_key, self._owner = key, user
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
         self._wrote(place, fields, token, is_all=True)
@@ -617,6 +686,10 @@ class Operations(SessionBase):
             raise self.outage
         if not self._may_write():
             return
+        if key is None and self.ended is EndReason.ROTATED:
+            # It has moved before this request came. A new session would take its cookie's place,
+            # so there is none before somebody logs in.
+            return
         if conf.max_sessions_per_user is not None and key is not None and fields is None:
             # Whose it is has to be known.
             fields = self._fields = yield from self.loading()
@@ -626,6 +699,10 @@ class Operations(SessionBase):
             # The move comes after it, and what has the one has the other.
             found = yield from self._committing(key, fields, waits=False)
         while key is not None and not isinstance(found, Alive | Gone):
+            if self.has_moved_on and fields is not None and fields.user_id is not None:
+                # Others have cycled the key meanwhile, and that is as good.
+                self._answer()
+                return
             new_key = self._new_key()
             place, new_place = self._place(key), self._place(new_key)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
@@ -650,7 +727,7 @@ class Operations(SessionBase):
             except SessionLockLost as error:
                 self.failure = self._hold.refused(error)
                 raise
-            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+            if isinstance(found, Gone) and (yield from self._finding(key, place, found.reason)):
                 found = None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
@@ -660,7 +737,7 @@ class Operations(SessionBase):
             and (found.reason is not EndReason.ROTATED or fields.has_stored_user)
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
-        self._has_moved = True
+        self.has_moved = True
         if isinstance(found, Alive):
             counters.add(expired=found.swept)
             self._session_key, self._found = new_key, None
@@ -685,22 +762,22 @@ class Operations(SessionBase):
             raise self.outage
         if self.session_key is None:
             yield from self.creating()
-        place = self._place(self.session_key or "")
-        asking = self._hold.asking(place, self.usage, capped=True)
+        key = self.session_key or ""
+        place = self._place(key)
         try:
-            read = yield from self._reading(place, None, asking)
+            place, asking, read = yield from self._reading(key, None, asks=True)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
             yield from self.releasing()
             raise UpdateError(f"the session is damaged: {damage}") from damage
-        loaded = self._loaded(place, asking, read)
+        loaded = yield from self._loaded(place, asking, read)
         if loaded is None:
             raise UpdateError(f"the session is gone{_because(self.ended)}")
         if self._fields is None:
             self._fields = self._new_fields(loaded)
         else:
-            self._fields.refresh(loaded.values)
+            self._fields.refresh(loaded.values, loaded.meta.user)
 
     def committing(self) -> Flow[None]:
         """Write what has changed and give up the lock."""
@@ -810,7 +887,7 @@ class Operations(SessionBase):
         place = self._place(session_key)
         if (yield from flows.exists(place)):
             return True
-        if (yield from self._moving_in(session_key, place, EndReason.UNKNOWN)):
+        if (yield from self._moving_in(session_key, place)):
             return (yield from flows.exists(place))
         return False
 
@@ -825,8 +902,12 @@ class Operations(SessionBase):
         near_cache.drop(place.record)
         ending = flows.end(place, reason, conf.events_kept)
         ended = yield from replication.awaited(place, ending, self._sync())
-        if not ended and (yield from self._moving_in(key, place, EndReason.UNKNOWN)):
+        if not ended and (
+            (yield from self._following_to_end(key, place))
+            or (yield from self._moving_in(key, place))
+        ):
             # Only what was here leaves a trace that no request in flight gets past.
+            place = self._place(key)
             ending = flows.end(place, reason, conf.events_kept)
             ended = yield from replication.awaited(place, ending, self._sync())
         if ended and session_ended.has_listeners(type(self)):
@@ -839,8 +920,23 @@ class Operations(SessionBase):
             counters.ended([ended.lifetime_ms])
         if key == self.session_key:
             self._hold.let_go()
-            self._lifetime = Lifetime()
+            self._lifetime, self._owner = Lifetime(), None
         replication.answer()
+
+    def _following_to_end(self, key: str, place: Place) -> Flow[bool]:
+        """Follow the session that is to be ended; not with a user's hash from before its move.
+
+        Django flushes a session whose hash is not the user's any more, as this object's is not
+        after a new password; the one that goes on has the new hash, and its cookie stays.
+        """
+        before = self._found
+        if not (yield from self._following(key, place)):
+            return False
+        now = (yield from flows.load(self._place(key))).found
+        if before and isinstance(now, Loaded) and _hash_in(now) != _hash_in(before):
+            self._vanish(EndReason.ROTATED)
+            return False
+        return True
 
     def _answer(self) -> None:
         """Say so if too few replicas have acknowledged what was just written.
@@ -860,6 +956,8 @@ class Operations(SessionBase):
     # Small things.
 
     def _place(self, session_key: str) -> Place:
+        if self._successor is not None and self._successor[0] == session_key:
+            return self._successor[1]
         return Place.of(conf.key_prefix, session_key)
 
     def _terms(self) -> Terms:
@@ -885,6 +983,7 @@ class Operations(SessionBase):
         return Fields(
             serializer_of(self.serializer),
             loaded.values if loaded else None,
+            owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
             cleared=cleared,
             on_unreadable=partial(_note_unreadable, self.session_key),
             guard=self._turns.values,
@@ -892,7 +991,7 @@ class Operations(SessionBase):
 
     def _vanish(self, reason: EndReason) -> None:
         self._hold.let_go()
-        self._session_key = None
+        self._session_key = self._owner = None
         self.ended = reason
 
 
@@ -906,6 +1005,10 @@ def _note_unreadable(session_key: str | None, key: Any, error: Exception) -> Non
         type(error).__name__,
         error,
     )
+
+
+def _hash_in(found: Loaded) -> bytes:
+    return found.values.get(DATA + HASH.encode(), b"")[VERSION_BYTES:]
 
 
 def _because(reason: EndReason | None) -> str:

@@ -464,6 +464,8 @@ class Request:
             self.cleared, self.counts = False, {}
 
     def rotating(self) -> Steps:
+        if self.key is None and self.why == "rotated":
+            return
         key, is_gone = self.key, self.key is None
         if key is not None and self.loaded and (self.changes() or self.cleared):
             try:

@@ -302,6 +302,45 @@ def test_late_writer_is_told_that_the_key_was_rotated(
         world.do(late, "save")
 
 
+@pytest.mark.each_server
+def test_late_writer_goes_on_under_the_new_key_on_another_node(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_session(n=1, _auth_user_id="1")
+    writer, other = world.opened(key), world.opened(key)
+    late, rotating = world.opened(key), world.opened(key)
+    with monkeypatch.context() as patch:
+        new = apart(cluster, patch, key)
+        world.do(rotating, "cycle_key")
+    writer.increment("n", 2)
+    world.do(writer, "save")
+    world.do(other, "cycle_key")
+    other["c"] = 1
+    world.do(other, "save")
+    assert (other.session_key, other.has_moved_on) == (key, True)
+    world.do(late, "flush")
+    assert cluster.stored() == {place(key).record, place(new).record}
+    assert world.opened(new).ended is EndReason.FLUSHED
+
+
+def test_login_over_an_unreadable_user_moves_to_another_node(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    key = new_session(n=1, _auth_user_id="1")
+    settings.SESSION_SERIALIZER = "tests.serializers.PickleSerializer"
+    near_cache.clear()
+    session = world.opened(key)
+    new = apart(cluster, monkeypatch, key)
+    world.do(session, "cycle_key")
+    session["_auth_user_id"] = "2"
+    world.do(session, "save")
+    settings.SESSION_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
+    near_cache.clear()
+    client = cluster.client(place(new).record)
+    fields = {name for name in client.hkeys(place(new).record) if name[:2] != b"m:"}
+    assert fields == {b"d:_auth_user_id"}
+
+
 def test_crash_between_the_two_steps_leaves_the_old_key(
     cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:

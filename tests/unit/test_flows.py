@@ -22,6 +22,7 @@ from django_clustered_sessions.protocol.locks import Asking, Refusal
 from django_clustered_sessions.protocol.outcomes import Acknowledged, Alive, Ended, Exists, Gone
 from django_clustered_sessions.protocol.record import (
     NOBODY,
+    Damaged,
     EndReason,
     Loaded,
     Mode,
@@ -95,7 +96,7 @@ def loaded(**values):
 
 def changes(trip):
     """Return what a trip's commit is to change: operation, field, version, operand, ..."""
-    return trip[0].arguments[16:]
+    return trip[0].arguments[17:]
 
 
 def lock_of(trip):
@@ -775,3 +776,22 @@ def test_release_tells_how_long_the_lock_was_held():
     assert [names(trip) for trip in trips] == [["release"]]
     assert held_ms == 400
     assert play(flows.release(PLACE, ASKING.token), [[0, 500, b""]])[1] is None
+
+
+def follow():
+    return flows.follow(PLACE, "p", b"usertag8")
+
+
+def test_session_is_followed_over_eight_places():
+    there = Place.of("p", "another key")
+    steps, found = play(follow(), *[[[None, there.id.encode()]]] * 8)
+    assert (found, len(steps)) == (None, 8)
+    assert [step[0].keys for step in steps[:2]] == [(PLACE.record,), (there.record,)]
+
+
+@pytest.mark.parametrize(
+    "reply", [[None, None], [None, b"no id"], [b"\1garbage", None], Damaged("no hash")], ids=str
+)
+def test_session_is_not_followed_into_damage(reply):
+    _, found = play(follow(), [reply])
+    assert found is None
