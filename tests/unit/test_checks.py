@@ -325,8 +325,8 @@ WORDS: dict[str, tuple[dict[str, Any], str, str]] = {
         "CLUSTERED_SESSIONS_LOCK_WAIT",
     ),
     "alias": (
-        {"SESSION_CACHE_ALIAS": "sesions", "CACHES": beside(LOCATION)},
-        "SESSION_CACHE_ALIAS is 'sesions', and CACHES has no such entry. "
+        {"SESSION_CACHE_ALIAS": "session", "CACHES": beside(LOCATION)},
+        "SESSION_CACHE_ALIAS is 'session', and CACHES has no such entry. "
         "The nearest entry of django-redis is 'sessions'.",
         "",
     ),
