@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import lru_cache
 from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
+from django.apps import apps
 from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
@@ -34,6 +36,8 @@ from .session.turns import to_its_end
 from .session.usage import RequestUsage
 from .store.budget import RequestBudget
 
+logger = logging.getLogger("django_clustered_sessions")
+
 #: An answer this long after its session's load is late, in seconds: its key may have been cycled
 #: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
 LATE_S: Final = 0.1
@@ -50,6 +54,17 @@ class ClusteredSessionMiddleware(SessionMiddleware):
     alone, whatever an inner middleware or a template made of the exception. Where the request's
     session is locked, that ends here. With any other session engine this is Django's own.
     """
+
+    def __init__(self, get_response: Any) -> None:
+        """Warn where the app is not installed, for then no system check does."""
+        super().__init__(get_response)
+        app = __name__.partition(".")[0]
+        if not apps.is_installed(app):
+            logger.warning(
+                "%s is not in INSTALLED_APPS, so manage.py check does not check the settings of "
+                "sessions, and its commands and templates are missing: add it there",
+                app,
+            )
 
     def process_request(self, request: HttpRequest) -> None:
         """Put a session in the request; it does not load before it is used."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Any, Final, cast
 
+from django.conf import settings
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, loader
 
@@ -46,7 +48,7 @@ def answer_to(error: Exception) -> HttpResponse | None:
     """Return the response to an error of the session, None where there is none of its own.
 
     The site's ``503.html``, ``429.html``, ``409.html`` or ``403.html``, or a line of text where
-    it has none.
+    it has none. With DEBUG, why the store is away in place of either.
     """
     found = next((answer for answer in _ANSWERS if isinstance(error, answer[0])), None)
     if found is None or not isinstance(error, ClusteredSessionError):
@@ -59,16 +61,34 @@ def answer_to(error: Exception) -> HttpResponse | None:
     is_news = not is_told and not error.is_answered
     logger.log(level if is_news else logging.DEBUG, "answered %d: %s", status, error)
     error.is_answered = True
-    try:
-        response = HttpResponse(loader.get_template(f"{status}.html").render(), status=status)
-    except TemplateDoesNotExist:
-        response = HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
+    response = _page(status, text, error)
     if status in (429, 503):
         response.headers["Retry-After"] = str(RETRY_AFTER_S)
     if is_told:
         # Nor a line of Django's for each request, which goes to ADMINS by mail.
         cast(Any, response)._has_been_logged = True
     return response
+
+
+def _page(status: int, text: str, error: ClusteredSessionError) -> HttpResponse:
+    if settings.DEBUG and isinstance(error, SessionStoreUnavailable):
+        # In place of the site's page, as Django does it with 404 and 500.
+        text = f"{_why(error)}\n"
+    else:
+        with suppress(TemplateDoesNotExist):
+            return HttpResponse(loader.get_template(f"{status}.html").render(), status=status)
+    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
+
+
+def _why(error: SessionStoreUnavailable) -> str:
+    """Return the cause in one line, and how a developer gets a store."""
+    why = f"Sessions cannot be used: {str(error).rstrip('.')}."
+    if not error.is_away and not error.is_told:
+        return why
+    return (
+        f"{why} Start a store by manage.py sessionserver, or correct LOCATION in "
+        f"CACHES[{settings.SESSION_CACHE_ALIAS!r}]."
+    )
 
 
 def instead_of(replaced: HttpResponse, response: HttpResponse) -> HttpResponse:

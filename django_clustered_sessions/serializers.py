@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from django.contrib.sessions.serializers import JSONSerializer
+from django.core.exceptions import ImproperlyConfigured
+
+try:
+    import msgspec
+except ImportError as error:
+    raise ImproperlyConfigured(
+        "MsgspecSerializer needs msgspec: install django-clustered-sessions[msgspec]."
+    ) from error
 
 
 class MsgspecSerializer(JSONSerializer):

@@ -362,9 +362,14 @@ class _Link:
 
 def lent(pool: Any) -> Any:
     """Return a connection of a pool of the package's; it has to be taken back, and to connect."""
-    return pool.lend(time.monotonic() + 20)
+    return pool.lend(deadline_s())
 
 
 async def alent(pool: Any) -> Any:
     """See lent()."""
-    return await pool.lend(time.monotonic() + 20)
+    return await pool.lend(deadline_s())
+
+
+def deadline_s() -> float:
+    """Return a time of time.monotonic() by which anything is done."""
+    return time.monotonic() + 20

@@ -16,6 +16,8 @@ _CLIENT_CLASSES: Final = frozenset(
     {"redis.Redis", "redis.StrictRedis", "redis.client.Redis", "redis.client.StrictRedis"}
 )
 
+_SCHEMES: Final = ("redis://", "rediss://", "unix://")
+
 
 def store_entry(*, buildable: bool) -> Iterator[CheckMessage]:
     """Check the entry; ``buildable``: a pool can be made of it, as far as other settings go."""
@@ -42,6 +44,8 @@ def store_entry(*, buildable: bool) -> Iterator[CheckMessage]:
     problem = why = None
     if connections.factory(options) == connections.SENTINEL and not options.get("SENTINELS"):
         problem = "OPTIONS has no SENTINELS"
+    elif not connections.url(connections.entry()).startswith(_SCHEMES):
+        problem = f"LOCATION begins with none of {', '.join(_SCHEMES)}"
     else:
         try:
             connections.try_out()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import takewhile
 from typing import Any, Final
 
 from django.apps import AppConfig
@@ -25,13 +27,32 @@ from .values import unknown_names, values_allowed
 
 _OURS: Final = f"{ClusteredSessionMiddleware.__module__}.{ClusteredSessionMiddleware.__qualname__}"
 
+#: Middlewares that look for a session before the view does. By their names: the module of one
+#: cannot be imported where its app is not installed.
+_NEED_A_SESSION: Final = frozenset(
+    {
+        "django.contrib.auth.middleware.AuthenticationMiddleware",
+        "django.contrib.messages.middleware.MessageMiddleware",
+    }
+)
+
 
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Check what the settings say; nothing while SESSION_ENGINE is not this package's."""
-    if not is_our_engine():
-        return []
+    """Check what the settings say; while SESSION_ENGINE is not this package's, nothing but that."""
+    try:
+        engine = _engine()
+    except ImproperlyConfigured as error:
+        return [
+            Error(
+                str(error),
+                hint=f"This package's engine is '{SessionStore.__module__}'.",
+                id="clustered_sessions.E008",
+            )
+        ]
+    if not issubclass(engine, SessionStore):
+        return list(_another_engine())
     values = list(values_allowed())
     return [
         *_middleware(),
@@ -59,19 +80,39 @@ def check_settings(
 def is_our_engine() -> bool:
     """Return whether SESSION_ENGINE is this package's, or one that is made of it."""
     try:
-        engine = import_module(settings.SESSION_ENGINE).SessionStore
-    except (ImportError, AttributeError):
+        return issubclass(_engine(), SessionStore)
+    except ImproperlyConfigured:
         return False
-    return issubclass(engine, SessionStore)
+
+
+def _engine() -> type[Any]:
+    path = settings.SESSION_ENGINE
+    try:
+        found: type[Any] = import_module(path).SessionStore
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
+        raise ImproperlyConfigured(
+            f"SESSION_ENGINE is {path!r}, which is no session engine: {error}."
+        ) from error
+    return found
+
+
+def _another_engine() -> Iterator[CheckMessage]:
+    for path, cls in _middleware_classes().items():
+        if issubclass(cls, ClusteredSessionMiddleware):
+            yield Warning(
+                f"MIDDLEWARE has {path}, and SESSION_ENGINE is {settings.SESSION_ENGINE!r}: "
+                "nothing of this package is in use.",
+                hint=f"Set SESSION_ENGINE = '{SessionStore.__module__}', or put "
+                f"'{SessionMiddleware.__module__}.{SessionMiddleware.__qualname__}' in the "
+                "middleware's place.",
+                id="clustered_sessions.W020",
+            )
 
 
 def _middleware() -> Iterator[CheckMessage]:
-    classes = {path: _imported(path) for path in settings.MIDDLEWARE}
-    found = {
-        path: cls
-        for path, cls in classes.items()
-        if isinstance(cls, type) and issubclass(cls, SessionMiddleware)
-    }
+    classes = _middleware_classes()
+    found = {path: cls for path, cls in classes.items() if issubclass(cls, SessionMiddleware)}
+    ours = [path for path, cls in found.items() if issubclass(cls, ClusteredSessionMiddleware)]
     if not found:
         yield Warning(
             "SESSION_ENGINE is django_clustered_sessions.backend, and MIDDLEWARE has no session "
@@ -79,8 +120,17 @@ def _middleware() -> Iterator[CheckMessage]:
             hint=f"Add '{_OURS}' to MIDDLEWARE, before AuthenticationMiddleware.",
             id="clustered_sessions.W001",
         )
-    for path, cls in found.items():
-        if not issubclass(cls, ClusteredSessionMiddleware):
+    for path in found:
+        if path in ours:
+            continue
+        if ours:
+            yield Warning(
+                f"MIDDLEWARE has both {path} and {ours[0]}: each gives a request a session of its "
+                "own, and the inner one's is used.",
+                hint=f"Take '{path}' out.",
+                id="clustered_sessions.W002",
+            )
+        else:
             yield Warning(
                 f"MIDDLEWARE has {path}. Under it a store that is away is an error 500 instead of "
                 "a 503 with Retry-After, sliding expiry costs a round trip of its own instead of "
@@ -89,13 +139,32 @@ def _middleware() -> Iterator[CheckMessage]:
                 hint=f"Put '{_OURS}' in its place.",
                 id="clustered_sessions.W002",
             )
+    if found:
+        yield from _before(next(iter(found)), classes)
 
 
-def _imported(path: str) -> Any:
-    try:
-        return import_string(path)
-    except ImportError:
-        return None
+def _before(session: str, classes: Mapping[str, type[Any]]) -> Iterator[CheckMessage]:
+    for path in takewhile(lambda path: path != session, classes):
+        if any(
+            f"{cls.__module__}.{cls.__qualname__}" in _NEED_A_SESSION
+            for cls in classes[path].__mro__
+        ):
+            yield Error(
+                f"MIDDLEWARE has {path} before {session}: it finds no session, and every request "
+                "is an error.",
+                hint=f"Put '{session}' before it.",
+                id="clustered_sessions.E009",
+            )
+
+
+def _middleware_classes() -> dict[str, type[Any]]:
+    """Return the classes among MIDDLEWARE, in its order."""
+    found: dict[str, type[Any]] = {}
+    for path in settings.MIDDLEWARE:
+        with suppress(ImportError):
+            if isinstance(one := import_string(path), type):
+                found[path] = one
+    return found
 
 
 def _idle_timeout() -> Iterator[CheckMessage]:
@@ -203,16 +272,22 @@ def _renewer() -> Iterator[CheckMessage]:
 
 
 def _serializer() -> Iterator[CheckMessage]:
+    path = settings.SESSION_SERIALIZER
     try:
-        serializer = import_string(settings.SESSION_SERIALIZER)()
+        serializer = import_string(path)()
         for value in ("x", 1, ["x", 1], None):
             stored = serializer.dumps(value)
             if not isinstance(stored, bytes) or serializer.loads(stored) != value:
                 raise TypeError(f"{value!r} does not come back as it was")
+    except (ImportError, ImproperlyConfigured) as error:
+        yield Error(
+            f"SESSION_SERIALIZER {path} cannot be imported: {error}",
+            hint="Correct the name, or install what it needs.",
+            id="clustered_sessions.E004",
+        )
     except Exception as error:
         yield Error(
-            f"SESSION_SERIALIZER {settings.SESSION_SERIALIZER} cannot take single values: "
-            f"{type(error).__name__}: {error}",
+            f"SESSION_SERIALIZER {path} cannot take single values: {type(error).__name__}: {error}",
             hint="Each key of a session is serialised by itself: dumps() has to take any value, "
             "not only a dict, and return bytes that loads() reads.",
             id="clustered_sessions.E004",

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 from django.apps import AppConfig
+from django.conf import settings
 from django.core.checks import CheckMessage, Info, Warning
 
 from django_clustered_sessions.conf import PREFIX, conf
@@ -35,13 +36,7 @@ def check_store(
     try:
         facts = drivers.run(servers.store_facts(time.time), connections.pool, budget)
     except SessionStoreUnavailable as error:
-        return [
-            Warning(
-                f"The session store could not be asked: {error}",
-                hint="Run this check where the site runs, with the store up.",
-                id="clustered_sessions.W006",
-            )
-        ]
+        return [_unasked(error)]
     return [
         *_eviction(facts),
         *_persistence(facts),
@@ -51,6 +46,27 @@ def check_store(
         *_topology(facts),
         *_isolation(facts),
     ]
+
+
+def _unasked(error: SessionStoreUnavailable) -> CheckMessage:
+    where = f"CACHES[{settings.SESSION_CACHE_ALIAS!r}]"
+    if error.is_away is False:
+        # Its words say what to do.
+        what = f"The store refused: {str(error).partition(': ')[2]}"
+        hint = f"It is up, and has answered: see {where}, and the store's own settings."
+    elif connections.url(connections.entry()).startswith("rediss:"):
+        what = f"The session store could not be asked by TLS: {error}"
+        hint = (
+            f"LOCATION in {where} is rediss://: see that this port speaks TLS, or write redis://; "
+            "and that the store is up."
+        )
+    else:
+        what = f"The session store could not be asked: {error}"
+        hint = (
+            f"See that the store is up, by manage.py sessionserver in development, and that "
+            f"LOCATION in {where} leads to it: a port that speaks TLS is rediss://."
+        )
+    return Warning(what, hint=hint, id="clustered_sessions.W006")
 
 
 def _unchecked(what: str, why: str) -> CheckMessage:

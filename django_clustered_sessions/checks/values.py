@@ -30,6 +30,9 @@ _MAX_BYTES: Final = 2**32 - 1
 #: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
 _SHORTEST_IDLE_S: Final = 2
 
+#: How much of the prefix a setting's name has to have, for it to be meant: not CLUSTERED_CACHES_...
+_LIKENESS: Final = 0.85
+
 Rule = tuple[Callable[[Any], bool], str]
 
 
@@ -124,10 +127,11 @@ def _is_number(value: object) -> bool:
 
 
 def unknown_names() -> Iterator[CheckMessage]:
-    """Warn of settings that look like this package's and are none."""
+    """Warn of settings that look like this package's and are none, by their prefix too."""
     known = [PREFIX + name for name in _names()]
     for name in dir(settings):
-        if name.startswith(PREFIX) and name not in known:
+        is_like_ours = get_close_matches(name[: len(PREFIX)], [PREFIX], cutoff=_LIKENESS)
+        if is_like_ours and name not in known:
             nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
             yield Warning(
                 f"There is no setting {name}; it has no effect.",

@@ -64,6 +64,7 @@ class Breaker:
         self._lock = threading.Lock()
         self._failures = 0
         self._opened_at_s: float | None = None
+        self._why = ""
         #: When the next probe may begin; while one is under way, when its time is over.
         self._probe_at_s = 0.0
         self.probe_s = FIRST_PROBE_S
@@ -112,7 +113,8 @@ class Breaker:
         counters.add(nonstop_trips=1)
         counters.away(away_s)
         error = SessionStoreUnavailable(
-            f"the session store at {self.node} has been away for {away_s:.1f} s and was not asked"
+            f"the session store at {self.node} has been away for {away_s:.1f} s and was not asked: "
+            f"{self._why}"
         )
         error.is_told = True
         raise error
@@ -120,6 +122,7 @@ class Breaker:
     def _failed(self, error: SessionStoreUnavailable, is_probe: bool) -> None:
         with self._lock:
             self._failures += 1
+            self._why = str(error)
             opens = self._opened_at_s is None and self._failures >= FAILURES
             if opens:
                 self._opened_at_s, self.probe_s = self._clock(), FIRST_PROBE_S

@@ -11,6 +11,7 @@ import os
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from difflib import get_close_matches
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
@@ -128,13 +129,19 @@ def entry() -> Mapping[str, Any]:
     Raises ImproperlyConfigured where it is missing or not django-redis'.
     """
     alias = settings.SESSION_CACHE_ALIAS
-    found: Mapping[str, Any] = settings.CACHES.get(alias, {})
-    if found.get("BACKEND") != BACKEND:
-        raise ImproperlyConfigured(
-            f"SESSION_CACHE_ALIAS names {alias!r}, and CACHES[{alias!r}] has to be an entry of "
-            f"django-redis: 'BACKEND': '{BACKEND}', 'LOCATION': 'redis://HOST:6379/1'."
+    found: Mapping[str, Any] | None = settings.CACHES.get(alias)
+    if found is not None and found.get("BACKEND") == BACKEND:
+        return found
+    usable = [name for name, one in settings.CACHES.items() if one.get("BACKEND") == BACKEND]
+    what = "has no such entry" if found is None else f"has {found.get('BACKEND')!r} there"
+    if nearest := get_close_matches(alias, usable, n=1, cutoff=0.0):
+        advice = f"The nearest entry of django-redis is {nearest[0]!r}."
+    else:
+        advice = (
+            f"Name an entry of django-redis: 'BACKEND': '{BACKEND}', "
+            "'LOCATION': 'redis://HOST:6379/1'."
         )
-    return found
+    raise ImproperlyConfigured(f"SESSION_CACHE_ALIAS is {alias!r}, and CACHES {what}. {advice}")
 
 
 def url(of: Mapping[str, Any]) -> str:

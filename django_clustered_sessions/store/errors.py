@@ -24,7 +24,7 @@ _ADVICE: Final = {
     "READONLY": "it is a replica: point the sessions' CACHES entry at the primary, or at Sentinel",
     "OOM": "it is full: raise maxmemory, or move caches to a server of their own",
     "NOAUTH": "it wants a password: set it in the sessions' CACHES entry",
-    "WRONGPASS": "it refuses user or password: see the sessions' CACHES entry",
+    "WRONGPASS": "it does not accept user or password: correct them in the sessions' CACHES entry",
     "NOPERM": "its user lacks a permission: see the ACL rule in the documentation",
     "MISCONF": "it cannot write its data to disk: see its own log",
     "NOREPLICAS": "it has fewer replicas than its min-replicas-to-write",
@@ -33,6 +33,7 @@ _ADVICE: Final = {
     "MOVED": "it is a node of a cluster: the sessions' CACHES entry has to say so, see cluster.md",
     "TRYAGAIN": "a slot of the cluster is being moved, and takes its time: see CLUSTER NODES",
     "MASTERDOWN": "it is a replica that has lost its primary",
+    "DB": "it has no database of that number: correct the sessions' CACHES entry, or its databases",
     "BUSY": "it is busy with a script: see its slow log",
 }
 
@@ -75,13 +76,18 @@ def unavailable(error: Exception) -> SessionStoreUnavailable:
     """Return what an error of redis-py, or of a socket, is to those who asked."""
     error = _plain(error)
     text = str(error) or "no reply in time"
-    word = getattr(error, "status_code", None) or text.partition(" ")[0]
+    word = getattr(error, "status_code", None)
+    if word in (None, "ERR"):
+        # Of what has no code of its own, the first word says what it is about.
+        word = text.partition(" ")[0]
     answers = isinstance(error, ResponseError | AuthenticationError)
     if advice := _ADVICE.get(word):
-        found = SessionStoreUnavailable(f"the session store refuses: {advice} ({word}: {text})")
+        found = SessionStoreUnavailable(
+            f"the session store refused: {advice} ({word}: {text.removeprefix(f'{word} ')})"
+        )
         found.is_away = word in _NOT_READY
     else:
-        happened = "answers with an error" if answers else "does not answer"
+        happened = "refused" if answers else "does not answer"
         found = SessionStoreUnavailable(f"the session store {happened}: {text}")
         found.is_away = not answers
     if isinstance(error, MaxConnectionsError | SentinelsSlow):

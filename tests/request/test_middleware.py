@@ -893,3 +893,19 @@ async def test_asynchronous_request_ends_with_its_answer(
         assert [ref() for ref in gone] == [None, None]
     finally:
         gc.enable()
+
+
+def test_app_that_is_not_installed_is_told_in_the_log(
+    browser: Browser, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert browser.visit(write).status_code == 200
+    assert caplog.messages == []
+    settings.INSTALLED_APPS = [
+        app for app in settings.INSTALLED_APPS if app != "django_clustered_sessions"
+    ]
+    another = browser.another_tab()
+    assert another.visit(read).status_code == 200
+    assert another.visit(read).status_code == 200
+    (line,) = caplog.messages
+    assert line.startswith("django_clustered_sessions is not in INSTALLED_APPS")
+    assert "add it there" in line

@@ -245,6 +245,41 @@ def test_outage_shows_the_page_of_the_site(
     assert response.headers["Content-Type"].startswith("text/html")
 
 
+def test_developer_is_told_why_and_what_to_do(
+    browser: Browser, settings: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "503.html").write_text("<h1>Back soon</h1>")
+    settings.TEMPLATES = [settings.TEMPLATES[0] | {"DIRS": [tmp_path]}]
+    settings.DEBUG = True
+    use_store(settings, "redis://127.0.0.1:1/1")
+    lines = []
+    for _ in range(10):
+        response = browser.visit(write)
+        assert_503(response)
+        lines += response.content.decode().splitlines()
+    # The breaker opens meanwhile: a request that is answered without asking tells as much.
+    assert any("was not asked" in line for line in lines)
+    advice = "Start a store by manage.py sessionserver, or correct LOCATION in CACHES['sessions']."
+    for line in lines:
+        assert " connecting to 127.0.0.1:1." in line
+        assert line.endswith(advice)
+    assert len(lines) == 10
+
+
+def test_developer_is_told_that_the_store_refuses(
+    own_server: Callable[..., StoreServer], browser: Browser, settings: Any
+) -> None:
+    settings.DEBUG = True
+    own_server("--requirepass", "open sesame")
+    response = browser.visit(write)
+    assert_503(response)
+    (line,) = response.content.decode().splitlines()
+    assert line.startswith(
+        "Sessions cannot be used: the session store refused: it wants a password"
+    )
+    assert "sessionserver" not in line
+
+
 def test_tolerant_view_goes_on_without_its_session(browser: Browser, proxy: CountingProxy) -> None:
     def view(request: HttpRequest) -> HttpResponse:
         request.session.tolerate_outage()

@@ -866,7 +866,7 @@ def test_the_command_refuses_what_makes_no_sense(old: Old, settings: Any) -> Non
     with pytest.raises(CommandError, match="does not tell which sessions it has: each is taken"):
         run()
     settings.CLUSTERED_SESSIONS_MIGRATE_FROM = None
-    with pytest.raises(CommandError, match="MIGRATE_FROM does not say"):
+    with pytest.raises(CommandError, match="MIGRATE_FROM is not set: name the engine"):
         run()
     settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "db"
     settings.SESSION_ENGINE = ENGINES + "db"

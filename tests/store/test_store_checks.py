@@ -34,6 +34,48 @@ def test_store_that_is_away_is_warned_of() -> None:
     assert "refused" in message.msg
 
 
+def test_store_that_is_away_is_to_be_started(settings: Any) -> None:
+    (message,) = check_store()
+    assert message.hint
+    assert "manage.py sessionserver" in message.hint
+    assert "CACHES['sessions']" in message.hint
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("redis://127.0.0.1:{port}/1", "wants a password"),
+        ("redis://:other@127.0.0.1:{port}/1", "not accept user or password"),
+        ("redis://other:secret@127.0.0.1:{port}/1", "not accept user or password"),
+        ("redis://:secret@127.0.0.1:{port}/99", "no database of that number"),
+    ],
+    ids=["no password", "password", "user", "database"],
+)
+def test_store_that_refuses_is_said_to_have_answered(
+    lasting: redis.Redis, settings: Any, url: str, words: str
+) -> None:
+    lasting.config_set("requirepass", "secret")
+    use_store(settings, url.format(port=lasting.get_connection_kwargs()["port"]))
+    (message,) = check_store()
+    assert message.id == "clustered_sessions.W006"
+    assert message.msg.startswith("The store refused: it ")
+    assert words in message.msg
+    assert "CACHES['sessions']" in str(message.hint)
+    assert "\n" not in message.msg
+    for secret in ("secret", "other"):
+        assert secret not in message.msg + str(message.hint)
+
+
+def test_port_without_tls_is_suspected(store_server: StoreServer, settings: Any) -> None:
+    # It is waited for: the server takes the greeting for the beginning of a command.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.2
+    use_store(settings, f"rediss://127.0.0.1:{store_server.port}/1")
+    (message,) = check_store()
+    assert message.id == "clustered_sessions.W006"
+    assert "could not be asked by TLS" in message.msg
+    assert "see that this port speaks TLS, or write redis://" in str(message.hint)
+
+
 def test_silent_store_is_warned_of(store_server: StoreServer, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.05
     use_store(settings, f"{store_server.url}/1")

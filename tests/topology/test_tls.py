@@ -326,5 +326,5 @@ def test_unix_socket_takes_a_password(
         use_store(settings, f"{server.unix_url}?db=1", PASSWORD="secret", **names)
         use(is_async)
         use_store(settings, f"{server.unix_url}?db=1", PASSWORD="wrong", **names)
-        with pytest.raises(SessionStoreUnavailable, match="refuses user or password"):
+        with pytest.raises(SessionStoreUnavailable, match="not accept user or password"):
             use(is_async)

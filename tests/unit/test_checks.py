@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.contrib.sessions.serializers import JSONSerializer
 from django.core.checks import CheckMessage
@@ -26,6 +27,8 @@ from tests.conftest import use_store
 
 OURS = "django_clustered_sessions.middleware.ClusteredSessionMiddleware"
 DJANGOS = "django.contrib.sessions.middleware.SessionMiddleware"
+AUTHENTICATION = "django.contrib.auth.middleware.AuthenticationMiddleware"
+MESSAGES = "django.contrib.messages.middleware.MessageMiddleware"
 LOCATION = "redis://127.0.0.1:6379/1"
 REDIS = "django_redis.cache.RedisCache"
 SENTINEL = "django_redis.pool.SentinelConnectionFactory"
@@ -33,6 +36,14 @@ SENTINEL = "django_redis.pool.SentinelConnectionFactory"
 
 class SomebodysMiddleware(SessionMiddleware):
     pass
+
+
+class SomebodysUser(AuthenticationMiddleware):
+    pass
+
+
+def plain(get_response: Any) -> Any:
+    return get_response
 
 
 class DictsOnly(JSONSerializer):
@@ -60,6 +71,9 @@ def entry(location: Any = LOCATION, **options: Any) -> dict[str, Any]:
 def beside(location: Any, backend: str = REDIS, **options: Any) -> dict[str, Any]:
     return {**entry(), "pages": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
 
+
+LOCMEM_BACKEND = "django.core.cache.backends.locmem.LocMemCache"
+LOCMEM = {"default": {"BACKEND": LOCMEM_BACKEND}}
 
 #: Values that each setting refuses, whatever the others are.
 WRONG: dict[str, tuple[Any, ...]] = {
@@ -117,12 +131,24 @@ RAISED = [
         ("E004", {"SESSION_SERIALIZER": f"{__name__}.{name}"})
         for name in ("DictsOnly", "Text", "Forgetful", "NoSuchClass")
     ),
+    ("E008", {"SESSION_ENGINE": "django_clustered_sessions.backends"}),
+    ("E008", {"SESSION_ENGINE": "no.such.engine", "MIDDLEWARE": []}),
+    ("E008", {"SESSION_ENGINE": "json"}),
+    ("E008", {"SESSION_ENGINE": ""}),
+    ("E009", {"MIDDLEWARE": [AUTHENTICATION, OURS]}),
+    ("E009", {"MIDDLEWARE": [f"{__name__}.SomebodysUser", OURS, AUTHENTICATION]}),
+    ("E009", {"MIDDLEWARE": ["no.such.Middleware", MESSAGES, OURS, AUTHENTICATION]}),
+    ("W020", {"SESSION_ENGINE": "django.contrib.sessions.backends.db"}),
     ("W001", {"MIDDLEWARE": []}),
+    ("W001", {"MIDDLEWARE": [AUTHENTICATION]}),
     ("W001", {"MIDDLEWARE": ["no.such.Middleware"]}),
     ("W002", {"MIDDLEWARE": [DJANGOS]}),
     ("W002", {"MIDDLEWARE": [OURS, DJANGOS]}),
     ("W002", {"MIDDLEWARE": [f"{__name__}.SomebodysMiddleware"]}),
     ("W003", {PREFIX + "MAXBYTES": 1}),
+    ("W003", {"CLUSTERED_SESSION_LOCKING": "all"}),
+    ("W003", {"CLUSTERD_SESSIONS_LOCKING": "all"}),
+    ("W003", {"CLUSTER_SESSIONS_LOCKING": "all"}),
     ("W004", {"CACHES": beside(LOCATION)}),
     ("W004", {"CACHES": beside("redis://localhost/1")}),
     ("W004", {"CACHES": beside(["redis://127.0.0.1/0?db=1", "redis://replica/1"])}),
@@ -179,7 +205,9 @@ SILENT = [
     },
     {},
     {"SESSION_ENGINE": "django.contrib.sessions.backends.cache", "MIDDLEWARE": []},
-    {"SESSION_ENGINE": "no.such.engine", "MIDDLEWARE": []},
+    {"SESSION_ENGINE": "django.contrib.sessions.backends.cache", "MIDDLEWARE": [DJANGOS]},
+    {"MIDDLEWARE": [f"{__name__}.plain", OURS, AUTHENTICATION, MESSAGES]},
+    {"CLUSTERED_CACHES_URL": "redis://127.0.0.1", "SESSION_LIMIT": 7},
     {"CACHES": entry(["redis://127.0.0.1/1", "redis://replica/1"])},
     {"CACHES": entry("redis://name/1", CONNECTION_FACTORY=SENTINEL, SENTINELS=[("127.0.0.1", 1)])},
     {"CACHES": entry(CONNECTION_POOL_CLASS="redis.BlockingConnectionPool")},
@@ -263,6 +291,90 @@ def test_trusted_proxies_need_a_library(settings: Any, monkeypatch: pytest.Monke
     messages = check_settings()
     assert ids(messages) == ["E007"]
     assert all(message.hint for message in messages)
+
+
+MSGSPEC = "django_clustered_sessions.serializers.MsgspecSerializer"
+
+#: What a message says, in one line: what is wrong, and what to do about it.
+WORDS: dict[str, tuple[dict[str, Any], str, str]] = {
+    "engine": (
+        {"SESSION_ENGINE": "django_clustered_sessions.backends"},
+        "SESSION_ENGINE is 'django_clustered_sessions.backends', which is no session engine",
+        "'django_clustered_sessions.backend'",
+    ),
+    "another engine": (
+        {"SESSION_ENGINE": "django.contrib.sessions.backends.db"},
+        "SESSION_ENGINE is 'django.contrib.sessions.backends.db': nothing of this package",
+        "Set SESSION_ENGINE = 'django_clustered_sessions.backend'",
+    ),
+    "behind": ({"MIDDLEWARE": [AUTHENTICATION, OURS]}, f"{AUTHENTICATION} before {OURS}", OURS),
+    "behind Django's": (
+        {"MIDDLEWARE": [AUTHENTICATION, DJANGOS]},
+        f"{AUTHENTICATION} before {DJANGOS}",
+        f"Put '{DJANGOS}' before it",
+    ),
+    "both": ({"MIDDLEWARE": [OURS, DJANGOS]}, f"both {DJANGOS} and {OURS}", f"Take '{DJANGOS}'"),
+    "both, turned": (
+        {"MIDDLEWARE": [DJANGOS, OURS]},
+        f"both {DJANGOS} and {OURS}",
+        f"Take '{DJANGOS}'",
+    ),
+    "singular": (
+        {"CLUSTERED_SESSION_LOCK_WAIT": 5},
+        "no setting CLUSTERED_SESSION_LOCK_WAIT",
+        "CLUSTERED_SESSIONS_LOCK_WAIT",
+    ),
+    "alias": (
+        {"SESSION_CACHE_ALIAS": "session", "CACHES": beside(LOCATION)},
+        "SESSION_CACHE_ALIAS is 'session', and CACHES has no such entry. "
+        "The nearest entry of django-redis is 'sessions'.",
+        "",
+    ),
+    "alias that is not set": (
+        {"SESSION_CACHE_ALIAS": "default", "CACHES": {**LOCMEM, **entry()}},
+        f"CACHES has '{LOCMEM_BACKEND}' there. The nearest entry of django-redis is 'sessions'.",
+        "",
+    ),
+    "backend": (
+        {"SESSION_CACHE_ALIAS": "default", "CACHES": LOCMEM},
+        f"CACHES has '{LOCMEM_BACKEND}' there. Name an entry of django-redis: 'BACKEND': '{REDIS}'",
+        "",
+    ),
+    "scheme": (
+        {"CACHES": entry("user:secret@127.0.0.1:6379")},
+        "LOCATION begins with none of redis://, rediss://, unix://",
+        "LOCATION is redis://HOST:6379/1",
+    ),
+    "serializer": (
+        {"SESSION_SERIALIZER": f"{__name__}.NoSuchClass"},
+        "NoSuchClass cannot be imported",
+        "Correct the name",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_message_says_what_to_do(case: str, settings: Any) -> None:
+    changed, what, hint = WORDS[case]
+    configure(settings, changed)
+    found = {message.msg: message.hint for message in check_settings()}
+    (msg,) = (msg for msg in found if what in msg)
+    assert hint in (found[msg] or "")
+    assert "\n" not in msg + (found[msg] or "")
+    assert "secret" not in msg
+
+
+def test_serializer_without_its_library_names_the_extra(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SESSION_SERIALIZER = MSGSPEC
+    assert check_settings() == []
+    monkeypatch.setitem(sys.modules, "msgspec", None)
+    monkeypatch.delitem(sys.modules, MSGSPEC.rpartition(".")[0])
+    (message,) = check_settings()
+    assert message.id == "clustered_sessions.E004"
+    assert "needs msgspec: install django-clustered-sessions[msgspec]" in message.msg
+    assert "\n" not in message.msg
 
 
 def test_other_middleware_is_said_to_lock_nothing(settings: Any) -> None:

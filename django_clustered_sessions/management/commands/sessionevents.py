@@ -9,12 +9,13 @@ import signal
 import threading
 import time
 from argparse import ArgumentParser
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from inspect import iscoroutinefunction
+from inspect import isasyncgen, isawaitable, isgenerator
 from typing import Any, Final, TypeVar, cast
 
+from asgiref.sync import async_to_sync
 from django.conf import settings
 from django.core.checks import Tags
 from django.core.exceptions import ImproperlyConfigured
@@ -65,7 +66,8 @@ class Command(BaseCommand):
         parser.add_argument(
             "--handler",
             metavar="DOTTED.PATH",
-            help="A function that is called with each event (default: print it as a line of JSON).",
+            help="A function, synchronous or asynchronous, that is called with each event "
+            "(default: print it as a line of JSON).",
         )
         parser.add_argument(
             "--lease",
@@ -210,13 +212,15 @@ class Worker:
             close_old_connections()
             try:
                 if event.kind == "expired":
-                    session_expired.send(
+                    told = session_expired.send(
                         self._sender,
                         session_id=event.session_id,
                         user_id=event.user_id,
                         event=event,
                     )
-                self._handler(event)
+                    for _, outcome in told:
+                        _run(outcome)
+                _run(self._handler(event))
             except Exception:
                 self.failures += 1
                 logger.exception(
@@ -253,6 +257,19 @@ def _imported(path: str) -> Handler:
         raise CommandError(f"--handler: {error}") from error
     if not callable(found):
         raise CommandError(f"--handler: {path} cannot be called.")
-    if iscoroutinefunction(found):
-        raise CommandError(f"--handler: {path} is asynchronous; name a plain function.")
     return cast(Handler, found)
+
+
+def _run(outcome: object) -> None:
+    """Run what a handler has returned, where that is its work still to do.
+
+    Raises what the work raises, and TypeError for a generator, of which nothing has run.
+    """
+    if isawaitable(outcome):
+        async_to_sync(_awaited)(outcome)
+    elif isgenerator(outcome) or isasyncgen(outcome):
+        raise TypeError(f"the handler has returned {outcome!r}: one that yields cannot be run")
+
+
+async def _awaited(work: Awaitable[object]) -> None:
+    await work

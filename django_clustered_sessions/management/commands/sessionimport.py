@@ -78,7 +78,10 @@ class Command(BaseCommand):
 
     def _refuse(self) -> None:
         if not conf.migrate_from:
-            raise CommandError(f"{PREFIX}MIGRATE_FROM does not say from where.")
+            raise CommandError(
+                f"{PREFIX}MIGRATE_FROM is not set: name the engine that the site used before, such "
+                "as 'django.contrib.sessions.backends.db'."
+            )
         engine = import_module(settings.SESSION_ENGINE).SessionStore
         if not issubclass(engine, SessionStore):
             raise CommandError(
