@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import errno
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -104,6 +105,14 @@ class Child:
         if code < 0:
             return f"killed by {signal.Signals(-code).name}"
         return f"exit status {code}"
+
+    def again(self) -> str:
+        """Return the line of a shell that starts the process once more."""
+        changed = {
+            name: value for name, value in self.environment.items() if os.environ.get(name) != value
+        }
+        variables = shlex.join(f"{name}={value}" for name, value in changed.items())
+        return f"cd {shlex.quote(str(HERE))} && env {variables} {shlex.join(self.command)}"
 
     async def stop(self) -> None:
         """End the process; kill its group when it takes too long."""
@@ -307,7 +316,8 @@ class Demo:
                 other = alive[0]
                 say(
                     f"\n{child.name} died ({how}). {other.name} goes on, with every session: "
-                    f"{self.url(nodes.index(other))}"
+                    f"{self.url(nodes.index(other))}\n"
+                    f"Start it again, in another terminal:\n  {child.again()}"
                 )
 
     def kill(self) -> None:

@@ -116,13 +116,22 @@ TEMPLATES = [
 
 STATIC_URL = "/static/"
 
+# To stderr, where systemd, compose and the demo read it; without DEBUG Django's own goes nowhere.
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+    "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["stderr"], "level": "INFO"},
+}
+
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "shop"
 LOGOUT_REDIRECT_URL = "shop"
 TIME_ZONE = "UTC"
 USE_TZ = True
 
-# The login page shows the first and the last, the footer the second, who may open the admin.
+# The login page shows all three; the second may open the admin.
 DEMO_USER = "ada"
 DEMO_STAFF = "grace"
 DEMO_PASSWORD = "fired-clay"

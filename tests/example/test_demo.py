@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from importlib import import_module
@@ -59,6 +61,8 @@ def test_silent_store_is_no_logout(demo: Demo) -> None:
                 answer = client.get(demo.url(node))
                 assert answer.status_code == 503
                 assert "Back in a moment" in answer.text
+                assert "bar-top" in answer.text
+                assert not re.search("session|store", answer.text.partition("<body>")[2])
                 assert "set-cookie" not in answer.headers
         finally:
             os.kill(demo.pid("store"), signal.SIGCONT)
@@ -141,6 +145,24 @@ def test_demo_goes_on_until_its_last_node_dies(start_demo: StartDemo) -> None:
     assert demo.wait() == 1
     assert "all nodes are dead" in demo.output
     assert demo.processes() == []
+
+
+def test_killed_node_starts_again_by_the_printed_line(start_demo: StartDemo) -> None:
+    """The line in the demo's output brings the node back, with the session."""
+    demo = start_demo().wait_until_started()
+    with httpx.Client() as client:
+        add(client, demo, 1, "mug")
+        os.kill(demo.pid("cobalt"), signal.SIGKILL)
+        demo.wait_for_output("Start it again, in another terminal:\n  cd ")
+        line = demo.output.split("in another terminal:\n  ", 1)[1].splitlines()[0]
+        environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
+        again = subprocess.Popen(["sh", "-c", line], env=environment, start_new_session=True)
+        try:
+            wait_for(lambda: not refuses(demo.ports[1]), "it listens", timeout_s=60.0)
+            assert cart(client, demo, 1) == {"mug": 1}
+        finally:
+            os.killpg(again.pid, signal.SIGKILL)
+            again.wait()
 
 
 def test_store_death_ends_the_demo(start_demo: StartDemo) -> None:

