@@ -46,7 +46,7 @@ class SessionStore(Operations):
 
     # Reading and changing, where Django's base class does not do already.
 
-    def _get_session(self, no_load: bool = False) -> Fields:
+    def _get_session(self, no_load: bool = False, twin: str = _ANY_TWIN) -> Fields:
         self.accessed = True
         if self._fields is None:
             if no_load or self.session_key is None:
@@ -297,12 +297,14 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable.
         """
+        self.accessed = True
         if not self._is_end_known:
             self.run(self._looking(), "aexpires_at()")
         return self._end
 
     async def aexpires_at(self) -> datetime | None:
         """See expires_at()."""
+        self.accessed = True
         if not self._is_end_known:
             await self.arun(self._looking())
         return self._end
@@ -310,6 +312,7 @@ class SessionStore(Operations):
     @property
     def left_s(self) -> float | None:
         """Seconds until ``expires_at()``, None where no session is known yet, or no more."""
+        self.accessed = True
         left_s = self._lifetime.left_s
         return left_s if self.session_key and left_s and left_s > 0 else None
 
@@ -319,14 +322,14 @@ class SessionStore(Operations):
 
         Known of a session that was loaded and not written since.
         """
-        found = self._as_loaded()
-        if found is None or self.left_s is None:
+        if self.left_s is None or (found := self._as_loaded()) is None:
             return None
         return self._lifetime.until_s(self._limit_ms(found.meta))
 
     @property
     def is_at_hand(self) -> bool:
         """Whether all of that is known without a trip: it is as loaded, or none is stored."""
+        self.accessed = True
         if self.outage is not None or not self.session_key:
             return self.outage is None
         return self._fields is not None and self._as_loaded() is not None
@@ -365,6 +368,7 @@ class SessionStore(Operations):
 
     def _fields_unless_told(self) -> Fields | None:
         """Load, unless the store has told on another trip how long the session lives."""
+        self.accessed = True
         return self._fields if self._lifetime.left_s is not None else self._get_session()
 
     def _left_s(self, fields: Fields | None) -> float | None:

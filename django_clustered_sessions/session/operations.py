@@ -255,7 +255,6 @@ class Operations(SessionBase):
 
     def _looking(self) -> Flow[None]:
         """Ask how long the session lives, which is no use of it."""
-        self.accessed = True
         if self.session_key is None or self.goes_on:
             return
         place = self._place(self.session_key)
