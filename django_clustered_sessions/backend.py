@@ -35,6 +35,12 @@ T = TypeVar("T")
 
 _NOT_GIVEN: Final = object()
 
+#: What to await where any method may have been called that loads.
+_ANY_TWIN: Final = (
+    "aget(), aset() or another a twin of what was called; once one of them has loaded the session, "
+    "it is read and changed without the store"
+)
+
 
 class SessionStore(Operations):
     """A session in Redis or Valkey; every method in a synchronous and a native async form.
@@ -52,7 +58,7 @@ class SessionStore(Operations):
             if no_load or self.session_key is None:
                 self._fields = self._new_fields()
             else:
-                self._fields = self.run(self.loading(), "aload() or aget()")
+                self._fields = self.run(self.loading(), twin)
         return self._fields
 
     async def _aget_session(self, no_load: bool = False) -> Fields:
@@ -127,7 +133,7 @@ class SessionStore(Operations):
 
     def pop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
         """Remove a key and return its value, or ``default`` where there is none."""
-        return self._pop(self._get_session(), key, default)
+        return self._pop(self._get_session(twin="apop()"), key, default)
 
     async def apop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
         """See pop()."""
@@ -148,7 +154,7 @@ class SessionStore(Operations):
         Raises TypeError where the value is no integer.
         """
         self.modified = True
-        return self._get_session().increment(key, by)
+        return self._get_session(twin="aincrement()").increment(key, by)
 
     async def aincrement(self, key: Any, by: int = 1) -> int:
         """See increment()."""
@@ -431,7 +437,7 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended.
         """
-        self.run(self._ending(session_key), "adelete()")
+        self.run(self._ending(session_key), "adelete(), for flush() aflush()")
 
     async def adelete(self, session_key: str | None = None) -> None:
         """See delete()."""
@@ -489,7 +495,7 @@ class SessionStore(Operations):
         if _on_event_loop():
             raise SynchronousOnlyOperation(
                 "The session cannot talk to its store synchronously on an event loop. "
-                f"Use await request.session.{twin}, or load the session before."
+                f"Use await request.session.{twin}."
             )
         flow = reporting(flow)
         try:
