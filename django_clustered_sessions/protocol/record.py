@@ -293,6 +293,10 @@ class Lock:
         except Exception as error:
             raise Damaged("its lock is damaged") from error
 
+    def ends_ms(self, now_ms: int) -> int:
+        """Return when the lease ends: now for one that began in the future, as for ``lock.lua``."""
+        return self.lease_end_ms if self.since_ms <= now_ms else min(self.lease_end_ms, now_ms)
+
 
 @dataclass(frozen=True, slots=True)
 class Locker:
