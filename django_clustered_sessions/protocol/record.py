@@ -192,6 +192,12 @@ class Place:
         """The key of what happened to the bucket's sessions."""
         return f"{self.index.removesuffix('index')}events"
 
+    @property
+    def writes(self) -> tuple[str, str]:
+        """The keys of the recent writes to the bucket's sessions, which take turns."""
+        start = self.index.removesuffix("index")
+        return f"{start}evenwrites", f"{start}oddwrites"
+
     def mailbox(self, token: str) -> str:
         """Return the key of the list that whoever waits for the lock with ``token`` is woken by."""
         return f"{self.record}:{token}"
