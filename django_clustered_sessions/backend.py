@@ -25,7 +25,7 @@ from .decorators import Access, Marks
 from .exceptions import SessionNotReplicated, SessionStoreUnavailable
 from .figures.reporting import reporting
 from .protocol.fields import Fields
-from .protocol.record import Mode
+from .protocol.record import HiddenKey, Mode
 from .protocol.steps import Flow
 from .session.operations import EXPIRY, Operations
 from .session.usage import write_header
@@ -401,11 +401,15 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable.
         """
-        return self.run(self._asking(session_key), "aexists()")
+        flow = self._asking(HiddenKey.of(session_key))
+        del session_key
+        return self.run(flow, "aexists()")
 
     async def aexists(self, session_key: str | None) -> bool:
         """See exists()."""
-        return await self.arun(self._asking(session_key))
+        flow = self._asking(HiddenKey.of(session_key))
+        del session_key
+        return await self.arun(flow)
 
     def create(self) -> None:
         """Store this session under a new key.
@@ -437,11 +441,15 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended.
         """
-        self.run(self._ending(session_key), "adelete(), for flush() aflush()")
+        flow = self._ending(HiddenKey.of(session_key))
+        del session_key
+        self.run(flow, "adelete(), for flush() aflush()")
 
     async def adelete(self, session_key: str | None = None) -> None:
         """See delete()."""
-        await self.arun(self._ending(session_key))
+        flow = self._ending(HiddenKey.of(session_key))
+        del session_key
+        await self.arun(flow)
 
     def flush(self) -> None:
         """End this session, and have an empty one without a key.

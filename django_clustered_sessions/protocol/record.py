@@ -144,6 +144,18 @@ def node_tag(node: str) -> bytes:
     return sha256(node.encode("utf-8", "surrogatepass")).digest()[:NODE_BYTES]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class HiddenKey:
+    """A session key that no traceback shows: tools print the locals of frames by their repr."""
+
+    value: str
+
+    @classmethod
+    def of(cls, session_key: str | None) -> HiddenKey | None:
+        """Return a key hidden, None where there is none."""
+        return cls(session_key) if session_key else None
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a session is kept: the keys of its record, and of its bucket's index, locks and users.

@@ -13,7 +13,7 @@ import time
 from base64 import b32encode
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
@@ -41,13 +41,13 @@ from django_clustered_sessions.protocol.record import (
     VERSION_BYTES,
     Damaged,
     EndReason,
+    HiddenKey,
     Known,
     Loaded,
     Meta,
     Mode,
     Place,
     node_tag,
-    session_id,
     user_tag,
 )
 from django_clustered_sessions.protocol.steps import Flow
@@ -194,13 +194,12 @@ class Operations(SessionBase):
 
     def loading(self) -> Flow[Fields]:
         """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
-        key = self.session_key
-        if key is None:
+        place = self._here
+        if place is None:
             return self._new_fields()
         if isinstance(self.failure, _LOCK_ERRORS):
             # It was told so before, to somebody who did not listen.
             raise self.failure
-        place = self._place(key)
         renews = self.usage.touches and (self.renew_on_load or conf.idle_timeout)
         terms = self._terms() if renews else None
         life = self._renewed_just_now(place, terms) if terms else None
@@ -241,7 +240,7 @@ class Operations(SessionBase):
     ) -> Flow[Read]:
         read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
         if isinstance(read.found, EndReason):
-            if not (yield from self._moving_in(self.session_key, place, read.found)):
+            if not (yield from self._moving_in(place, read.found)):
                 return read
             read = yield from flows.load(place, terms, asking, joins=joins)
         if conf.absolute_timeout is None or isinstance(read.found, EndReason):
@@ -255,9 +254,9 @@ class Operations(SessionBase):
 
     def _looking(self) -> Flow[None]:
         """Ask how long the session lives, which is no use of it."""
-        if self.session_key is None or self.goes_on:
+        place = self._here
+        if place is None or self.goes_on:
             return
-        place = self._place(self.session_key)
         try:
             meta, now_ms = yield from flows.look(place)
         except Damaged:
@@ -268,12 +267,16 @@ class Operations(SessionBase):
         if meta:
             self._see(place, now_ms, self._deadline_ms(meta), meta.mode)
 
-    def _moving_in(self, key: str | None, place: Place, found: object) -> Flow[bool]:
+    def _moving_in(self, place: Place, found: object, key: HiddenKey | None = None) -> Flow[bool]:
         """Take over from the site's old engine what the store knows nothing of.
 
-        Return whether the session may be in the store now.
+        ``key`` is the one of the session at ``place``, None where that is this one. Return whether
+        the session may be in the store now.
         """
-        if found is not EndReason.UNKNOWN or key is None or not conf.migrate_from:
+        if found is not EndReason.UNKNOWN or not conf.migrate_from:
+            return False
+        key = key or HiddenKey.of(self.session_key)
+        if key is None:
             return False
         serializer = serializer_of(self.serializer)
         return (yield from taking_over.take_over(key, place, self._terms(), serializer))
@@ -369,14 +372,14 @@ class Operations(SessionBase):
     def _saving(self, must_create: bool, release: bool) -> Flow[None]:
         if not self._may_write():
             return
-        key = self.session_key
-        if key is None:
+        place = self._here
+        if place is None:
             if self.ended is EndReason.ROTATED:
                 raise UpdateError("the session has moved to another key, as at a login")
             yield from self.creating()
         elif must_create:
             fields = self._without_loading()
-            if not (yield from self._inserting(fields, key)):
+            if not (yield from self._inserting(fields, HiddenKey(self.session_key or ""))):
                 raise CreateError
             self._answer()
         elif self._fields is None:
@@ -385,7 +388,7 @@ class Operations(SessionBase):
             yield from self.renewing()
             if self.ended is not None:
                 raise UpdateError
-        elif gone := (yield from self._committing(key, self._fields, release)):
+        elif gone := (yield from self._committing(place, self._fields, release)):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
         else:
             self._answer()
@@ -401,18 +404,17 @@ class Operations(SessionBase):
                 return
             # There has to be one that can be ended while it is on its way.
             yield from self.creating()
-        place = self._place(self.session_key or "")
+        place = cast(Place, self._here)
         yield from self._admission.claiming(place, str(user), self._sync())
 
     def renewing(self) -> Flow[None]:
         """Renew the session's deadline, unless its load has."""
-        key = self.session_key
-        if key is None or self.renewed or self.goes_on:
+        place = self._here
+        if place is None or self.renewed or self.goes_on:
             return
-        place = self._place(key)
         try:
             found = yield from flows.touch(place, self._terms())
-            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+            if isinstance(found, Gone) and (yield from self._moving_in(place, found.reason)):
                 found = yield from flows.touch(place, self._terms())
         except SessionStoreUnavailable as error:
             if self.nonstop == "exception":
@@ -426,9 +428,9 @@ class Operations(SessionBase):
             self.renewed = True
 
     def _committing(
-        self, key: str, fields: Fields, release: bool = False, *, waits: bool = True
+        self, place: Place, fields: Fields, release: bool = False, *, waits: bool = True
     ) -> Flow[Gone | None]:
-        place, terms = self._place(key), self._terms()
+        terms = self._terms()
         if conf.max_sessions_per_user is not None and fields.delta().changes_user:
             if fields.user != NOBODY:
                 yield from self._admission.claiming(place, str(fields[USER]), self._sync())
@@ -455,8 +457,8 @@ class Operations(SessionBase):
             raise
         self._unanswered = None
         if isinstance(outcome, Gone):
-            if (yield from self._moving_in(key, place, outcome.reason)):
-                return (yield from self._committing(key, fields, release, waits=waits))
+            if (yield from self._moving_in(place, outcome.reason)):
+                return (yield from self._committing(place, fields, release, waits=waits))
             self._hold.let_go()
             return outcome
         self._writes += 1
@@ -540,9 +542,9 @@ class Operations(SessionBase):
             self._unanswered = delta, _token()
         return self._unanswered[1]
 
-    def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
+    def _inserting(self, fields: Fields, key: HiddenKey) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
-        place, user = self._place(key), fields.user
+        place, user = self._place(key.value), fields.user
         is_limited = user != NOBODY and conf.max_sessions_per_user is not None
         if is_limited:
             # A login is a commit, to a session that is there.
@@ -552,7 +554,7 @@ class Operations(SessionBase):
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
-        self._session_key = key
+        self._session_key = key.value
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
         self._wrote(place, fields, token, is_all=True)
@@ -566,28 +568,28 @@ class Operations(SessionBase):
         )
         if found.deadline_ms > found.now_ms and session_created.has_listeners(type(self)):
             self._notices.created(place, fields.user_id)
-        if is_limited and (gone := (yield from self._committing(key, fields))):
+        if is_limited and (gone := (yield from self._committing(place, fields))):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
         return True
 
     def _rotating(self) -> Flow[None]:
-        key, fields = self.session_key, self._fields
+        place, fields = self._here, self._fields
         if self.outage is not None and self.nonstop != "exception":
             # The cookie stays as it is, and so the session has to stay under its key.
             raise self.outage
         if not self._may_write():
             return
-        if conf.max_sessions_per_user is not None and key is not None and fields is None:
+        if conf.max_sessions_per_user is not None and place is not None and fields is None:
             # Whose it is has to be known.
             fields = self._fields = yield from self.loading()
-            key = self.session_key
+            place = self._here
         found: Alive | Gone | Exists | None = None
-        if key is not None and fields is not None and fields.delta():
+        if place is not None and fields is not None and fields.delta():
             # The move comes after it, and what has the one has the other.
-            found = yield from self._committing(key, fields, waits=False)
-        while key is not None and not isinstance(found, Alive | Gone):
+            found = yield from self._committing(place, fields, waits=False)
+        while place is not None and not isinstance(found, Alive | Gone):
             new_key = self._new_key()
-            place, new_place = self._place(key), self._place(new_key)
+            new_place = self._place(new_key.value)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
             rotating = flows.rotate(
                 place,
@@ -610,7 +612,7 @@ class Operations(SessionBase):
             except SessionLockLost as error:
                 self.failure = self._hold.refused(error)
                 raise
-            if isinstance(found, Gone) and (yield from self._moving_in(key, place, found.reason)):
+            if isinstance(found, Gone) and (yield from self._moving_in(place, found.reason)):
                 found = None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
@@ -621,9 +623,10 @@ class Operations(SessionBase):
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
         self._has_moved = True
-        if isinstance(found, Alive):
+        if place is not None and isinstance(found, Alive):
             counters.add(expired=found.swept)
-            self._session_key, self._found = new_key, None
+            old_key = HiddenKey.of(self.session_key)
+            self._session_key, self._found = new_key.value, None
             self._hold.move(new_place)
             near_cache.end(place.record)
             self._lifetime.see(found.now_ms, found.deadline_ms)
@@ -632,8 +635,8 @@ class Operations(SessionBase):
             if session_ended.has_listeners(type(self)):
                 user = fields.user_id if fields is not None else None
                 self._notices.ended(place, user, EndReason.ROTATED, new_place)
-            if key is not None and conf.migrate_from:
-                yield from taking_over.leave(key)
+            if old_key and conf.migrate_from:
+                yield from taking_over.leave(old_key)
             self._answer()
         else:
             self._hold.let_go()
@@ -645,7 +648,7 @@ class Operations(SessionBase):
             raise self.outage
         if self.session_key is None:
             yield from self.creating()
-        place = self._place(self.session_key or "")
+        place = cast(Place, self._here)
         asking = self._hold.asking(place, self.usage, capped=True)
         try:
             read = yield from self._reading(place, None, asking)
@@ -738,28 +741,28 @@ class Operations(SessionBase):
         logger.warning("%s", error)
         return False
 
-    def _asking(self, session_key: str | None) -> Flow[bool]:
-        if not session_key:
+    def _asking(self, key: HiddenKey | None) -> Flow[bool]:
+        if key is None:
             return False
-        place = self._place(session_key)
+        place = self._place(key.value)
         if (yield from flows.exists(place)):
             return True
-        if (yield from self._moving_in(session_key, place, EndReason.UNKNOWN)):
+        if (yield from self._moving_in(place, EndReason.UNKNOWN, key)):
             return (yield from flows.exists(place))
         return False
 
-    def _ending(self, session_key: str | None) -> Flow[None]:
-        key, reason = session_key, EndReason.DELETED
-        if not key:
+    def _ending(self, key: HiddenKey | None) -> Flow[None]:
+        reason = EndReason.DELETED
+        if key is None:
             # A logout is one, also where the session has moved meanwhile: the cookie goes.
-            key, reason, self.ended = self.session_key, EndReason.FLUSHED, None
+            key, reason, self.ended = HiddenKey.of(self.session_key), EndReason.FLUSHED, None
         if key is None:
             return
-        place, replication = self._place(key), Replication()
+        place, replication = self._place(key.value), Replication()
         near_cache.drop(place.record)
         ending = flows.end(place, reason, conf.events_kept)
         ended = yield from replication.awaited(place, ending, self._sync())
-        if not ended and (yield from self._moving_in(key, place, EndReason.UNKNOWN)):
+        if not ended and (yield from self._moving_in(place, EndReason.UNKNOWN, key)):
             # Only what was here leaves a trace that no request in flight gets past.
             ending = flows.end(place, reason, conf.events_kept)
             ended = yield from replication.awaited(place, ending, self._sync())
@@ -771,7 +774,7 @@ class Operations(SessionBase):
         near_cache.end(place.record)
         if ended:
             counters.ended([ended.lifetime_ms])
-        if key == self.session_key:
+        if place == self._here:
             self._hold.let_go()
             self._lifetime = Lifetime()
         replication.answer()
@@ -793,6 +796,12 @@ class Operations(SessionBase):
 
     # Small things.
 
+    @property
+    def _here(self) -> Place | None:
+        """Where this session is kept, None without a key: what flows hold in the key's place."""
+        key = self.session_key
+        return None if key is None else self._place(key)
+
     def _place(self, session_key: str) -> Place:
         return Place.of(conf.key_prefix, session_key)
 
@@ -811,16 +820,16 @@ class Operations(SessionBase):
     def _sync(self) -> Sync | None:
         return wanted(self._budget().left)
 
-    def _new_key(self) -> str:
+    def _new_key(self) -> HiddenKey:
         # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
-        return b32encode(secrets.token_bytes(20)).decode().lower()
+        return HiddenKey(b32encode(secrets.token_bytes(20)).decode().lower())
 
     def _new_fields(self, loaded: Loaded | Known | None = None, *, cleared: bool = False) -> Fields:
         return Fields(
             serializer_of(self.serializer),
             loaded.values if loaded else None,
             cleared=cleared,
-            on_unreadable=partial(_note_unreadable, self.session_key),
+            on_unreadable=partial(_note_unreadable, self._here),
         )
 
     def _vanish(self, reason: EndReason) -> None:
@@ -829,12 +838,12 @@ class Operations(SessionBase):
         self.ended = reason
 
 
-def _note_unreadable(session_key: str | None, key: Any, error: Exception) -> None:
+def _note_unreadable(place: Place | None, key: Any, error: Exception) -> None:
     # Not a method: a session that its own values know would live until Python looks for cycles.
     counters.add(values_set_aside=1)
     logger.warning(
         "session %s: the value of %r cannot be read and is set aside: %s: %s",
-        session_id(session_key)[:12] if session_key else "without a key",
+        place.id[:12] if place else "without a key",
         key,
         type(error).__name__,
         error,
