@@ -348,7 +348,7 @@ class Operations(SessionBase):
     def creating(self) -> Flow[None]:
         """Store the session under a new key."""
         fields = self._without_loading()
-        while not (yield from self._inserting(fields, self._new_key())):
+        while not (yield from self._inserting(fields, HiddenKey(self._new_key()))):
             pass
         self.ended = None
         self.modified = True
@@ -588,7 +588,7 @@ class Operations(SessionBase):
             # The move comes after it, and what has the one has the other.
             found = yield from self._committing(place, fields, waits=False)
         while place is not None and not isinstance(found, Alive | Gone):
-            new_key = self._new_key()
+            new_key = HiddenKey(self._new_key())
             new_place = self._place(new_key.value)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
             rotating = flows.rotate(
@@ -820,9 +820,9 @@ class Operations(SessionBase):
     def _sync(self) -> Sync | None:
         return wanted(self._budget().left)
 
-    def _new_key(self) -> HiddenKey:
+    def _new_key(self) -> str:
         # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
-        return HiddenKey(b32encode(secrets.token_bytes(20)).decode().lower())
+        return b32encode(secrets.token_bytes(20)).decode().lower()
 
     def _new_fields(self, loaded: Loaded | Known | None = None, *, cleared: bool = False) -> Fields:
         return Fields(
