@@ -26,7 +26,7 @@ from .decorators import Access, Marks
 from .exceptions import SessionNotReplicated, SessionStoreUnavailable
 from .figures.reporting import reporting
 from .protocol.fields import Fields
-from .protocol.record import Mode
+from .protocol.record import HiddenKey, Mode
 from .protocol.steps import Flow
 from .session.operations import EXPIRY, Operations, Scope
 from .session.turns import to_its_end
@@ -36,6 +36,12 @@ from .store import connections, drivers
 T = TypeVar("T")
 
 _NOT_GIVEN: Final = object()
+
+#: What to await where any method may have been called that loads.
+_ANY_TWIN: Final = (
+    "aget(), aset() or another a twin of what was called; once one of them has loaded the session, "
+    "it is read and changed without the store"
+)
 
 
 class SessionStore(Operations):
@@ -48,13 +54,13 @@ class SessionStore(Operations):
 
     # Reading and changing, where Django's base class does not do already.
 
-    def _get_session(self, no_load: bool = False) -> Fields:
+    def _get_session(self, no_load: bool = False, twin: str = _ANY_TWIN) -> Fields:
         self.accessed = True
         if self._fields is None:
             if no_load or self.session_key is None:
                 self._fields = self._new_fields()
             else:
-                return self.run(self.filling(), "aload() or aget()")
+                return self.run(self.filling(), twin)
         return self._fields
 
     async def _aget_session(self, no_load: bool = False) -> Fields:
@@ -129,7 +135,7 @@ class SessionStore(Operations):
 
     def pop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
         """Remove a key and return its value, or ``default`` where there is none."""
-        return self._pop(self._get_session(), key, default)
+        return self._pop(self._get_session(twin="apop()"), key, default)
 
     async def apop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
         """See pop()."""
@@ -150,7 +156,7 @@ class SessionStore(Operations):
         Raises TypeError where the value is no integer.
         """
         self.modified = True
-        return self._get_session().increment(key, by)
+        return self._get_session(twin="aincrement()").increment(key, by)
 
     async def aincrement(self, key: Any, by: int = 1) -> int:
         """See increment()."""
@@ -316,12 +322,14 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable.
         """
+        self.accessed = True
         if not self._is_end_known:
             self.run(self._looking(), "aexpires_at()")
         return self._end
 
     async def aexpires_at(self) -> datetime | None:
         """See expires_at()."""
+        self.accessed = True
         if not self._is_end_known:
             await self.arun(self._looking())
         return self._end
@@ -329,6 +337,7 @@ class SessionStore(Operations):
     @property
     def left_s(self) -> float | None:
         """Seconds until ``expires_at()``, None where no session is known yet, or no more."""
+        self.accessed = True
         left_s = self._lifetime.left_s
         return left_s if self.session_key and left_s and left_s > 0 else None
 
@@ -338,14 +347,14 @@ class SessionStore(Operations):
 
         Known of a session that was loaded and not written since.
         """
-        found = self._as_loaded()
-        if found is None or self.left_s is None:
+        if self.left_s is None or (found := self._as_loaded()) is None:
             return None
         return self._lifetime.until_s(self._limit_ms(found.meta))
 
     @property
     def is_at_hand(self) -> bool:
         """Whether all of that is known without a trip: it is as loaded, or none is stored."""
+        self.accessed = True
         if self.outage is not None or not self.session_key:
             return self.outage is None
         return self._fields is not None and self._as_loaded() is not None
@@ -384,6 +393,7 @@ class SessionStore(Operations):
 
     def _fields_unless_told(self) -> Fields | None:
         """Load, unless the store has told on another trip how long the session lives."""
+        self.accessed = True
         return self._fields if self._lifetime.left_s is not None else self._get_session()
 
     def _left_s(self, fields: Fields | None) -> float | None:
@@ -410,11 +420,15 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable.
         """
-        return self.run(self._asking(session_key), "aexists()")
+        flow = self._asking(HiddenKey.of(session_key))
+        del session_key
+        return self.run(flow, "aexists()")
 
     async def aexists(self, session_key: str | None) -> bool:
         """See exists()."""
-        return await self.arun(self._asking(session_key))
+        flow = self._asking(HiddenKey.of(session_key))
+        del session_key
+        return await self.arun(flow)
 
     def create(self) -> None:
         """Store this session under a new key.
@@ -446,11 +460,15 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended.
         """
-        self.run(self._ending(session_key), "adelete()")
+        flow = self._ending(HiddenKey.of(session_key))
+        del session_key
+        self.run(flow, "adelete(), for flush() aflush()")
 
     async def adelete(self, session_key: str | None = None) -> None:
         """See delete()."""
-        await self.arun(self._ending(session_key))
+        flow = self._ending(HiddenKey.of(session_key))
+        del session_key
+        await self.arun(flow)
 
     def flush(self) -> None:
         """End this session, and have an empty one without a key.
@@ -504,7 +522,7 @@ class SessionStore(Operations):
         if _on_event_loop():
             raise SynchronousOnlyOperation(
                 "The session cannot talk to its store synchronously on an event loop. "
-                f"Use await request.session.{twin}, or load the session before."
+                f"Use await request.session.{twin}."
             )
         flow = reporting(flow)
         try:

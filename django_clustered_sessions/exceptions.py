@@ -49,7 +49,7 @@ class SessionConflict(ClusteredSessionError):
     def __init__(self, session_id: str, keys: Sequence[str]) -> None:
         self.keys = tuple(keys)
         super().__init__(
-            f"session {session_id}: another request changed {', '.join(map(repr, self.keys))} "
+            f"session {session_id[:12]}: another request changed {', '.join(map(repr, self.keys))} "
             "since this one loaded it; nothing of this save was written. Load the session again "
             "and repeat the change."
         )
@@ -65,9 +65,9 @@ class SessionTooLarge(ClusteredSessionError):
         self.size = size
         self.limit = limit
         super().__init__(
-            f"session {session_id}: {size} bytes exceed CLUSTERED_SESSIONS_MAX_BYTES = {limit}; "
-            "the stored session stays as it was. Keep large data elsewhere and a reference to it "
-            "in the session, or raise the limit."
+            f"session {session_id[:12]}: {size} bytes exceed CLUSTERED_SESSIONS_MAX_BYTES, which "
+            f"is {limit}; the stored session stays as it was. Keep large data elsewhere and a "
+            "reference to it in the session, or raise the limit."
         )
 
 

@@ -98,6 +98,7 @@ def _held(session_id: str, entries: Any, lock: Any, now_ms: int) -> HeldLock | N
     behind = iter(lockers)
     holder = next((one for one in behind if one.token == found.token), None)
     waiting = [one for one in behind if one.waits_until_ms > now_ms]
-    if found.lease_end_ms <= now_ms and not waiting:
+    lease_end_ms = found.ends_ms(now_ms)
+    if lease_end_ms <= now_ms and not waiting:
         return None
-    return HeldLock(session_id[:12], holder, found.since_ms, found.lease_end_ms, waiting)
+    return HeldLock(session_id[:12], holder, found.since_ms, lease_end_ms, waiting)

@@ -50,13 +50,13 @@ local entry = {token = token, waits_until = now + wait, since = now, capped = mo
 local queue, holder = {}, nil
 if lock then
   queue, holder = read_queue(record, locks, lock)
-  if lock.lease <= now and lock.token ~= token then
+  if is_over(lock, now) and lock.token ~= token then
     lock, holder = hand_on(record, locks, queue, now, claim, token)
   end
 end
 
 if not lock or lock.token == token then
-  lock = {token = token, lease = now + lease, since = lock and lock.since or now}
+  lock = {token = token, lease = now + lease, since = lock and math.min(lock.since, now) or now}
   write_lock(record, lock)
   if not holder then
     write_queue(record, locks, entry, queue)

@@ -9,6 +9,8 @@
 -- KEYS[3]  locks of the record's bucket
 -- KEYS[4]  users of the record's bucket
 -- KEYS[5]  events of the record's bucket
+-- KEYS[6]  recent writes to the bucket's sessions
+-- KEYS[7]  the same, where it is the other one's turn
 -- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
 -- ARGV[2]  how long a write may be replayed (ms)
 -- ARGV[3]  default age (ms)
@@ -46,6 +48,7 @@
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
 --          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
 local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local writes, other_writes = KEYS[6], KEYS[7]
 local token, replay_window, default_age, idle, absolute, kept, max_bytes = ARGV[1],
   tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]),
   tonumber(ARGV[7])
@@ -54,34 +57,32 @@ local fence, release, claim, user = ARGV[12], ARGV[13] == "1", tonumber(ARGV[14]
 local client, whose = ARGV[16], ARGV[17]
 local FIRST_CHANGE = 18
 local EXACT = 2 ^ 53
--- token, when (ms), length of the answer that follows
-local REPLAY, REPLAY_BYTES = ">c8I6I2", 16
 
--- The recent writes, oldest first, without those that are too old to be replayed. The newest
--- write's token is the record's version, so it is here only if its answer is more than "done",
--- and then for as long as it is the newest.
-local function recent_writes(version, now)
-  local packed, at = redis.call("HGET", record, "m:replay") or "", 1
-  while at + REPLAY_BYTES - 1 <= #packed do
-    local write, written, length, next = struct.unpack(REPLAY, packed, at)
-    if write == version or math.abs(now - written) <= replay_window then
-      return string.sub(packed, at)
+-- What this write was answered before; nothing where it is new, or too old to be replayed.
+local function answer_before()
+  return redis.call("HGET", writes, token) or redis.call("HGET", other_writes, token)
+end
+
+-- Keeps the answer for `replay_window` at least. The writes of one such stretch of time are in one
+-- hash and those of the next in the other, which has expired by then: to forget costs nothing.
+local function keep_answer(answer, now)
+  local stretch = math.floor(now / replay_window)
+  if stretch % 2 == 1 then
+    writes, other_writes = other_writes, writes
+  end
+  redis.call("HSET", writes, token, answer)
+  redis.call("PEXPIREAT", writes, string.format("%.0f", (stretch + 2) * replay_window - 1))
+end
+
+-- The answer of the newest write, however old: what it added to is as it left it.
+local function newest_answer()
+  local counters = {}
+  for i = FIRST_CHANGE, #ARGV, 4 do
+    if ARGV[i] == "+" then
+      counters[#counters + 1] = string.sub(redis.call("HGET", record, ARGV[i + 1]) or "", 10)
     end
-    at = next + length
   end
-  return ""
-end
-
-local function answer_to(write, recent)
-  local at = string.find(recent, write, 1, true)
-  if at then
-    local _, _, length, next = struct.unpack(REPLAY, recent, at)
-    return string.sub(recent, next, next + length - 1)
-  end
-end
-
-local function add_write(recent, write, now, answer)
-  return recent .. struct.pack(REPLAY, write, now, #answer) .. answer
+  return table.concat(counters, " ")
 end
 
 -- The integer in a stored value, 0 where there is none, nil where it is no exact integer.
@@ -99,15 +100,14 @@ end
 local now = store_clock()
 local meta, why_not = read_meta(record, now)
 if not meta then
-  local answer = why_not[1] == GONE and answer_to(token, redis.call("HGET", record, "m:replay") or "")
+  local answer = redis.call("HGET", record, "m:end") == "" and answer_before()
   if answer then
     write_again(record, "m:end")
     return {DONE, now, now, 0, answer, ""}
   end
   return why_not
 end
-local recent = recent_writes(meta.version, now)
-local first_answer = answer_to(token, recent) or (meta.version == token and "")
+local first_answer = answer_before() or (meta.version == token and newest_answer())
 if first_answer then
   write_again(record, "m:")
   return {DONE, now, meta.deadline, 0, first_answer, ""}
@@ -185,14 +185,7 @@ for _, field in ipairs(removes) do
 end
 
 local answer = table.concat(counters, " ")
-if not answer_to(meta.version, recent) then
-  recent = add_write(recent, meta.version, now, "")
-end
-if answer ~= "" then
-  recent = add_write(recent, token, now, answer)
-end
-sets[#sets + 1] = "m:replay"
-sets[#sets + 1] = recent
+keep_answer(answer, now)
 
 if mode == "" then
   mode, span = meta.mode, meta.span
@@ -215,7 +208,7 @@ else
   tell_expired(events, kept, record, meta)
   forget(record, index, users, meta)
   -- For a replay of this write, which is no write to a session that is gone.
-  redis.call("HSET", record, "m:end", "", "m:replay", add_write("", token, now, answer))
+  redis.call("HSET", record, "m:end", "")
   redis.call("PEXPIRE", record, replay_window)
 end
 return {DONE, now, meta.deadline, overwritten, answer, before}

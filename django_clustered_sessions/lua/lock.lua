@@ -8,8 +8,9 @@
 -- entry: token (16), until when it waits (6, ms; of no meaning in the holder's), since when (6,
 -- ms), 1 if it counts against the caps (1), length of the name (1), the name.
 --
--- A lease that is over stays its holder's until another grant, or another's write, lands. A
--- waiter is woken by a push into a list of its own, <record>:<its token>, in the record's slot.
+-- A lease that is over stays its holder's until another grant, or another's write, lands. One that
+-- began in the future is over: the clock was set back, and a dead holder would keep it for as long.
+-- A waiter is woken by a push into a list of its own, <record>:<its token>, in the record's slot.
 
 local LOCK, LOCK_BYTES = ">c16I6I6", 28
 local ENTRY, ENTRY_BYTES = ">c16I6I6BB", 30
@@ -22,6 +23,10 @@ local function read_lock(record)
     lock.token, lock.lease, lock.since = struct.unpack(LOCK, packed)
     return lock
   end
+end
+
+local function is_over(lock, now)
+  return lock.lease <= now or lock.since > now
 end
 
 local function write_lock(record, lock)
@@ -112,7 +117,7 @@ local function refuse(record, locks, lock, fence, now, claim)
   local queue, holder
   if lock then
     queue, holder = read_queue(record, locks, lock)
-    if lock.lease <= now then
+    if is_over(lock, now) then
       drop_late(queue, now)
       if #queue > 0 then
         lock, holder = hand_on(record, locks, queue, now, claim)

@@ -2,12 +2,11 @@
 --
 -- A record is one hash:
 --   m:         meta, packed by META below
---   m:replay   recent writes: token (8 bytes), when (6, ms), length of the answer (2), the answer
 --   m:lock     who holds the session's lock (lock.lua)
 --   m:first    from where it was used first since its user logged in, opaque here
 --   m:last     and from where last
 --   m:end      why the session ended; such a record is a tombstone and has no value. Empty: a write
---              let it expire, which m:replay tells for as long as that may be replayed
+--              let it expire, and may be replayed
 --   m:next     in a tombstone: id under which the session goes on, where a user's got a new key
 --   d:<key>    a value: version of the write that put it there (8), codec (1), payload
 --   k:<key>    the same, for a session key that is no string: <key> as the serialiser wrote it
@@ -19,6 +18,7 @@
 --   events  a stream of what happened to its sessions and nobody has handled, where the site wants
 --           that: what (created, ended, expired), id, the user's tag, the field with the user, why
 --           (reason of the tombstone), and the id under which the session goes on
+--   evenwrites, oddwrites   hashes of recent writes, by turns: token (8 bytes) -> the answer
 -- A user's tag is 8 bytes that a client makes of the user's key; NOBODY where nobody is logged in.
 --
 -- Modes: "d" slides by the site's default age, "b" the same and the cookie ends with the browser,

@@ -18,6 +18,10 @@ local lock = read_lock(record)
 if not lock or lock.token ~= token then
   return {GONE, now, ""}
 end
+if lock.since > now then
+  -- The clock was set back, and its holder lives: as if it were taken now.
+  lock.since, lock.lease = now, now
+end
 lock.lease = math.max(lock.lease, math.min(now + lease, lock.since + longest))
 write_lock(record, lock)
 return {DONE, now, lock.lease - now}

@@ -63,7 +63,6 @@ if lock then
 end
 dismiss(old, old_locks, queue, claim)
 redis.call("RENAME", old, new)
-redis.call("HDEL", new, "m:replay")
 if lock and (release or fence == "") then
   redis.call("HDEL", new, "m:lock")
 elseif holder then

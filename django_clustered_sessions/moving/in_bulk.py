@@ -9,7 +9,13 @@ from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.protocol import commands, flows
 from django_clustered_sessions.protocol.fields import Fields
-from django_clustered_sessions.protocol.record import Damaged, EndReason, Place, Serializer
+from django_clustered_sessions.protocol.record import (
+    Damaged,
+    EndReason,
+    HiddenKey,
+    Place,
+    Serializer,
+)
 from django_clustered_sessions.protocol.steps import Flow
 from django_clustered_sessions.protocol.terms import Terms
 
@@ -18,17 +24,17 @@ from .taking_over import adopt, find, note
 
 
 def bring(
-    session_keys: Sequence[str], prefix: str, terms: Terms, serializer: Serializer, *, is_dry: bool
+    keys: Sequence[HiddenKey], prefix: str, terms: Terms, serializer: Serializer, *, is_dry: bool
 ) -> Flow[Counter[str]]:
     """Take over some sessions on two trips; return how many came to what.
 
     ``is_dry``: tell what would be. Raises SessionStoreUnavailable.
     """
     came: Counter[str] = Counter()
-    places = [Place.of(prefix, key) for key in session_keys]
+    places = [Place.of(prefix, key.value) for key in keys]
     replies = yield tuple(call for place in places for call in commands.adopted(place))
     calls, ready = [], []
-    for at, (key, place) in enumerate(zip(session_keys, places, strict=True)):
+    for at, (key, place) in enumerate(zip(keys, places, strict=True)):
         was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
         if was_moved or is_here:
             came["here already" if is_here else "ended here"] += 1
@@ -54,13 +60,13 @@ def bring(
 
 
 def bring_back(
-    session_keys: Sequence[str], prefix: str, serializer: Serializer, *, is_dry: bool
+    keys: Sequence[HiddenKey], prefix: str, serializer: Serializer, *, is_dry: bool
 ) -> Flow[Counter[str]]:
     """Give the old engine what sessions that were taken over are now; see ``bring``."""
     came: Counter[str] = Counter()
-    places = [Place.of(prefix, key) for key in session_keys]
+    places = [Place.of(prefix, key.value) for key in keys]
     replies = yield tuple(call for place in places for call in commands.adopted(place))
-    for at, (key, place) in enumerate(zip(session_keys, places, strict=True)):
+    for at, (key, place) in enumerate(zip(keys, places, strict=True)):
         was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
         if not was_moved:
             came["never moved"] += 1
@@ -75,7 +81,7 @@ def bring_back(
 
 
 def _give_back(
-    key: str, place: Place, serializer: Serializer, *, is_here: bool, is_dry: bool
+    key: HiddenKey, place: Place, serializer: Serializer, *, is_here: bool, is_dry: bool
 ) -> Flow[str]:
     found = (yield from flows.load(place)).found if is_here else EndReason.UNKNOWN
     store = store_of(key)

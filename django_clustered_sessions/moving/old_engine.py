@@ -23,7 +23,7 @@ from django.utils.encoding import force_str
 
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.record import milliseconds_of
+from django_clustered_sessions.protocol.record import HiddenKey, milliseconds_of
 from django_clustered_sessions.protocol.steps import Elsewhere, Flow
 
 #: Keys that are longer than this are no file's and no cache's.
@@ -111,10 +111,10 @@ def _is_data_only(of: Any) -> bool:
     return hasattr(of, "pttl") and str(options.get("SERIALIZER", "")).startswith(_DATA_ONLY)
 
 
-def store_of(key: str | None) -> Any:
+def store_of(key: HiddenKey | None) -> Any:
     """Return a session object of the old engine. Raises what ``engine`` does."""
     found = engine()
-    store: Any = found(key)
+    store: Any = found(key.value if key else None)
     if issubclass(found, cache.SessionStore | cached_db.SessionStore):
         store._cache = _cache()
     # The engines for files and cookies make a session in the place of one that they cannot read.
@@ -130,12 +130,12 @@ def ask(call: Callable[[], Any], twin: Callable[[], Awaitable[Any]] | None = Non
     return reply
 
 
-def look(key: str) -> Flow[Found | None]:
+def look(key: HiddenKey) -> Flow[Found | None]:
     """Look a session up in the old engine; None where there is none, or nothing in it.
 
     Raises SessionStoreUnavailable where the old engine fails, Unreadable.
     """
-    if not (key.isascii() and key.isprintable()):
+    if not (key.value.isascii() and key.value.isprintable()):
         # Databases and caches have each their own error for these.
         return None
     store = store_of(key)
@@ -150,7 +150,7 @@ def look(key: str) -> Flow[Found | None]:
         raise away(error, key) from error
 
 
-def away(error: Exception, key: str = "") -> SessionStoreUnavailable:
+def away(error: Exception, key: HiddenKey | None = None) -> SessionStoreUnavailable:
     """Return the error to raise where the old engine cannot be asked."""
     return SessionStoreUnavailable(
         f"the session engine {conf.migrate_from}, which sessions are taken over from, cannot be "
@@ -158,12 +158,12 @@ def away(error: Exception, key: str = "") -> SessionStoreUnavailable:
     )
 
 
-def without(key: str, error: Exception) -> str:
+def without(key: HiddenKey | None, error: Exception) -> str:
     """Return an error's text without the session key that may be in it."""
-    return str(error).replace(key, "...") if key else str(error)
+    return str(error).replace(key.value, "...") if key else str(error)
 
 
-_Reader = Callable[[Any, str], Flow[Found | None]]
+_Reader = Callable[[Any, HiddenKey], Flow[Found | None]]
 
 
 def _reader(store: Any) -> _Reader:
@@ -176,37 +176,41 @@ def _reader(store: Any) -> _Reader:
     return _from_redis_sessions if _is_redis_sessions(store) else _from_any
 
 
-def _from_database(store: Any, key: str) -> Flow[Found | None]:
+def _from_database(store: Any, key: HiddenKey) -> Flow[Found | None]:
     row = yield from ask(store._get_session_from_db, store._aget_session_from_db)
     return Found(store.decode(row.session_data), row.expire_date) if row else None
 
 
-def _from_cache(store: Any, key: str) -> Flow[Found | None]:
+def _from_cache(store: Any, key: HiddenKey) -> Flow[Found | None]:
     # Not its load(), to which a cache that is away is one without this session.
-    if len(key) > _LONGEST_KEY:
+    if len(key.value) > _LONGEST_KEY:
         return None
-    name = store.cache_key
-    values = yield from ask(partial(store._cache.get, name), partial(store._cache.aget, name))
+    # No name for the entry's name, which has the session key in it: tracebacks show names.
+    values = yield from ask(
+        lambda: store._cache.get(store.cache_key), lambda: store._cache.aget(store.cache_key)
+    )
     if not values:
         return None
-    left_ms = yield from ask(partial(_left_ms, store._cache, name))
+    left_ms = yield from ask(partial(_left_ms, store))
     return Found(values, _until(store, values, left_ms))
 
 
-def _left_ms(of: Any, name: str) -> int | None:
-    """Return how long a cache's entry has left, None where there is no telling."""
+def _left_ms(store: Any) -> int | None:
+    """Return how long a session's entry in its cache has left, None where there is no telling."""
+    of = store._cache
     if hasattr(of, "pttl"):
-        left_ms = of.pttl(name)
+        left_ms = of.pttl(store.cache_key)
     elif hasattr(getattr(of, "_cache", None), "get_client"):
         # Django's own backend for Redis tells by its client only.
-        left_ms = of._cache.get_client(name).pttl(of.make_and_validate_key(name))
+        client = of._cache.get_client(store.cache_key)
+        left_ms = client.pttl(of.make_and_validate_key(store.cache_key))
     else:
         return None
     return None if left_ms is None or left_ms < 0 else left_ms
 
 
-def _from_file(store: Any, key: str) -> Flow[Found | None]:
-    if len(key) > _LONGEST_KEY:
+def _from_file(store: Any, key: HiddenKey) -> Flow[Found | None]:
+    if len(key.value) > _LONGEST_KEY:
         return None
     try:
         saved = yield from ask(store._last_modification)
@@ -221,18 +225,17 @@ def _is_redis_sessions(store: Any) -> bool:
     return hasattr(store, "server") and hasattr(store, "get_real_stored_key")
 
 
-def _from_redis_sessions(store: Any, key: str) -> Flow[Found | None]:
+def _from_redis_sessions(store: Any, key: HiddenKey) -> Flow[Found | None]:
     # Not its load(), to which a store that is away is one without this session.
-    name = store.get_real_stored_key(key)
-    stored = yield from ask(partial(store.server.get, name))
+    stored = yield from ask(lambda: store.server.get(store.get_real_stored_key(key.value)))
     if stored is None:
         return None
-    left_ms = yield from ask(partial(store.server.pttl, name))
+    left_ms = yield from ask(lambda: store.server.pttl(store.get_real_stored_key(key.value)))
     values = store.decode(force_str(stored))
     return Found(values, _until(store, values, None if left_ms < 0 else left_ms))
 
 
-def _from_any(store: Any, key: str) -> Flow[Found | None]:
+def _from_any(store: Any, key: HiddenKey) -> Flow[Found | None]:
     values = yield from ask(store.load, store.aload)
     return Found(values, _until(store, values, None)) if store.session_key else None
 

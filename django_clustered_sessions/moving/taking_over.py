@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from typing import Any, Final
 
 from django.core.exceptions import SuspiciousOperation
@@ -22,6 +21,7 @@ from django_clustered_sessions.protocol.outcomes import Alive
 from django_clustered_sessions.protocol.record import (
     NODE_BYTES,
     VERSION_BYTES,
+    HiddenKey,
     Place,
     Serializer,
     milliseconds_of,
@@ -81,7 +81,7 @@ def pack(found: Found, serializer: Serializer) -> Packed:
     return Packed(list(fields.items()), whose.user, expiry, left_ms, lost)
 
 
-def find(key: str, place: Place, serializer: Serializer) -> Flow[Packed | None]:
+def find(key: HiddenKey, place: Place, serializer: Serializer) -> Flow[Packed | None]:
     """Look a session up and pack it; None where there is none.
 
     Raises SessionStoreUnavailable, Unreadable: both are counted, the latter is in the log too.
@@ -99,7 +99,7 @@ def find(key: str, place: Place, serializer: Serializer) -> Flow[Packed | None]:
         raise
 
 
-def take_over(key: str, place: Place, terms: Terms, serializer: Serializer) -> Flow[bool]:
+def take_over(key: HiddenKey, place: Place, terms: Terms, serializer: Serializer) -> Flow[bool]:
     """Take a session over that the store knows nothing of; return whether it may be there now.
 
     Raises SessionStoreUnavailable where the store or the old engine fails.
@@ -119,13 +119,13 @@ def take_over(key: str, place: Place, terms: Terms, serializer: Serializer) -> F
     return True
 
 
-def leave(key: str) -> Flow[None]:
+def leave(key: HiddenKey) -> Flow[None]:
     """Delete a session that has ended here in the old engine too, for nodes that still use it."""
-    if not (key.isascii() and key.isprintable()):
+    if not (key.value.isascii() and key.value.isprintable()):
         return
     try:
         store = store_of(key)
-        yield from ask(partial(store.delete, key), partial(store.adelete, key))
+        yield from ask(lambda: store.delete(key.value), lambda: store.adelete(key.value))
     except SuspiciousOperation:
         return
     except Exception as error:

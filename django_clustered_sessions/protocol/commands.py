@@ -259,7 +259,7 @@ def commit(
     """
     return _scripted(
         "commit",
-        (*_all(place), place.events),
+        (*_all(place), place.events, *place.writes),
         token,
         terms.replay_ms,
         *terms.ages,

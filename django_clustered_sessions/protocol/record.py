@@ -171,6 +171,18 @@ def node_tag(node: str) -> bytes:
     return sha256(node.encode("utf-8", "surrogatepass")).digest()[:NODE_BYTES]
 
 
+@dataclass(frozen=True, slots=True, repr=False)
+class HiddenKey:
+    """A session key that no traceback shows: tools print the locals of frames by their repr."""
+
+    value: str
+
+    @classmethod
+    def of(cls, session_key: str | None) -> HiddenKey | None:
+        """Return a key hidden, None where there is none."""
+        return cls(session_key) if session_key else None
+
+
 @dataclass(frozen=True, slots=True)
 class Place:
     """Where a session is kept: the keys of its record, and of its bucket's index, locks and users.
@@ -218,6 +230,12 @@ class Place:
     def events(self) -> str:
         """The key of what happened to the bucket's sessions."""
         return f"{self.index.removesuffix('index')}events"
+
+    @property
+    def writes(self) -> tuple[str, str]:
+        """The keys of the recent writes to the bucket's sessions, which take turns."""
+        start = self.index.removesuffix("index")
+        return f"{start}evenwrites", f"{start}oddwrites"
 
     def mailbox(self, token: str) -> str:
         """Return the key of the list that whoever waits for the lock with ``token`` is woken by."""
@@ -319,6 +337,10 @@ class Lock:
             return cls(token.decode("ascii"), int.from_bytes(lease_end), int.from_bytes(since))
         except Exception as error:
             raise Damaged("its lock is damaged") from error
+
+    def ends_ms(self, now_ms: int) -> int:
+        """Return when the lease ends: now for one that began in the future, as for ``lock.lua``."""
+        return self.lease_end_ms if self.since_ms <= now_ms else min(self.lease_end_ms, now_ms)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import time
 from base64 import b32encode
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from django.contrib.auth import HASH_SESSION_KEY as HASH
 from django.contrib.auth import SESSION_KEY as USER
@@ -43,13 +43,13 @@ from django_clustered_sessions.protocol.record import (
     VERSION_BYTES,
     Damaged,
     EndReason,
+    HiddenKey,
     Known,
     Loaded,
     Meta,
     Mode,
     Place,
     node_tag,
-    session_id,
     user_tag,
 )
 from django_clustered_sessions.protocol.steps import Flow
@@ -135,7 +135,7 @@ class Operations(SessionBase):
     #: The tag of the user whose session it is in the store, None while nobody knows.
     _owner: bytes | None = None
     #: Where the session goes on since others have cycled its key, and the key of before.
-    _successor: tuple[str, Place] | None = None
+    _successor: tuple[str | None, Place] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
@@ -252,13 +252,12 @@ class Operations(SessionBase):
 
     def loading(self) -> Flow[Fields]:
         """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
-        key = self.session_key
-        if key is None:
+        place = self._here
+        if place is None:
             return self._new_fields()
         if isinstance(self.failure, _LOCK_ERRORS):
             # It was told so before, to somebody who did not listen.
             raise self.failure
-        place = self._place(key)
         renews = self.usage.touches and (self.renew_on_load or conf.idle_timeout)
         terms = self._terms() if renews else None
         life = self._renewed_just_now(place, terms) if terms else None
@@ -266,9 +265,7 @@ class Operations(SessionBase):
             terms = None
         locks, joins = self._locks_on_load(place)
         try:
-            place, asking, read = yield from self._reading(
-                key, terms, asks=locks or joins, joins=joins
-            )
+            place, asking, read = yield from self._reading(terms, asks=locks or joins, joins=joins)
         except SessionLockTimeout as error:
             self.failure = error
             raise self._hold.not_locked(error, self.usage) from None
@@ -296,18 +293,18 @@ class Operations(SessionBase):
         return self._new_fields(loaded)
 
     def _reading(
-        self, key: str, terms: Terms | None, *, asks: bool, joins: bool = False
+        self, terms: Terms | None, *, asks: bool, joins: bool = False
     ) -> Flow[tuple[Place, Asking | None, Read]]:
         """Read the session; return where that was, and how its lock was asked for."""
         while True:
-            place = self._place(key)
+            place = cast(Place, self._here)
             asking = self._hold.asking(place, self.usage, capped=True) if asks else None
             read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
             if not isinstance(read.found, EndReason):
                 break
             # Who has waited for the lock had seen the session before it moved.
             self._owner = self._owner or read.whose or None
-            if not (yield from self._finding(key, place, read.found)):
+            if not (yield from self._finding(place, read.found)):
                 return place, asking, read
         if conf.absolute_timeout is None:
             return place, asking, read
@@ -320,10 +317,9 @@ class Operations(SessionBase):
 
     def _looking(self) -> Flow[None]:
         """Ask how long the session lives, which is no use of it."""
-        self.accessed = True
-        if self.session_key is None or self.goes_on:
+        place = self._here
+        if place is None or self.goes_on:
             return
-        place = self._place(self.session_key)
         try:
             meta, now_ms = yield from flows.look(place)
         except Damaged:
@@ -334,32 +330,36 @@ class Operations(SessionBase):
         if meta:
             self._see(place, now_ms, self._deadline_ms(meta), meta.mode)
 
-    def _finding(self, key: str, place: Place, reason: EndReason) -> Flow[bool]:
-        """Find what is not at its place; return whether it may be at ``self._place(key)`` now."""
+    def _finding(self, place: Place, reason: EndReason) -> Flow[bool]:
+        """Find what is not at its place; return whether it may be at ``self._here`` now."""
         if reason is EndReason.ROTATED:
-            return (yield from self._following(key, place))
-        return reason is EndReason.UNKNOWN and (yield from self._moving_in(key, place))
+            return (yield from self._following(place))
+        return reason is EndReason.UNKNOWN and (yield from self._moving_in(place))
 
-    def _following(self, key: str, place: Place) -> Flow[bool]:
+    def _following(self, place: Place) -> Flow[bool]:
         """Go on where the session does whose key others have cycled, if it is still this user's.
 
         Only what was loaded before is followed: a key that somebody brings later is worth nothing.
         """
-        if not self._whose or key != self.session_key:
+        if not self._whose or place != self._here:
             return False
         successor = yield from flows.follow(place, conf.key_prefix, self._whose)
         if successor is None:
             return False
         near_cache.end(place.record)
-        self._successor = key, successor
+        self._successor = self._session_key, successor
         return True
 
-    def _moving_in(self, key: str, place: Place) -> Flow[bool]:
+    def _moving_in(self, place: Place, key: HiddenKey | None = None) -> Flow[bool]:
         """Take over from the site's old engine what the store knows nothing of.
 
-        Return whether the session may be in the store now.
+        ``key`` is the one of the session at ``place``, None where that is this one. Return whether
+        the session may be in the store now.
         """
         if not conf.migrate_from:
+            return False
+        key = key or HiddenKey.of(self.session_key)
+        if key is None:
             return False
         serializer = serializer_of(self.serializer)
         return (yield from taking_over.take_over(key, place, self._terms(), serializer))
@@ -435,7 +435,7 @@ class Operations(SessionBase):
     def creating(self) -> Flow[None]:
         """Store the session under a new key."""
         fields = self._without_loading()
-        while not (yield from self._inserting(fields, self._new_key())):
+        while not (yield from self._inserting(fields, HiddenKey(self._new_key()))):
             pass
         self.ended = None
         self.modified = True
@@ -459,15 +459,15 @@ class Operations(SessionBase):
     def _saving(self, must_create: bool, release: bool) -> Flow[None]:
         if not self._may_write():
             return
-        key = self.session_key
-        if key is None:
+        place = self._here
+        if place is None:
             if self.ended is EndReason.ROTATED and self._without_loading().user == NOBODY:
                 # Not for a login, which has a session of its own.
                 raise UpdateError("the session has moved to another key, as at a login")
             yield from self.creating()
         elif must_create:
             fields = self._without_loading()
-            if not (yield from self._inserting(fields, key)):
+            if not (yield from self._inserting(fields, HiddenKey(self.session_key or ""))):
                 raise CreateError
             self._answer()
         elif self._fields is None:
@@ -476,7 +476,7 @@ class Operations(SessionBase):
             yield from self.renewing()
             if self.ended is not None:
                 raise UpdateError
-        elif gone := (yield from self._committing(key, self._fields, release)):
+        elif gone := (yield from self._committing(place, self._fields, release)):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
         else:
             self._answer()
@@ -492,19 +492,18 @@ class Operations(SessionBase):
                 return
             # There has to be one that can be ended while it is on its way.
             yield from self.creating()
-        place = self._place(self.session_key or "")
+        place = cast(Place, self._here)
         yield from self._admission.claiming(place, str(user), self._sync())
 
     def renewing(self) -> Flow[None]:
         """Renew the session's deadline, unless its load has."""
-        key = self.session_key
-        if key is None or self.renewed or self.goes_on:
+        place = self._here
+        if place is None or self.renewed or self.goes_on:
             return
-        place = self._place(key)
         try:
             found = yield from flows.touch(place, self._terms())
-            while isinstance(found, Gone) and (yield from self._finding(key, place, found.reason)):
-                place = self._place(key)
+            while isinstance(found, Gone) and (yield from self._finding(place, found.reason)):
+                place = cast(Place, self._here)
                 found = yield from flows.touch(place, self._terms())
         except SessionStoreUnavailable as error:
             if self.nonstop == "exception":
@@ -518,9 +517,9 @@ class Operations(SessionBase):
             self.renewed = True
 
     def _committing(
-        self, key: str, fields: Fields, release: bool = False, *, waits: bool = True
+        self, place: Place, fields: Fields, release: bool = False, *, waits: bool = True
     ) -> Flow[Gone | None]:
-        place, terms = self._place(key), self._terms()
+        terms = self._terms()
         if conf.max_sessions_per_user is not None and fields.delta().changes_user:
             if fields.user != NOBODY:
                 yield from self._admission.claiming(place, str(fields[USER]), self._sync())
@@ -549,8 +548,9 @@ class Operations(SessionBase):
             raise
         self._unanswered = None
         if isinstance(outcome, Gone):
-            if (yield from self._finding(key, place, outcome.reason)):
-                return (yield from self._committing(key, fields, release, waits=waits))
+            if (yield from self._finding(place, outcome.reason)):
+                here = cast(Place, self._here)
+                return (yield from self._committing(here, fields, release, waits=waits))
             self._hold.let_go()
             return outcome
         self._writes += 1
@@ -649,9 +649,9 @@ class Operations(SessionBase):
             self._unanswered = delta, _token()
         return self._unanswered[1]
 
-    def _inserting(self, fields: Fields, key: str) -> Flow[bool]:
+    def _inserting(self, fields: Fields, key: HiddenKey) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
-        place, user = self._place(key), fields.user
+        place, user = self._place(key.value), fields.user
         is_limited = fields.user_id is not None and conf.max_sessions_per_user is not None
         if is_limited:
             # A login is a commit, to a session that is there.
@@ -661,7 +661,7 @@ class Operations(SessionBase):
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
-        self._session_key, self._owner = key, user
+        self._session_key, self._owner = key.value, user
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
         self._wrote(place, fields, token, is_all=True)
@@ -675,36 +675,37 @@ class Operations(SessionBase):
         )
         if found.deadline_ms > found.now_ms and session_created.has_listeners(type(self)):
             self._notices.created(place, fields.user_id)
-        if is_limited and (gone := (yield from self._committing(key, fields))):
+        if is_limited and (gone := (yield from self._committing(place, fields))):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
         return True
 
     def _rotating(self) -> Flow[None]:
-        key, fields = self.session_key, self._fields
+        place, fields = self._here, self._fields
         if self.outage is not None and self.nonstop != "exception":
             # The cookie stays as it is, and so the session has to stay under its key.
             raise self.outage
         if not self._may_write():
             return
-        if key is None and self.ended is EndReason.ROTATED:
+        if place is None and self.ended is EndReason.ROTATED:
             # It has moved before this request came. A new session would take its cookie's place,
             # so there is none before somebody logs in.
             return
-        if conf.max_sessions_per_user is not None and key is not None and fields is None:
+        if conf.max_sessions_per_user is not None and place is not None and fields is None:
             # Whose it is has to be known.
             fields = self._fields = yield from self.loading()
-            key = self.session_key
+            place = self._here
         found: Alive | Gone | Exists | None = None
-        if key is not None and fields is not None and fields.delta():
+        if place is not None and fields is not None and fields.delta():
             # The move comes after it, and what has the one has the other.
-            found = yield from self._committing(key, fields, waits=False)
-        while key is not None and not isinstance(found, Alive | Gone):
+            found = yield from self._committing(place, fields, waits=False)
+            place = self._here
+        while place is not None and not isinstance(found, Alive | Gone):
             if self.has_moved_on and fields is not None and fields.user_id is not None:
                 # Others have cycled the key meanwhile, and that is as good.
                 self._answer()
                 return
-            new_key = self._new_key()
-            place, new_place = self._place(key), self._place(new_key)
+            new_key = HiddenKey(self._new_key())
+            new_place = self._place(new_key.value)
             asks = partial(self._hold.asking, place, self.usage, capped=False)
             rotating = flows.rotate(
                 place,
@@ -727,7 +728,8 @@ class Operations(SessionBase):
             except SessionLockLost as error:
                 self.failure = self._hold.refused(error)
                 raise
-            if isinstance(found, Gone) and (yield from self._finding(key, place, found.reason)):
+            if isinstance(found, Gone) and (yield from self._finding(place, found.reason)):
+                place = self._here
                 found = None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
@@ -738,9 +740,10 @@ class Operations(SessionBase):
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
         self.has_moved = True
-        if isinstance(found, Alive):
+        if place is not None and isinstance(found, Alive):
             counters.add(expired=found.swept)
-            self._session_key, self._found = new_key, None
+            old_key = HiddenKey.of(self.session_key)
+            self._session_key, self._found = new_key.value, None
             self._hold.move(new_place)
             near_cache.end(place.record)
             self._lifetime.see(found.now_ms, found.deadline_ms)
@@ -749,8 +752,8 @@ class Operations(SessionBase):
             if session_ended.has_listeners(type(self)):
                 user = fields.user_id if fields is not None else None
                 self._notices.ended(place, user, EndReason.ROTATED, new_place)
-            if key is not None and conf.migrate_from:
-                yield from taking_over.leave(key)
+            if old_key and conf.migrate_from:
+                yield from taking_over.leave(old_key)
             self._answer()
         else:
             self._hold.let_go()
@@ -762,10 +765,8 @@ class Operations(SessionBase):
             raise self.outage
         if self.session_key is None:
             yield from self.creating()
-        key = self.session_key or ""
-        place = self._place(key)
         try:
-            place, asking, read = yield from self._reading(key, None, asks=True)
+            place, asking, read = yield from self._reading(None, asks=True)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
@@ -881,33 +882,32 @@ class Operations(SessionBase):
         logger.warning("%s", error)
         return False
 
-    def _asking(self, session_key: str | None) -> Flow[bool]:
-        if not session_key:
+    def _asking(self, key: HiddenKey | None) -> Flow[bool]:
+        if key is None:
             return False
-        place = self._place(session_key)
+        place = self._place(key.value)
         if (yield from flows.exists(place)):
             return True
-        if (yield from self._moving_in(session_key, place)):
+        if (yield from self._moving_in(place, key)):
             return (yield from flows.exists(place))
         return False
 
-    def _ending(self, session_key: str | None) -> Flow[None]:
-        key, reason = session_key, EndReason.DELETED
-        if not key:
+    def _ending(self, key: HiddenKey | None) -> Flow[None]:
+        reason = EndReason.DELETED
+        if key is None:
             # A logout is one, also where the session has moved meanwhile: the cookie goes.
-            key, reason, self.ended = self.session_key, EndReason.FLUSHED, None
+            key, reason, self.ended = HiddenKey.of(self.session_key), EndReason.FLUSHED, None
         if key is None:
             return
-        place, replication = self._place(key), Replication()
+        place, replication = self._place(key.value), Replication()
         near_cache.drop(place.record)
         ending = flows.end(place, reason, conf.events_kept)
         ended = yield from replication.awaited(place, ending, self._sync())
         if not ended and (
-            (yield from self._following_to_end(key, place))
-            or (yield from self._moving_in(key, place))
+            (yield from self._following_to_end(place)) or (yield from self._moving_in(place, key))
         ):
             # Only what was here leaves a trace that no request in flight gets past.
-            place = self._place(key)
+            place = self._place(key.value)
             ending = flows.end(place, reason, conf.events_kept)
             ended = yield from replication.awaited(place, ending, self._sync())
         if ended and session_ended.has_listeners(type(self)):
@@ -918,21 +918,21 @@ class Operations(SessionBase):
         near_cache.end(place.record)
         if ended:
             counters.ended([ended.lifetime_ms])
-        if key == self.session_key:
+        if place == self._here:
             self._hold.let_go()
             self._lifetime, self._owner = Lifetime(), None
         replication.answer()
 
-    def _following_to_end(self, key: str, place: Place) -> Flow[bool]:
+    def _following_to_end(self, place: Place) -> Flow[bool]:
         """Follow the session that is to be ended; not with a user's hash from before its move.
 
         Django flushes a session whose hash is not the user's any more, as this object's is not
         after a new password; the one that goes on has the new hash, and its cookie stays.
         """
         before = self._found
-        if not (yield from self._following(key, place)):
+        if not (yield from self._following(place)):
             return False
-        now = (yield from flows.load(self._place(key))).found
+        now = (yield from flows.load(cast(Place, self._here))).found
         if before and isinstance(now, Loaded) and _hash_in(now) != _hash_in(before):
             self._vanish(EndReason.ROTATED)
             return False
@@ -954,6 +954,12 @@ class Operations(SessionBase):
         return self.budget or RequestBudget(conf.store_timeout)
 
     # Small things.
+
+    @property
+    def _here(self) -> Place | None:
+        """Where this session is kept, None without a key: what flows hold in the key's place."""
+        key = self.session_key
+        return None if key is None else self._place(key)
 
     def _place(self, session_key: str) -> Place:
         if self._successor is not None and self._successor[0] == session_key:
@@ -985,7 +991,7 @@ class Operations(SessionBase):
             loaded.values if loaded else None,
             owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
             cleared=cleared,
-            on_unreadable=partial(_note_unreadable, self.session_key),
+            on_unreadable=partial(_note_unreadable, self._here),
             guard=self._turns.values,
         )
 
@@ -995,12 +1001,12 @@ class Operations(SessionBase):
         self.ended = reason
 
 
-def _note_unreadable(session_key: str | None, key: Any, error: Exception) -> None:
+def _note_unreadable(place: Place | None, key: Any, error: Exception) -> None:
     # Not a method: a session that its own values know would live until Python looks for cycles.
     counters.add(values_set_aside=1)
     logger.warning(
         "session %s: the value of %r cannot be read and is set aside: %s: %s",
-        session_id(session_key)[:12] if session_key else "without a key",
+        place.id[:12] if place else "without a key",
         key,
         type(error).__name__,
         error,

@@ -402,7 +402,7 @@ async def test_what_a_socket_writes_is_there_and_makes_no_orphans(
         await do(socket, "save")
         await some_more(looks)
     assert await SessionStore(key).aget("n") == 7
-    beside = (b":index", b":figures", b":history")
+    beside = (b":index", b":figures", b":history", b"writes")
     records = {name.decode() for name in store.scan_iter() if not name.endswith(beside)}
     assert records == {Place.of("session", key).record}
 

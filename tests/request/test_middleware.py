@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
+import re
 import weakref
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import UTC, datetime
 from http.cookies import Morsel
 from typing import Any
@@ -803,19 +805,54 @@ async def test_asynchronous_request_never_leaves_its_thread(
     assert hops
 
 
-async def test_loading_synchronously_on_an_event_loop_names_the_twin(store: redis.Redis) -> None:
-    session = SessionStore("x" * 32)
-    for use in (
-        lambda: session["n"],
-        session.save,
-        session.create,
-        session.cycle_key,
-        session.load,
-        lambda: session.exists("x" * 32),
-        lambda: session.delete("x" * 32),
-    ):
-        with pytest.raises(SynchronousOnlyOperation, match=r"await request\.session\.a\w+\("):
-            use()
+#: What asks the store, and what to await instead.
+TWINS: dict[str, tuple[Callable[[SessionStore], Any], str]] = {
+    "[]": (lambda session: session["n"], "aget()"),
+    "in": (lambda session: "n" in session, "aget()"),
+    "get": (lambda session: session.get("n"), "aget()"),
+    "set": (lambda session: session.__setitem__("n", 1), "aset()"),
+    "keys": (lambda session: session.keys(), "another a twin of what was called"),
+    "get_expiry_age": (lambda session: session.get_expiry_age(), "another a twin"),
+    "set_expiry": (lambda session: session.set_expiry(5), "another a twin"),
+    "increment": (lambda session: session.increment("n"), "aincrement()"),
+    "pop": (lambda session: session.pop("n"), "apop()"),
+    "load": (lambda session: session.load(), "aload()"),
+    "save": (lambda session: session.save(), "asave()"),
+    "create": (lambda session: session.create(), "acreate()"),
+    "cycle_key": (lambda session: session.cycle_key(), "acycle_key()"),
+    "flush": (lambda session: session.flush(), "aflush()"),
+    "delete": (lambda session: session.delete("x" * 32), "adelete()"),
+    "exists": (lambda session: session.exists("x" * 32), "aexists()"),
+    "expires_at": (lambda session: session.expires_at(), "aexpires_at()"),
+    "lock": (lambda session: session.lock().__enter__(), "alock()"),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+async def test_synchronous_use_on_an_event_loop_names_its_twin(
+    store: redis.Redis, name: str
+) -> None:
+    use, twin = TWINS[name]
+    with pytest.raises(SynchronousOnlyOperation) as caught:
+        use(SessionStore("x" * 32))
+    assert re.search(r"await request\.session\.a\w+\(", str(caught.value))
+    assert twin in str(caught.value)
+    for named in re.findall(r"\b(a\w+)\(\)", str(caught.value)):
+        assert inspect.iscoroutinefunction(getattr(SessionStore, named)) or named == "alock"
+
+
+async def test_session_that_a_twin_has_loaded_is_used_without(store: redis.Redis) -> None:
+    """What the advice says: the same call does not meet the same error again."""
+    stored = SessionStore()
+    await stored.aset("n", 1)
+    await stored.acreate()
+    session = SessionStore(stored.session_key)
+    with pytest.raises(SynchronousOnlyOperation, match="once one of them has loaded the session"):
+        session["n"]
+    await session.aget("anything")
+    assert session["n"] == 1
+    assert session.increment("n") == 2
+    session["m"] = session.get_expiry_age()
 
 
 def test_request_costs_no_connection_before_its_session_is_used(settings: Any) -> None:

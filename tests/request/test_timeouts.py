@@ -183,6 +183,51 @@ def test_ended_session_has_no_end(store: redis.Redis, ask: Ask, ends: str) -> No
     assert store.keys("*[^xs]") == [] or ends != "expired"
 
 
+@pytest.mark.parametrize("known", ["nothing", "loaded", "by a lock"])
+def test_page_that_asks_for_the_end_varies_by_cookie(browser: Browser, known: str) -> None:
+    """An answer to nobody and one to a user must not be one entry of a shared cache."""
+    asked: list[object] = []
+
+    def view(request: Any) -> HttpResponse:
+        session = request.session
+        if known == "by a lock":
+            session.run(session.locking(), "alock()")
+        else:
+            session.get("a") if known == "loaded" else None
+        session.accessed = False
+        asked.append((session.expires_at(), session.left_s, session.is_at_hand))
+        return HttpResponse()
+
+    async def aview(request: Any) -> HttpResponse:
+        asked.append(await request.session.aexpires_at())
+        return HttpResponse()
+
+    for cookie in ("", stored(a=1).session_key or ""):
+        browser.key = cookie
+        if cookie or known == "nothing":
+            assert browser.visit(view).headers["Vary"] == "Cookie"
+        if known == "nothing":
+            assert browser.visit(aview).headers["Vary"] == "Cookie"
+
+
+def test_each_answer_about_the_end_counts_as_access(store: redis.Redis) -> None:
+    key = stored(a=1).session_key
+    for tells in (
+        SessionStore.expires_at,
+        SessionStore.get_expiry_age,
+        SessionStore.get_expiry_date,
+        lambda session: session.left_s,
+        lambda session: session.most_left_s,
+        lambda session: session.is_at_hand,
+    ):
+        for session in (SessionStore(), SessionStore(key)):
+            if session.session_key:
+                session.expires_at()
+            session.accessed = False
+            tells(session)
+            assert session.accessed
+
+
 def test_expiry_counts_once_it_is_saved(store: redis.Redis, ask: Ask) -> None:
     session = stored(a=1)
     before = ask(session)

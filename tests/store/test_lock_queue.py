@@ -6,6 +6,7 @@ import asyncio
 import logging
 import threading
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -16,6 +17,7 @@ from django.contrib.sessions.backends.base import UpdateError
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionLockLost, SessionLockTimeout
+from django_clustered_sessions.figures.held_locks import HeldLock, collect_locks
 from django_clustered_sessions.protocol import commands, locks
 from django_clustered_sessions.protocol.locks import Asking, Turn
 from django_clustered_sessions.protocol.outcomes import Gone, Held, Taken
@@ -24,6 +26,8 @@ from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.protocol.steps import Wait
 from django_clustered_sessions.protocol.terms import Locking
 from django_clustered_sessions.session import holding
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.drivers import Budget
 from tests.children import forked
 from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place
@@ -426,6 +430,89 @@ def test_lease_that_is_over_stays_the_holders_while_nobody_comes(
         session["n"] = 1
         wait_for(lambda: now_ms(store) > lease_end_ms(store, key) + 200, "the lease to end")
     assert stored(key) == {"n": 1}
+
+
+# The store's clock is set back.
+
+HOUR_MS = 3_600_000
+
+
+def set_back(store: redis.Redis, key: str) -> None:
+    """Let a session's lock be as if the store's clock had been an hour ahead until now."""
+    packed = store.hget(place(key).record, "m:lock") or b""
+    times = (int.from_bytes(packed[at : at + 6]) + HOUR_MS for at in (16, 22))
+    store.hset(
+        place(key).record, "m:lock", packed[:16] + b"".join(time.to_bytes(6) for time in times)
+    )
+
+
+@pytest.mark.parametrize("asks", ["acquire", "save", "cycle_key", "waiting", "leave"])
+def test_dead_holder_before_the_clock_was_set_back_is_over(
+    store: redis.Redis, settings: Any, asks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = new_session(n=0)
+    dead = seize(key)
+    waiting = new_token()
+    if asks == "waiting":
+        assert isinstance(claim(key, waiting), Held)
+    set_back(store, key)
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.5
+    session = SessionStore(key)
+    session["n"] = 1
+    match asks:
+        case "acquire":
+            taken = claim(key, new_token())
+            assert isinstance(taken, Taken) and taken.since_ms <= taken.now_ms
+        case "save":
+            session.save()
+            assert owner(store, key) == ""
+        case "cycle_key":
+            session.cycle_key()
+            assert owner(store, session.session_key or "") == ""
+        case "waiting":
+            assert isinstance(claim(key, waiting), Taken)
+            assert lease_end_ms(store, key) < now_ms(store) + HOUR_MS
+        case "leave":
+            # As on a cluster, where the two keys may be on two servers.
+            monkeypatch.setattr(connections, "is_cluster", lambda: True)
+            session.cycle_key()
+            assert SessionStore(session.session_key)["n"] == 1
+    assert dead not in [locker.token for locker in queue(store, key)]
+
+
+@pytest.mark.parametrize("renews", ["renew", "acquire"])
+def test_living_holder_keeps_its_lock_when_the_clock_is_set_back(
+    store: redis.Redis, renews: str
+) -> None:
+    key = new_session(n=0)
+    mine = seize(key)
+    set_back(store, key)
+    if renews == "renew":
+        left = commands.parse_renew(ask(commands.renew(place(key), mine, 8000, 120_000)))
+        assert left is not None and 0 < left <= 8000
+    else:
+        assert isinstance(claim(key, mine, lease_ms=8000), Taken)
+    assert lease_end_ms(store, key) <= now_ms(store) + 8000
+    other = claim(key, new_token())
+    assert isinstance(other, Held) and 0 < other.lease_left_ms <= 8000
+    assert other.since_ms <= other.now_ms
+
+
+def test_lock_of_before_the_clock_was_set_back_is_told_as_over(store: redis.Redis) -> None:
+    key = new_session(n=0)
+    seize(key)
+    set_back(store, key)
+
+    def told() -> Sequence[HeldLock]:
+        return drivers.run(collect_locks("session"), connections.pool, Budget(5.0)).locks
+
+    assert told() == []
+    waits_until = (now_ms(store) + HOUR_MS).to_bytes(6)
+    entry = b"w" * 16 + waits_until + bytes(6) + b"\1\0"
+    holder = store.hget(place(key).locks, place(key).id) or b""
+    store.hset(place(key).locks, place(key).id, holder + entry)
+    (lock,) = told()
+    assert lock.lease_end_ms <= now_ms(store)
 
 
 def test_unlocked_write_ends_a_lock_whose_lease_is_over(

@@ -854,12 +854,16 @@ def test_watch_in_a_terminal_leaves_the_last_state(store: redis.Redis) -> None:
 
 
 @pytest.mark.full
-def test_watch_ends_when_the_store_goes_away(store_server: StoreServer, settings: Any) -> None:
-    with StoreServer(binary=store_server.binary) as server:
-        use_store(settings, f"{server.url}/1")
-        with running("--format", "json", "--watch", "0.05") as process:
-            line(process)
-            server.kill()
-            _, stderr = end(process, 1)
-    # Before it there may be the breaker's warning.
-    assert re.fullmatch(r"(the session store .* is away, .*\n)?CommandError: .*\n", stderr)
+def test_watch_stays_while_the_store_is_away(store: redis.Redis, proxy: CountingProxy) -> None:
+    with running("--format", "json", "--watch", "0.05") as process:
+        assert json.loads(line(process))
+        proxy.refuse()
+        assert process.stderr
+        # The breaker's warning may come before it.
+        said = iter(process.stderr.readline, "")
+        assert any(re.match(r"no figures since \d\d:\d\d:\d\d: ", one) for one in said)
+        proxy.accept()
+        assert json.loads(line(process))
+        process.send_signal(signal.SIGINT)
+        _, stderr = end(process)
+    assert "Traceback" not in stderr

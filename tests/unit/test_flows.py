@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 from contextlib import contextmanager, nullcontext, suppress
 
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 from redis.exceptions import ResponseError
 
+from django_clustered_sessions import exceptions
 from django_clustered_sessions.exceptions import (
     SessionConflict,
     SessionLockLost,
@@ -256,6 +258,28 @@ def test_commit_to_a_session_that_is_gone_tells_the_reason():
     fields["a"] = 2
     _, gone = play(commit(fields), [[0, 5, b"flushed"]])
     assert gone == Gone(5, EndReason.FLUSHED)
+
+
+def test_each_error_names_a_session_by_twelve_characters():
+    """A whole id is what ``registry.end_session()`` takes; who has the log has not."""
+    arguments = {
+        "session_id": PLACE.id,
+        "keys": ["a"],
+        **dict.fromkeys(("size", "limit", "acknowledged", "asked"), 1),
+        **dict.fromkeys(("holder", "why", "advice"), "-"),
+        "held_s": 1.0,
+    }
+    named = 0
+    for error in vars(exceptions).values():
+        if not isinstance(error, type) or not issubclass(error, exceptions.ClusteredSessionError):
+            continue
+        taken = inspect.signature(error.__init__).parameters.keys() - {"self"}
+        if "session_id" in taken:
+            text = str(error(**{name: arguments[name] for name in taken}))
+            assert f"session {PLACE.id[:12]}:" in text
+            assert PLACE.id[:13] not in text
+            named += 1
+    assert named >= 6
 
 
 def test_too_large_session_is_refused_here_or_by_the_store():

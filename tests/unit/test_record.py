@@ -80,7 +80,7 @@ def test_load_tells_a_session_from_an_ended_one():
     assert Loaded.parse({b"m:end": b"a reason of the future"}) is EndReason.DELETED
     with pytest.raises(Damaged):
         Loaded.parse({b"d:a": b"12345678s1"})
-    found = Loaded.parse({b"m:": META, b"m:replay": b"", b"d:a": b"12345678s1"})
+    found = Loaded.parse({b"m:": META, b"m:lock": b"", b"d:a": b"12345678s1"})
     assert found.values == {b"d:a": b"12345678s1"}
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from typing import Any, TextIO, TypeVar, cast
 
 from django.core.checks import Tags
@@ -177,10 +178,22 @@ def _hours(text: str) -> int:
 def _again_and_again(
     first: Callable[[], T], later: Callable[[], T], interval_s: float | None
 ) -> Iterator[T]:
+    """Yield what is collected each time; while the store is away, say so on stderr instead.
+
+    Raises SessionStoreUnavailable where it is away from the beginning.
+    """
     yield first()
+    away_since: datetime | None = None
     while interval_s:
         time.sleep(interval_s)
-        yield later()
+        try:
+            found = later()
+        except SessionStoreUnavailable as error:
+            away_since = away_since or datetime.now()
+            print(f"no figures since {away_since:%H:%M:%S}: {error}", file=sys.stderr, flush=True)
+        else:
+            away_since = None
+            yield found
 
 
 def _show(pages: Iterator[RenderableType], console: Console, *, on_screen: bool) -> None:
