@@ -1,0 +1,346 @@
+"""Broken off at any point, nothing is left behind: swept over every line and every await.
+
+Synchronously a signal's exception may come before any line, asynchronously a cancellation at any
+await. After each: every connection of the pools is right, the lock is free, nobody stands in its
+queue, and the next operation works.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import gc
+import linecache
+import sys
+from collections.abc import Callable, Coroutine, Generator
+from pathlib import Path
+from types import CodeType, FrameType, coroutine
+from typing import Any
+
+import pytest
+import redis
+from django.http import HttpRequest, HttpResponse
+from django.test import AsyncRequestFactory, RequestFactory
+from hiredis import pack_command
+
+import django_clustered_sessions
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.session import holding
+from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.exchange import aconnect, aexchange, connect, exchange
+from django_clustered_sessions.store.nodes import Nodes
+from tests.conftest import DATABASE
+from tests.locking import new_session, owner, queue
+from tests.servers import deadline_s, wait_for
+
+pytestmark = pytest.mark.timeout(600)
+
+PACKAGE = str(Path(django_clustered_sessions.__file__).parent)
+#: Where lines are that a signal may come before: the package's, and those that greet.
+FILES = (PACKAGE, redis.connection.__file__)
+
+
+class Stop(BaseException):
+    """What a signal raises, as KeyboardInterrupt is one."""
+
+
+class SoftLimit(Exception):  # noqa: N818
+    """What a signal raises that a view may catch, as Celery's soft time limit is one."""
+
+
+class Lines:
+    """Counts the lines that run inside, and raises before one of them. A context manager."""
+
+    def __init__(self, at: int | None = None, error: type[BaseException] = Stop) -> None:
+        self.count = 0
+        self._at, self._error = at, error
+        self._known: dict[CodeType, bool] = {}
+        self._lines: dict[int, int] = {}
+
+    def __enter__(self) -> Lines:
+        self._before = sys.gettrace()
+        sys.settrace(self._call)
+        return self
+
+    def __exit__(self, *args: object) -> None:
+        sys.settrace(self._before)
+
+    def _call(self, frame: FrameType, event: str, argument: object) -> Any:
+        code = frame.f_code
+        if code not in self._known:
+            self._known[code] = code.co_filename.startswith(FILES)
+        self._lines.pop(id(frame), None)
+        return self._line if self._known[code] else None
+
+    def _line(self, frame: FrameType, event: str, argument: object) -> Any:
+        if event == "line" and not self._ends_with(frame):
+            self.count += 1
+            if self.count == self._at:
+                sys.settrace(self._before)
+                raise self._error(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        return self._line
+
+    def _ends_with(self, frame: FrameType) -> bool:
+        """Return whether this is the line of a ``with`` whose body has just ended.
+
+        It is traced once more then; but Python looks for signals at the end of calls, and between
+        the last one of the body and that of ``__exit__`` there is none.
+        """
+        code, line = frame.f_code, frame.f_lineno
+        before, self._lines[id(frame)] = self._lines.get(id(frame), 0), line
+        return before > line and linecache.getline(code.co_filename, line).strip().startswith(
+            "with"
+        )
+
+
+class Awaits:
+    """Runs a coroutine, counts where it waits, and cancels its task at one of them.
+
+    ``again``: at each later one as well, as some frameworks do.
+    """
+
+    def __init__(self, at: int | None = None, *, again: bool = False) -> None:
+        self.count = 0
+        self._at, self._again = at, again
+
+    async def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return await self._step(work)
+
+    @coroutine
+    def _step(self, work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+        task = asyncio.current_task()
+        assert task is not None
+        send: Callable[[], Any] = lambda: work.send(None)  # noqa: E731
+        while True:
+            try:
+                waits_for = send()
+            except StopIteration as stop:
+                return stop.value
+            self.count += 1
+            if self._at is not None and (
+                self.count == self._at or (self._again and self.count > self._at)
+            ):
+                task.cancel()
+            try:
+                yield waits_for
+            except BaseException as error:
+                caught = error
+                send = lambda: work.throw(caught)  # noqa: B023, E731
+            else:
+                send = lambda: work.send(None)  # noqa: E731
+
+
+# What is broken off.
+
+
+def lock_and_change(key: str) -> None:
+    with SessionStore(key).lock() as session:
+        session["n"] += 1
+
+
+async def alock_and_change(key: str) -> None:
+    async with SessionStore(key).alock() as session:
+        await session.aset("n", await session.aget("n") + 1)
+
+
+def lock_and_fail(key: str) -> None:
+    with contextlib.suppress(LookupError), SessionStore(key).lock() as session:
+        session["n"] += 1
+        raise LookupError
+
+
+async def alock_and_fail(key: str) -> None:
+    with contextlib.suppress(LookupError):
+        async with SessionStore(key).alock() as session:
+            await session.aset("n", 7)
+            raise LookupError
+
+
+def save(key: str) -> None:
+    session = SessionStore(key)
+    session["n"] += 1
+    session.save()
+
+
+async def asave(key: str) -> None:
+    session = SessionStore(key)
+    await session.aset("n", await session.aget("n") + 1)
+    await session.asave()
+
+
+def in_request(key: str) -> None:
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["n"] += 1
+        return HttpResponse()
+
+    request = RequestFactory().get("/")
+    request.COOKIES["sessionid"] = key
+    ClusteredSessionMiddleware(view)(request)
+
+
+async def ain_request(key: str) -> None:
+    async def view(request: HttpRequest) -> HttpResponse:
+        await request.session.aset("n", await request.session.aget("n") + 1)
+        return HttpResponse()
+
+    request = AsyncRequestFactory().get("/")
+    request.COOKIES["sessionid"] = key
+    await ClusteredSessionMiddleware(view)(request)
+
+
+SYNC = [lock_and_change, lock_and_fail, save, in_request]
+ASYNC = [alock_and_change, alock_and_fail, asave, ain_request]
+
+
+# What has to be right afterwards.
+
+
+def pools_of(pool: Any) -> list[Any]:
+    return list(pool.pools) if isinstance(pool, Nodes) else [pool]
+
+
+def idle(pool: Any) -> list[Any]:
+    """Return the connections that a pool would lend, most likely."""
+    return list(pool._idle)
+
+
+def check_connections(database: int) -> None:
+    """Hold that each connection that is at hand answers what it is asked, in the right database."""
+    for pool in pools_of(connections.pool()):
+        for connection in idle(pool):
+            connect(connection, deadline_s())
+            commands = [pack_command(("ECHO", "here")), pack_command(("CLIENT", "INFO"))]
+            echo, info = exchange(connection, commands, deadline_s())
+            assert echo == b"here"
+            assert f" db={database} " in info.decode()
+
+
+async def acheck_connections(database: int) -> None:
+    for pool in pools_of(connections.apool()):
+        for connection in idle(pool):
+            await aconnect(connection, deadline_s())
+            commands = [pack_command(("ECHO", "here")), pack_command(("CLIENT", "INFO"))]
+            echo, info = await aexchange(connection, commands, deadline_s())
+            assert echo == b"here"
+            assert f" db={database} " in info.decode()
+
+
+def check_lock(store: Any, key: str, *, at_once: bool = True) -> None:
+    if not at_once:
+        wait_for(lambda: not owner(store, key) and not queue(store, key), "the lock is free")
+    assert owner(store, key) == ""
+    assert queue(store, key) == []
+    assert not holding.waiting_room._waiting
+
+
+def forget_connections() -> None:
+    """Let what comes next connect."""
+    for pool in pools_of(connections.pool()):
+        pool.disconnect()
+
+
+def sweep_lines(
+    store: Any, work: Callable[[str], None], error: type[BaseException], *, database: int, step: int
+) -> int:
+    """Break off before every line, or each ``step``-th one; return how many there are."""
+    key = new_session(n=0)
+    work(key)
+    forget_connections()
+    with Lines() as lines:
+        work(key)
+    for at in range(1, lines.count + 1, step):
+        before = SessionStore(key).load()["n"]
+        forget_connections()
+        where = "nowhere"
+        context = contextvars.copy_context()
+        try:
+            with Lines(at, error):
+                context.run(work, key)
+        except error as stop:
+            where = str(stop)
+            del stop
+        try:
+            gc.collect(0)
+            check_lock(store, key)
+            check_connections(database)
+            after = SessionStore(key).load()["n"]
+            assert after in (before, before + 1)
+            with SessionStore(key).lock() as session:
+                session["n"] = after + 1
+            assert SessionStore(key).load()["n"] == after + 1
+            check_lock(store, key)
+        except BaseException as problem:
+            problem.add_note(f"{work.__name__} was broken off by {error.__name__} at {at}, {where}")
+            raise
+    return lines.count
+
+
+async def sweep_awaits(
+    store: Any, work: Callable[[str], Coroutine[Any, Any, None]], *, again: bool, database: int
+) -> int:
+    """Cancel at every await; return how many there are."""
+    loop = asyncio.get_running_loop()
+
+    async def apart(work: Coroutine[Any, Any, Any]) -> None:
+        task = loop.create_task(work, context=contextvars.Context())
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def afresh() -> None:
+        for pool in pools_of(connections.apool()):
+            await pool.disconnect()
+
+    key = await asyncio.to_thread(new_session, n=0)
+    await apart(work(key))
+    await afresh()
+    awaits = Awaits()
+    await apart(awaits.run(work(key)))
+    for at in range(1, awaits.count + 1):
+        before = (await SessionStore(key).aload())["n"]
+        await afresh()
+        await apart(Awaits(at, again=again).run(work(key)))
+        try:
+            await asyncio.to_thread(check_lock, store, key, at_once=not again)
+            await acheck_connections(database)
+            after = (await SessionStore(key).aload())["n"]
+            assert after in (before, before + 1, 7)
+            async with SessionStore(key).alock() as session:
+                await session.aset("n", after + 1)
+            assert (await SessionStore(key).aload())["n"] == after + 1
+            await asyncio.to_thread(check_lock, store, key)
+            others = asyncio.all_tasks() - {asyncio.current_task()}
+            assert all("enew" in repr(task) for task in others), others
+        except BaseException as problem:
+            problem.add_note(f"{work.__name__} was cancelled at await {at}")
+            raise
+    return awaits.count
+
+
+@pytest.fixture
+def locks(settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_LOCKING = "all"
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 9.0
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("locks")
+# redis-py's, which the collector closes: broken off before anything else knows of the socket.
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize("error", [Stop, SoftLimit])
+@pytest.mark.parametrize("work", SYNC, ids=lambda work: work.__name__)
+def test_signal_before_any_line_leaves_nothing(
+    store: redis.Redis, work: Callable[[str], None], error: type[BaseException]
+) -> None:
+    assert sweep_lines(store, work, error, database=DATABASE, step=1) > 300
+
+
+@pytest.mark.full
+@pytest.mark.usefixtures("locks")
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+@pytest.mark.parametrize("work", ASYNC, ids=lambda work: work.__name__)
+def test_cancellation_at_any_await_leaves_nothing(
+    store: redis.Redis, work: Callable[[str], Coroutine[Any, Any, None]], again: bool
+) -> None:
+    assert asyncio.run(sweep_awaits(store, work, again=again, database=DATABASE)) > 4
