@@ -15,6 +15,7 @@ from enum import StrEnum
 from functools import cache, lru_cache
 from hashlib import sha256
 from struct import Struct
+from struct import error as StructError  # noqa: N812
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -44,6 +45,9 @@ BUCKETS: Final = 1024
 
 #: Values from this size on are compressed, in bytes.
 COMPRESS_FROM: Final = 4096
+
+#: What damaged bytes raise. No more: a signal's exception is no damage, and logs nobody out.
+_DAMAGE: Final = (StructError, KeyError, TypeError, ValueError)
 
 _META = Struct(">Bc8s6s6s6sI6s8s")
 #: token, end of the lease, since when
@@ -279,7 +283,7 @@ class Meta(NamedTuple):
             _, mode, version, created, deadline, span, size, seen, user = _META.unpack(packed)
             times = _int(created), _int(deadline), _int(span)
             return cls(_MODES[mode], version, *times, size, _int(seen), user)
-        except Exception as error:
+        except _DAMAGE as error:
             raise Damaged("its meta field is damaged") from error
 
 
@@ -335,7 +339,7 @@ class Lock:
         try:
             token, lease_end, since = _LOCK.unpack(packed)
             return cls(token.decode("ascii"), int.from_bytes(lease_end), int.from_bytes(since))
-        except Exception as error:
+        except _DAMAGE as error:
             raise Damaged("its lock is damaged") from error
 
     def ends_ms(self, now_ms: int) -> int:
@@ -370,7 +374,7 @@ class Locker:
                 name = packed[at - length : at].decode("utf-8", "replace")
                 times = int.from_bytes(until), int.from_bytes(since)
                 found.append(cls(token.decode("ascii"), *times, name))
-        except Exception as error:
+        except _DAMAGE as error:
             raise Damaged("its entry among the locks is damaged") from error
         return found
 

@@ -97,7 +97,10 @@ def holds(place: Place, besides: Grant | None = None) -> bool:
 
 
 class _Waiter:
-    """A request that waits for a session's lock."""
+    """A request that waits for the lock of the session with that record."""
+
+    def __init__(self, record: str) -> None:
+        self.record = record
 
 
 class _WaitingRoom:
@@ -106,26 +109,27 @@ class _WaitingRoom:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         # Weak: a request that is broken off at any line leaves no place taken.
-        self._waiting: dict[str, WeakSet[_Waiter]] = {}
+        self._waiting: WeakSet[_Waiter] = WeakSet()
+
+    def waiting(self, record: str) -> int:
+        """Return how many wait for a session."""
+        return sum(waiter.record == record for waiter in self._waiting)
 
     def is_full(self, place: Place) -> bool:
-        return len(self._waiting.get(place.record, ())) >= conf.lock_process_waiters
+        return self.waiting(place.record) >= conf.lock_process_waiters
 
     @contextmanager
     def entered(self, place: Place) -> Iterator[bool]:
         """Wait here; gives whether there was room."""
-        waiter = _Waiter()
+        waiter = _Waiter(place.record)
         try:
             with self._lock:
                 if has_room := not self.is_full(place):
-                    self._waiting.setdefault(place.record, WeakSet()).add(waiter)
+                    self._waiting.add(waiter)
             yield has_room
         finally:
-            with self._lock:
-                waiters = self._waiting.get(place.record, WeakSet())
-                waiters.discard(waiter)
-                if not waiters:
-                    self._waiting.pop(place.record, None)
+            # Now, and not with the end of an exception that knows this frame.
+            self._waiting.discard(waiter)
 
 
 class _Renewer:

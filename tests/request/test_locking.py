@@ -87,7 +87,7 @@ def halves(view: View, aview: View) -> pytest.MarkDecorator:
 
 def waiting_here(key: str) -> int:
     """Return how many of this process wait for a session's lock."""
-    return len(holding.waiting_room._waiting.get(place(key).record, ()))
+    return holding.waiting_room.waiting(place(key).record)
 
 
 def stored(key: str) -> dict[str, Any]:

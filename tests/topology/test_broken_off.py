@@ -13,7 +13,7 @@ import contextvars
 import gc
 import linecache
 import sys
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
 from types import CodeType, FrameType, coroutine
 from typing import Any
@@ -26,13 +26,16 @@ from hiredis import pack_command
 
 import django_clustered_sessions
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.session import holding
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.exchange import aconnect, aexchange, connect, exchange
 from django_clustered_sessions.store.nodes import Nodes
+from tests.clusters import ClusterServers
 from tests.conftest import DATABASE
-from tests.locking import new_session, owner, queue
+from tests.gateways import place
+from tests.locking import free, new_session, owner, queue, seize
 from tests.servers import deadline_s, wait_for
 
 pytestmark = pytest.mark.timeout(600)
@@ -190,8 +193,22 @@ async def ain_request(key: str) -> None:
     await ClusteredSessionMiddleware(view)(request)
 
 
-SYNC = [lock_and_change, lock_and_fail, save, in_request]
-ASYNC = [alock_and_change, alock_and_fail, asave, ain_request]
+def wait_in_vain(key: str) -> None:
+    with contextlib.suppress(SessionLockTimeout), SessionStore(key).lock():
+        pass
+
+
+async def await_in_vain(key: str) -> None:
+    with contextlib.suppress(SessionLockTimeout):
+        async with SessionStore(key).alock():
+            pass
+
+
+#: While another has the lock.
+IN_VAIN = (wait_in_vain, await_in_vain)
+
+SYNC = [lock_and_change, lock_and_fail, save, in_request, wait_in_vain]
+ASYNC = [alock_and_change, alock_and_fail, asave, ain_request, await_in_vain]
 
 
 # What has to be right afterwards.
@@ -232,7 +249,7 @@ def check_lock(store: Any, key: str, *, at_once: bool = True) -> None:
         wait_for(lambda: not owner(store, key) and not queue(store, key), "the lock is free")
     assert owner(store, key) == ""
     assert queue(store, key) == []
-    assert not holding.waiting_room._waiting
+    assert not holding.waiting_room.waiting(place(key).record)
 
 
 def forget_connections() -> None:
@@ -248,19 +265,28 @@ def sweep_lines(
     key = new_session(n=0)
     work(key)
     forget_connections()
+    token = seize(key) if work in IN_VAIN else ""
     with Lines() as lines:
         work(key)
+    if token:
+        free(key, token)
     for at in range(1, lines.count + 1, step):
         before = SessionStore(key).load()["n"]
         forget_connections()
         where = "nowhere"
         context = contextvars.copy_context()
+        token = seize(key) if work in IN_VAIN else ""
         try:
             with Lines(at, error):
                 context.run(work, key)
-        except error as stop:
+        except (error, Exception) as stop:
+            # An exception of a signal may look like one of the code that it meets, as of a
+            # serialiser; what counts is what is left.
             where = str(stop)
             del stop
+        if token:
+            assert [locker.token for locker in queue(store, key)] in ([token], [])
+            free(key, token)
         try:
             gc.collect(0)
             check_lock(store, key)
@@ -296,11 +322,18 @@ async def sweep_awaits(
     await apart(work(key))
     await afresh()
     awaits = Awaits()
+    token = await asyncio.to_thread(seize, key) if work in IN_VAIN else ""
     await apart(awaits.run(work(key)))
+    if token:
+        await asyncio.to_thread(free, key, token)
     for at in range(1, awaits.count + 1):
         before = (await SessionStore(key).aload())["n"]
         await afresh()
+        token = await asyncio.to_thread(seize, key) if work in IN_VAIN else ""
         await apart(Awaits(at, again=again).run(work(key)))
+        if token:
+            await asyncio.to_thread(wait_for, lambda: len(queue(store, key)) < 2, "it has left")
+            await asyncio.to_thread(free, key, token)
         try:
             await asyncio.to_thread(check_lock, store, key, at_once=not again)
             await acheck_connections(database)
@@ -321,7 +354,8 @@ async def sweep_awaits(
 @pytest.fixture
 def locks(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 9.0
+    # Long enough for a slice of sleep, and short enough to be waited out at each point.
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.03
 
 
 @pytest.mark.full
@@ -344,3 +378,48 @@ def test_cancellation_at_any_await_leaves_nothing(
     store: redis.Redis, work: Callable[[str], Coroutine[Any, Any, None]], again: bool
 ) -> None:
     assert asyncio.run(sweep_awaits(store, work, again=again, database=DATABASE)) > 4
+
+
+# On a cluster, where an operation is made of trips to nodes.
+
+
+@pytest.fixture(scope="module")
+def servers(server_binary: Path) -> Iterator[ClusterServers]:
+    with ClusterServers(binary=server_binary) as started:
+        yield started
+
+
+@pytest.fixture
+def cluster(servers: ClusterServers, settings: Any, locks: None) -> redis.RedisCluster:
+    servers.flush()
+    servers.use(settings)
+    return redis.RedisCluster(host="127.0.0.1", port=servers.primaries[0].port)
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.parametrize("error", [Stop, SoftLimit])
+def test_signal_on_a_cluster_leaves_nothing(
+    cluster: redis.RedisCluster, error: type[BaseException]
+) -> None:
+    assert sweep_lines(cluster, lock_and_change, error, database=0, step=1) > 300
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("again", [False, True], ids=["once", "again"])
+def test_cancellation_on_a_cluster_leaves_nothing(cluster: redis.RedisCluster, again: bool) -> None:
+    asyncio.run(sweep_awaits(cluster, alock_and_change, again=again, database=0))
+
+
+# Some points of it with each change.
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+@pytest.mark.usefixtures("locks")
+def test_signal_before_some_lines_leaves_nothing(store: redis.Redis) -> None:
+    sweep_lines(store, lock_and_change, Stop, database=DATABASE, step=23)
+
+
+@pytest.mark.usefixtures("locks")
+def test_cancellation_at_each_await_leaves_nothing(store: redis.Redis) -> None:
+    asyncio.run(sweep_awaits(store, ain_request, again=False, database=DATABASE))
