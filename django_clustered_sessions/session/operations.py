@@ -825,6 +825,9 @@ class Operations(SessionBase):
         """End a block of ``lock()`` cleanly; with the last one, write and give up the lock."""
         scope.may_forget = False
         self._scopes.discard(scope)
+        for other in self._scopes:
+            # What this block has changed stands, though another task's goes on and may fail.
+            other.may_forget = other.may_forget and other.by == scope.by
         if self._scopes or not self._ends_with_scopes:
             return
         yield from self.committing()
