@@ -23,8 +23,10 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.breaker import FAILURES
 from django_clustered_sessions.store.budget import Budget
 from tests.conftest import DATABASE, require, store_binary, use_store
 from tests.locking import BOUND_S
@@ -274,6 +276,92 @@ def test_blocking_pool_waits_no_longer_than_the_store_may(
             use(False)
         connections.pool().take_back(taken)
         use(False)
+
+
+@pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
+def test_pool_without_a_connection_to_spare_opens_no_breaker(
+    store: redis.Redis, settings: Any, is_async: bool, pool: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.1
+    location = settings.CACHES["sessions"]["LOCATION"]
+    options = {"max_connections": 1}
+    use_store(settings, location, CONNECTION_POOL_CLASS=pool, CONNECTION_POOL_KWARGS=options)
+    before = counters._counts["breaker_opened"]
+
+    async def go() -> None:
+        taken = await alent(connections.apool())
+        for _ in range(FAILURES + 1):
+            with pytest.raises(SessionStoreUnavailable, match="max_connections"):
+                await ause(nothing)
+        connections.apool().take_back(taken)
+        await ause(nothing)
+
+    if is_async:
+        asyncio.run(go())
+    else:
+        taken = lent(connections.pool())
+        for _ in range(FAILURES + 1):
+            with pytest.raises(SessionStoreUnavailable, match="max_connections"):
+                use(False)
+        connections.pool().take_back(taken)
+        use(False)
+    assert counters._counts["breaker_opened"] == before
+
+
+@pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
+def test_connection_that_is_lost_makes_room(store: redis.Redis, settings: Any, pool: str) -> None:
+    """As where a signal's exception comes between the loan and its end."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.1
+    location = settings.CACHES["sessions"]["LOCATION"]
+    options = {"max_connections": 2}
+    use_store(settings, location, CONNECTION_POOL_CLASS=pool, CONNECTION_POOL_KWARGS=options)
+    for _ in range(5):
+        lent(connections.pool())
+        gc.collect()
+    use(False)
+
+
+def test_asking_for_an_address_loses_no_connection(store: redis.Redis, settings: Any) -> None:
+    location = settings.CACHES["sessions"]["LOCATION"]
+    use_store(
+        settings,
+        "redis://127.0.0.1:1/1",
+        CONNECTION_POOL_CLASS="redis.BlockingConnectionPool",
+        CONNECTION_POOL_KWARGS={"max_connections": 1},
+    )
+    for _ in range(3):
+        with pytest.raises(SessionStoreUnavailable, match="127.0.0.1:1"):
+            connections.address()
+    use_store(settings, location)
+    assert connections.address() in location
+
+
+@pytest.mark.full
+def test_locks_work_over_a_small_blocking_pool(store: redis.Redis, settings: Any) -> None:
+    """A request that waits for a lock takes no connection from the one that releases it."""
+    location = settings.CACHES["sessions"]["LOCATION"]
+    use_store(
+        settings,
+        location,
+        CONNECTION_POOL_CLASS="redis.BlockingConnectionPool",
+        CONNECTION_POOL_KWARGS={"max_connections": 3},
+    )
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 64
+    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 64
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 60
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 20
+    session = SessionStore()
+    session["n"] = 0
+    session.save()
+
+    def work(_: int) -> None:
+        for _ in range(5):
+            with SessionStore(session.session_key).lock() as locked:
+                locked["n"] += 1
+
+    with ThreadPoolExecutor(12) as executor:
+        list(executor.map(work, range(12)))
+    assert SessionStore(session.session_key)["n"] == 60
 
 
 def test_plain_pool_that_is_used_up_is_an_error(

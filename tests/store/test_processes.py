@@ -19,13 +19,15 @@ from typing import Any
 import django
 import pytest
 import redis
+from hiredis import pack_command
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionConflict
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.exchange import aconnect, aexchange
 from tests.children import child, finish, line
 from tests.conftest import use_store
-from tests.servers import lent
+from tests.servers import alent, deadline_s, lent
 
 # In the process.
 
@@ -145,6 +147,31 @@ def client_id() -> int:
         pool.take_back(connection)
 
 
+def forked_in_a_loop() -> None:
+    """Print the store's numbers of a parent's connection, its child's, and the parent's again."""
+
+    async def number() -> int:
+        pool = connections.apool()
+        connection = await alent(pool)
+        await aconnect(connection, deadline_s())
+        (reply,) = await aexchange(connection, [pack_command(("CLIENT", "ID"))], deadline_s())
+        pool.take_back(connection)
+        return int(reply)
+
+    async def parent() -> list[int]:
+        before = await number()
+        reading, writing = os.pipe()
+        child = os.fork()
+        if not child:
+            os.write(writing, str(asyncio.new_event_loop().run_until_complete(number())).encode())
+            os._exit(0)
+        os.waitpid(child, 0)
+        theirs = int(os.read(reading, 100))
+        return [before, theirs, await number()]
+
+    print(json.dumps(asyncio.run(parent())))
+
+
 # In the test.
 
 
@@ -243,6 +270,14 @@ def test_forks_have_connections_of_their_own(url: str) -> None:
     assert told["ours"] in told["all"], "the parent's connection lives on"
     assert len(set(told["all"])) == 3, "nobody uses another process's connection"
     assert SessionStore(key).load() == {"n": 4 * (20 + 2 * 20)}
+
+
+def test_fork_in_an_event_loop_has_its_own_connections(url: str) -> None:
+    with process(url, forked_in_a_loop) as forking:
+        (printed,) = finish(forking)
+    before, theirs, after = json.loads(printed)
+    assert theirs != before
+    assert after == before, "the parent's connection lives on"
 
 
 if __name__ == "__main__":

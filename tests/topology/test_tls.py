@@ -6,6 +6,7 @@ import asyncio
 import io
 import ipaddress
 import json
+import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -202,6 +203,22 @@ def test_certificate_for_another_host_is_refused(
     use_store(settings, f"{location}/1", CONNECTION_POOL_KWARGS={"ssl_ca_certs": str(ca.path)})
     with pytest.raises(SessionStoreUnavailable, match="not valid for 'localhost'"):
         use(is_async)
+
+
+def test_asynchronous_connections_share_one_context(
+    tls: StoreServer, ca: Certificate, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make one takes 20 ms, in which an event loop does nothing else."""
+    use_tls(settings, tls, ssl_ca_certs=str(ca.path))
+    made: list[Any] = []
+    make = ssl.create_default_context
+    monkeypatch.setattr(ssl, "create_default_context", lambda *args: made.append(1) or make(*args))
+
+    async def burst() -> None:
+        await asyncio.gather(*(SessionStore("x" * 32).aexists("x" * 32) for _ in range(30)))
+
+    asyncio.run(burst())
+    assert len(made) == 1
 
 
 def test_client_without_tls_gets_no_answer(tls: StoreServer, settings: Any, is_async: bool) -> None:

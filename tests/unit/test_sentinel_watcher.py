@@ -27,6 +27,9 @@ class Sentinel:
         self.asked = 0
         self.says(port, epoch, is_down=is_down)
 
+    #: What happens before it answers.
+    waits_for: threading.Event | None = None
+
     def says(self, port: int, epoch: int, *, is_down: bool = False) -> None:
         self.state = {
             "ip": "127.0.0.1",
@@ -39,6 +42,8 @@ class Sentinel:
 
     def sentinel_master(self, service: str) -> Any:
         self.asked += 1
+        if self.waits_for is not None:
+            self.waits_for.wait(BOUND_S)
         if isinstance(self.state, Exception):
             raise self.state
         return self.state
@@ -107,6 +112,39 @@ def test_last_answer_stands_without_any_sentinel(watch: Callable[..., Watcher]) 
     assert port(watcher.answer()) == 1
     sentinel.state = redis.ConnectionError("gone away")
     assert port(watcher.answer()) == 1
+
+
+def test_silent_sentinels_hold_nobody_up(watch: Callable[..., Watcher]) -> None:
+    silence = threading.Event()
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    assert port(watcher.answer()) == 1
+    sentinel.state = redis.TimeoutError("no answer")
+    assert port(watcher.answer()) == 1
+    # The next look takes for ever, and nobody waits for it.
+    sentinel.waits_for = silence
+    try:
+        assert [watcher.answer().done() for _ in range(3)] == [True] * 3
+        assert port(watcher.answer()) == 1
+    finally:
+        sentinel.waits_for = None
+        silence.set()
+    sentinel.says(2, 1)
+    wait_for(lambda: port(watcher.answer()) == 2, "what a Sentinel says counts again")
+
+
+def test_caller_in_mid_round_is_told_at_its_silent_end(watch: Callable[..., Watcher]) -> None:
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    assert port(watcher.answer()) == 1
+    sentinel.waits_for = threading.Event()
+    asked = sentinel.asked
+    first = watcher.answer()
+    wait_for(lambda: sentinel.asked > asked, "the Sentinel is being asked")
+    second = watcher.answer()
+    sentinel.state = redis.TimeoutError("no answer")
+    sentinel.waits_for.set()
+    assert (port(first), port(second)) == (1, 1)
 
 
 def test_primary_that_is_down_is_told_at_once(watch: Callable[..., Watcher]) -> None:
