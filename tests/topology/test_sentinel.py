@@ -16,6 +16,7 @@ import redis
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
+from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.store import connections, watching
 from tests.children import forked
@@ -231,6 +232,28 @@ def test_threads_send_nothing_to_a_paused_primary(settings: Any) -> None:
             writers.wait_for_successes()
         assert scripts_run(old) == before
     assert not [one.error for one in writers.outcomes if one.error]
+
+
+def test_silent_sentinels_cost_no_request(settings: Any, is_async: bool) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 6.0
+    before = counters._counts["breaker_opened"]
+    with Replicated(sentinels=3) as topology:
+        topology.use(settings, 1)
+        with Writers(sessions(topology), is_async=is_async) as writers:
+            writers.wait_for_successes()
+            for sentinel in topology.sentinels:
+                sentinel.pause()
+            try:
+                raw = topology.primary.client()
+                for _ in range(10):
+                    # Each needs a new connection, and so the primary's address.
+                    raw.client_kill_filter(_type="normal", skipme=True)
+                    writers.wait_for_successes()
+            finally:
+                for sentinel in topology.sentinels:
+                    sentinel.resume()
+    assert not [one.error for one in writers.outcomes if one.error]
+    assert counters._counts["breaker_opened"] == before
 
 
 def test_hanging_primary_costs_the_timeout_at_most(settings: Any) -> None:
