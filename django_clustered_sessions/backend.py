@@ -551,11 +551,12 @@ class SessionStore(Operations):
         self._note_clock(started_s, sent_s)
         return result
 
-    async def arun(self, flow: Flow[T]) -> T:
-        """See run()."""
+    async def arun(self, flow: Flow[T], *, out_of_turn: bool = False) -> T:
+        """See run(); ``out_of_turn``: beside what a thread of the request may be at."""
         flow = reporting(flow)
         try:
-            await self._turns.aenter()
+            if not out_of_turn:
+                await self._turns.aenter()
             try:
                 try:
                     step = next(flow)
@@ -574,7 +575,8 @@ class SessionStore(Operations):
                     await to_its_end(releasing)
                 raise
             finally:
-                self._turns.leave()
+                if not out_of_turn:
+                    self._turns.leave()
         finally:
             if self._notices:
                 await self._notices.asend(type(self))

@@ -120,7 +120,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         except BaseException:
             # There will be no answer: a client that has left, for one.
             if session := _session_of(request):
-                await to_its_end(session.arun(session.closing()))
+                # A thread of the view may wait for the lock, which is given up all the same.
+                await to_its_end(session.arun(session.closing(), out_of_turn=True))
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
