@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 
@@ -32,6 +33,16 @@ class Row:
     def browser(self) -> str:
         """The browser by its name, empty where it is not known."""
         return readable(self.user_agent)
+
+    @property
+    def name(self) -> str:
+        """What tells it from the others: its browser, else when it was used."""
+        if self.browser:
+            return self.browser
+        if self.entry.is_current:
+            return _("This device")
+        created = date_format(timezone.template_localtime(self.entry.created))
+        return _("Logged in on %(date)s, last seen %(seen)s") % {"date": created, "seen": self.seen}
 
     @property
     def user_agent(self) -> str:
