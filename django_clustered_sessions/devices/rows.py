@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -41,7 +42,7 @@ class Row:
             return self.browser
         if self.entry.is_current:
             return _("This device")
-        created = date_format(timezone.template_localtime(self.entry.created))
+        created = date_format(timezone.localtime(self.entry.created))
         return _("Logged in on %(date)s, last seen %(seen)s") % {"date": created, "seen": self.seen}
 
     @property
@@ -57,7 +58,7 @@ class Row:
     @property
     def seen(self) -> str:
         """Return how long ago it was used, in words."""
-        ago_s = (timezone.now() - self.entry.last_seen).total_seconds()
+        ago_s = (datetime.now(UTC) - self.entry.last_seen).total_seconds()
         # The store's clock may be ahead of this node's.
         if self.entry.is_current or ago_s < 60:
             return _("just now")

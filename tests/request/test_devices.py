@@ -237,6 +237,12 @@ def test_pages_work_without_messages(ada: User, settings: Any) -> None:
     assert here.get(LIST).status_code == 200
 
 
+def test_pages_work_without_time_zones(ada: User, settings: Any) -> None:
+    settings.USE_TZ = False
+    here, _ = logged_in(ada), logged_in(ada)
+    assert "just now" in texts(here.get(LIST))
+
+
 def test_texts_can_be_translated(ada: User) -> None:
     with translation.override("de"):
         page = logged_in(ada).get(LIST, headers={"accept-language": "de"})
