@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
 from django.utils import timezone
+from django.utils.formats import date_format
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 
@@ -34,6 +36,16 @@ class Row:
         return readable(self.user_agent)
 
     @property
+    def name(self) -> str:
+        """What tells it from the others: its browser, else when it was used."""
+        if self.browser:
+            return self.browser
+        if self.entry.is_current:
+            return _("This device")
+        created = date_format(timezone.localtime(self.entry.created))
+        return _("Logged in on %(date)s, last seen %(seen)s") % {"date": created, "seen": self.seen}
+
+    @property
     def user_agent(self) -> str:
         """The browser in its own words, empty where they are not known."""
         return self.client.user_agent if self.client else ""
@@ -46,7 +58,7 @@ class Row:
     @property
     def seen(self) -> str:
         """Return how long ago it was used, in words."""
-        ago_s = (timezone.now() - self.entry.last_seen).total_seconds()
+        ago_s = (datetime.now(UTC) - self.entry.last_seen).total_seconds()
         # The store's clock may be ahead of this node's.
         if self.entry.is_current or ago_s < 60:
             return _("just now")

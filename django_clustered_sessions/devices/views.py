@@ -20,6 +20,7 @@ from django.views.decorators.csrf import csrf_protect
 from django.views.generic import TemplateView, View
 
 from django_clustered_sessions import registry
+from django_clustered_sessions.conf import conf
 
 from .rows import Row, belongs_to, rows
 
@@ -33,7 +34,8 @@ class DeviceList(OwnSessions, TemplateView):
     """List the user's sessions: the one in use first, then those seen last.
 
     The template gets ``rows``, a page of ``rows.Row``; ``page_range``; ``count``, the
-    number of all sessions; ``has_others``; ``has_addresses``, False where no row has one.
+    number of all sessions; ``has_others``; ``has_addresses``, False where no row has one;
+    ``track_hint``, True for staff where the site does not keep browsers and addresses.
     """
 
     http_method_names = ["get", "head", "options"]
@@ -51,6 +53,7 @@ class DeviceList(OwnSessions, TemplateView):
             count=pages.count,
             has_others=any(not entry.is_current for entry in entries),
             has_addresses=any(row.address for row in page),
+            track_hint=getattr(self.request.user, "is_staff", False) and not conf.track_clients,
             **kwargs,
         )
 

@@ -85,6 +85,17 @@ def test_one_session_has_no_button_for_the_others(ada: User) -> None:
     assert "Log out all others" not in page
 
 
+def test_staff_is_told_which_setting_shows_browsers(ada: User, settings: Any) -> None:
+    name = "CLUSTERED_SESSIONS_TRACK_CLIENTS"
+    here = logged_in(ada)
+    assert name not in texts(here.get(LIST))
+    ada.is_staff = True
+    ada.save()
+    assert name in texts(here.get(LIST))
+    settings.CLUSTERED_SESSIONS_TRACK_CLIENTS = True
+    assert name not in texts(here.get(LIST))
+
+
 def test_who_is_not_logged_in_goes_to_the_login() -> None:
     for url in (LIST, OTHERS, f"{LIST}{NOWHERE}/end/"):
         for send in (Client().get, Client().post):
@@ -224,6 +235,12 @@ def test_pages_work_without_messages(ada: User, settings: Any) -> None:
     here, there = logged_in(ada), logged_in(ada)
     assert end(here, id_of(there)).status_code == 302
     assert here.get(LIST).status_code == 200
+
+
+def test_pages_work_without_time_zones(ada: User, settings: Any) -> None:
+    settings.USE_TZ = False
+    here, _ = logged_in(ada), logged_in(ada)
+    assert "just now" in texts(here.get(LIST))
 
 
 def test_texts_can_be_translated(ada: User) -> None:

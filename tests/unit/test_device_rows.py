@@ -44,6 +44,17 @@ def test_browser_and_address_are_shown_where_they_are_known() -> None:
     assert "2001:db8::7" in html
 
 
+def test_row_without_a_browser_is_named_by_its_times() -> None:
+    now = timezone.now()
+    created = now.replace(year=2026, month=5, day=3, hour=12)
+    times = (created, now - timedelta(hours=2, minutes=5), now)
+    known = "Logged in on May 3, 2026, last seen 2\xa0hours ago"
+    assert Row(Entry(NOWHERE, "1", *times)).name == known
+    assert known in rendered([Row(Entry(NOWHERE, "1", *times))])
+    assert Row(Entry(NOWHERE, "1", *times, is_current=True)).name == "This device"
+    assert Row(tracked(FIREFOX)).name == "Firefox on Linux"
+
+
 def test_style_has_the_nonce_of_a_policy() -> None:
     html = render_to_string("clustered_sessions/base.html", {"csp_nonce": "n0nce"})
     assert '<style nonce="n0nce">' in html
