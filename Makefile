@@ -3,7 +3,7 @@ PYTHON ?= python3.14 python3.13 python3.12 python3.11 python3
 PORTS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-full test-all chaos bench lint types clean
+.PHONY: help demo test test-full test-image test-all chaos bench lint types clean
 
 help:  ## Show this help
 	@grep -E '^[a-z -]+:.*##' $(firstword $(MAKEFILE_LIST)) | sed -E 's/:[^#]*## */|/' \
@@ -18,8 +18,11 @@ test: .venv/test.stamp  ## Run the tests, in three minutes (ARGS="-k name" picks
 # Coverage and its floor are those of all tests, not of some that ARGS picks.
 test-full: export CLUSTERED_SESSIONS_TEST_SERVERS ?= valkey redis
 test-full: .venv/test.stamp  ## Run every test, on Valkey and on Redis: clusters, failovers, browsers, the example
-	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto --hypothesis-profile=full $(if $(ARGS),,--cov --cov-report=term) \
+	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto -m "not image" --hypothesis-profile=full $(if $(ARGS),,--cov --cov-report=term) \
 	  $(if $(findstring tests/,$(ARGS)),,tests) $(ARGS)
+
+test-image: .venv/test.stamp  ## Build the example's image with buildah, as root, in five minutes
+	.venv/bin/python -m pytest -m image tests/example/test_image.py $(ARGS)
 
 test-all: .venv/dev.stamp  ## Run the tests on every Python and Django there is support for
 	.venv/bin/python -m tox run $(ARGS)

@@ -134,7 +134,8 @@ def _pack(trip: Sequence[Call], *, by_source: bool = False) -> list[bytes]:
         else:
             word, body = script.by_source if by_source else script.by_sha
             command = (word, body, len(keys), *keys, *arguments)
-        packed.append(_packed(command))
+        # Not numbers: hiredis ends the process where a signal's exception meets it writing one.
+        packed.append(_packed(tuple([str(w) if type(w) is int else w for w in command])))
     return packed
 
 

@@ -20,6 +20,7 @@ from tests.servers import free_port, wait_for
 
 pytestmark = [
     pytest.mark.full,
+    pytest.mark.image,
     pytest.mark.skipif(os.geteuid() != 0, reason="a chroot needs root"),
     pytest.mark.timeout(1800),
 ]

@@ -344,7 +344,7 @@ async def sweep_awaits(
             assert (await SessionStore(key).aload())["n"] == after + 1
             await asyncio.to_thread(check_lock, store, key)
             others = asyncio.all_tasks() - {asyncio.current_task()}
-            assert all("enew" in repr(task) for task in others), others
+            assert all("renew" in repr(task).lower() for task in others), others
         except BaseException as problem:
             problem.add_note(f"{work.__name__} was cancelled at await {at}")
             raise
