@@ -32,10 +32,14 @@ from .session.operations import EXPIRY, Operations, Scope
 from .session.turns import to_its_end
 from .session.usage import write_header
 from .store import connections, drivers
+from .store.budget import Budget
 
 T = TypeVar("T")
 
 _NOT_GIVEN: Final = object()
+
+#: What it may take to give up a lock that was not got, or whose block was broken off; seconds.
+GIVING_UP_S: Final = 0.5
 
 #: What to await where any method may have been called that loads.
 _ANY_TWIN: Final = (
@@ -193,12 +197,12 @@ class SessionStore(Operations):
                 yield self
                 self.run(self.leaving(scope), "alock()")
             except BaseException:
-                self.run(self.breaking_off(scope), "alock()")
+                self.run(self.breaking_off(scope), "alock()", self._brief())
                 raise
         finally:
             # A signal's exception may have come while that was done.
             if not self.has_left(scope):
-                self.run(self.breaking_off(scope), "alock()")
+                self.run(self.breaking_off(scope), "alock()", self._brief())
 
     @asynccontextmanager
     async def alock(self) -> AsyncIterator[Self]:
@@ -209,7 +213,7 @@ class SessionStore(Operations):
             yield self
             await self.arun(self.leaving(scope))
         except BaseException:
-            await to_its_end(self.arun(self.breaking_off(scope)))
+            await to_its_end(self.arun(self.breaking_off(scope), self._brief()))
             raise
 
     def commit(self) -> None:
@@ -514,7 +518,11 @@ class SessionStore(Operations):
 
     # How a flow runs.
 
-    def run(self, flow: Flow[T], twin: str) -> T:
+    def _brief(self) -> Budget:
+        """Return what giving up the lock may take, where something was broken off: not long."""
+        return self.budget or Budget(min(conf.store_timeout, GIVING_UP_S))
+
+    def run(self, flow: Flow[T], twin: str, budget: Budget | None = None) -> T:
         """Run a flow; ``twin`` is what to await instead on an event loop.
 
         Raises SynchronousOnlyOperation on a running event loop.
@@ -535,7 +543,11 @@ class SessionStore(Operations):
                         return cast(T, stop.value)
                     started_s, sent_s = time.monotonic(), time.time()
                     result = drivers.run(
-                        flow, connections.pool, self._budget(), connections.waiting_pool, step
+                        flow,
+                        connections.pool,
+                        budget or self._budget(),
+                        connections.waiting_pool,
+                        step,
                     )
                 except SessionStoreUnavailable as error:
                     self.fail(error)
@@ -543,7 +555,7 @@ class SessionStore(Operations):
                 except BaseException:
                     if self._hold.is_in_doubt:
                         # Broken off, while the lock was asked for or given up.
-                        drivers.run(self.releasing(), connections.pool, self._budget())
+                        drivers.run(self.releasing(), connections.pool, self._brief())
                     raise
         finally:
             if self._notices:
@@ -551,7 +563,9 @@ class SessionStore(Operations):
         self._note_clock(started_s, sent_s)
         return result
 
-    async def arun(self, flow: Flow[T], *, out_of_turn: bool = False) -> T:
+    async def arun(
+        self, flow: Flow[T], budget: Budget | None = None, *, out_of_turn: bool = False
+    ) -> T:
         """See run(); ``out_of_turn``: beside what a thread of the request may be at."""
         flow = reporting(flow)
         try:
@@ -564,14 +578,18 @@ class SessionStore(Operations):
                     return cast(T, stop.value)
                 started_s, sent_s = time.monotonic(), time.time()
                 result = await drivers.arun(
-                    flow, connections.apool, self._budget(), connections.awaiting_pool, step
+                    flow,
+                    connections.apool,
+                    budget or self._budget(),
+                    connections.awaiting_pool,
+                    step,
                 )
             except SessionStoreUnavailable as error:
                 self.fail(error)
                 raise
             except BaseException as error:
                 if self._hold.is_in_doubt and not isinstance(error, GeneratorExit):
-                    releasing = drivers.arun(self.releasing(), connections.apool, self._budget())
+                    releasing = drivers.arun(self.releasing(), connections.apool, self._brief())
                     await to_its_end(releasing)
                 raise
             finally:

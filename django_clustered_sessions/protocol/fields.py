@@ -15,6 +15,7 @@ from functools import wraps
 from typing import Any, Concatenate, Final, NamedTuple, ParamSpec, TypeVar
 
 from . import record
+from .faults import fault_of
 from .merge import MISSING, merge, same
 from .record import Serializer
 
@@ -34,9 +35,12 @@ def user_id(stored: bytes, serializer: Serializer) -> str | None:
 
     Another release may have written it: such a session has nobody logged in.
     """
+    if not stored:
+        return None
     try:
-        return str(record.unpack(stored, serializer)) if stored else None
-    except Exception:
+        return str(record.unpack(stored, serializer))
+    except Exception as error:
+        fault_of(lambda: str(record.unpack(stored, serializer)), error)
         return None
 
 
@@ -567,27 +571,36 @@ class Fields(MutableMapping[Any, Any]):
         if field not in self._waiting:
             # Another thread has done it meanwhile.
             return
-        del self._waiting[field]
         key: Any = field
         try:
             key = record.key_of(field, self._serializer)
             value = record.unpack(self._stored[field], self._serializer)
         except Exception as error:
-            self._put_aside(key, field, error)
+            fault = fault_of(lambda: self._unpacked(field), error)
+            del self._waiting[field]
+            self._put_aside(key, field, fault)
             return
         self._values[key] = value
         if type(value) in _ATOMS:
             self._atoms[key] = value
+        del self._waiting[field]
+
+    def _unpacked(self, field: bytes) -> tuple[Any, Any]:
+        key = record.key_of(field, self._serializer)
+        return key, record.unpack(self._stored[field], self._serializer)
 
     def _put_aside(self, key: Any, field: bytes, error: Exception) -> None:
         self._set_aside.add(field)
         self._on_unreadable(key, error)
 
     def _read(self, key: Any, stored: bytes) -> Any:
+        if not stored:
+            return MISSING
         try:
-            return record.unpack(stored, self._serializer) if stored else MISSING
+            return record.unpack(stored, self._serializer)
         except Exception as error:
-            self._on_unreadable(key, error)
+            fault = fault_of(lambda: record.unpack(stored, self._serializer), error)
+            self._on_unreadable(key, fault)
             return MISSING
 
     def _version(self, field: bytes) -> bytes:
@@ -597,18 +610,20 @@ class Fields(MutableMapping[Any, Any]):
         try:
             return record.field_of(key, self._serializer)
         except Exception as error:
+            fault = fault_of(lambda: record.field_of(key, self._serializer), error)
             raise TypeError(
-                f"session key {key!r}: {type(self._serializer).__name__} cannot write it: {error}"
-            ) from error
+                f"session key {key!r}: {type(self._serializer).__name__} cannot write it: {fault}"
+            ) from fault
 
     def _serialize(self, key: Any, value: Any) -> bytes:
         try:
             return self._serializer.dumps(value)
         except Exception as error:
+            fault = fault_of(lambda: self._serializer.dumps(value), error)
             raise TypeError(
                 f"session key {key!r}: {type(self._serializer).__name__} cannot write "
-                f"{type(value).__name__}: {error}"
-            ) from error
+                f"{type(value).__name__}: {fault}"
+            ) from fault
 
     def _is_sum(self, key: Any, field: bytes, value: Any) -> bool:
         if key not in self._added or type(value) is not int:

@@ -29,6 +29,8 @@ from copy import deepcopy
 from enum import Enum
 from typing import Any, Final
 
+from .faults import fault_of
+
 MESSAGES_KEY: Final = "_messages"
 
 
@@ -49,10 +51,11 @@ def merge(key: str, base: Any, mine: Any, theirs: Any) -> Any:
     No argument is changed. The result may hold objects of mine, never any of base or theirs.
     Whatever the values raise, this raises nothing.
     """
+    rule = _merge_messages if key == MESSAGES_KEY else _merge
     try:
-        rule = _merge_messages if key == MESSAGES_KEY else _merge
         return rule(base, mine, deepcopy(theirs))
-    except Exception:
+    except Exception as error:
+        fault_of(lambda: rule(base, mine, deepcopy(theirs)), error)
         return mine
 
 

@@ -236,6 +236,9 @@ def _build(
         for name, value in given.items()
         if name not in _OURS and (name not in SYNC_ONLY or value or world == 0)
     } | ours
+    if keywords.get("db"):
+        # As text: hiredis ends the process where a signal's exception meets it packing a number.
+        keywords["db"] = str(keywords["db"])
     pool_class = twins[world]
     if world == 0:
         keywords["parser_class"] = Replies

@@ -12,7 +12,7 @@ import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakSet, ref
 
 import redis
 from redis import asyncio as aioredis
@@ -84,17 +84,7 @@ class AsyncPool(aioredis.ConnectionPool):
 
 
 class _Permit:
-    """The right to one connection; whatever has it gives it back by its end."""
-
-    _free: SimpleQueue[None] | None = None
-
-    def __init__(self, free: SimpleQueue[None], seconds: float) -> None:
-        # In one line, so that no signal comes between the two.
-        _, self._free = free.get(timeout=max(seconds, 0)), free
-
-    def __del__(self) -> None:
-        if self._free is not None:
-            self._free.put(None)
+    """The right to one connection."""
 
 
 class BlockingPool(Pool):
@@ -103,24 +93,36 @@ class BlockingPool(Pool):
     def reset(self) -> None:
         """See Pool.reset()."""
         super().reset()
-        self._free: SimpleQueue[None] = SimpleQueue()
-        for _ in range(self.max_connections):
-            self._free.put(None)
+        #: Permits that are free; a dead reference stands for one that was lost with its borrower.
+        self._free: SimpleQueue[_Permit | ref[_Permit]] = SimpleQueue()
+        self._refs: dict[int, ref[_Permit]] = {}
+        for number in range(self.max_connections):
+            self._free.put(self._permit(number))
+
+    def _permit(self, number: int) -> _Permit:
+        permit = _Permit()
+        # Not ``__del__``, between whose lines a signal's exception could come.
+        self._refs[number] = ref(permit, self._free.put)
+        return permit
 
     def lend(self, deadline: float) -> Any:
         """See Pool.lend()."""
         try:
-            permit = _Permit(self._free, deadline - time.monotonic())
+            permit = self._free.get(timeout=max(deadline - time.monotonic(), 0))
         except Empty:
             raise AllLent(self.max_connections) from None
+        if not isinstance(permit, _Permit):
+            lost = permit
+            permit = self._permit(next(n for n, one in self._refs.items() if one is lost))
         connection = super().lend(deadline)
         connection.permit = permit
         return connection
 
     def take_back(self, connection: Any) -> None:
         """See Pool.take_back()."""
+        permit, connection.permit = connection.permit, None
         super().take_back(connection)
-        connection.permit = None
+        self._free.put(permit)
 
 
 class AsyncBlockingPool(AsyncPool):

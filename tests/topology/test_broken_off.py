@@ -12,12 +12,16 @@ import contextlib
 import contextvars
 import gc
 import linecache
+import os
+import signal
 import sys
 from collections.abc import Callable, Coroutine, Generator, Iterator
 from pathlib import Path
+from random import Random
 from types import CodeType, FrameType, coroutine
 from typing import Any
 
+import django
 import pytest
 import redis
 from django.http import HttpRequest, HttpResponse
@@ -32,8 +36,9 @@ from django_clustered_sessions.session import holding
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.exchange import aconnect, aexchange, connect, exchange
 from django_clustered_sessions.store.nodes import Nodes
+from tests.children import child, finish
 from tests.clusters import ClusterServers
-from tests.conftest import DATABASE
+from tests.conftest import DATABASE, use_store
 from tests.gateways import place
 from tests.locking import free, new_session, owner, queue, seize
 from tests.servers import deadline_s, wait_for
@@ -423,3 +428,51 @@ def test_signal_before_some_lines_leaves_nothing(store: redis.Redis) -> None:
 @pytest.mark.usefixtures("locks")
 def test_cancellation_at_each_await_leaves_nothing(store: redis.Redis) -> None:
     asyncio.run(sweep_awaits(store, ain_request, again=False, database=DATABASE))
+
+
+# Real signals, in a process of its own: they end it where C code does not bear them.
+
+
+def under_signals(url: str, times: int) -> None:
+    """Be interrupted so many times; print how often, and what the session has in the end."""
+    use_store(
+        django.conf.settings,
+        url,
+        CONNECTION_POOL_CLASS="redis.BlockingConnectionPool",
+        CONNECTION_POOL_KWARGS={"max_connections": 3},
+    )
+    key, dice, broken = new_session(n=0), Random(times), 0
+
+    def stop(*args: object) -> None:
+        raise SoftLimit
+
+    signal.signal(signal.SIGALRM, stop)
+    for number in range(times):
+        with contextlib.suppress(SoftLimit):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, dice.uniform(5e-5, 2e-3))
+                if number % 3 == 0:
+                    forget_connections()
+                (lock_and_change, save)[number % 2](key)
+            except SoftLimit:
+                broken += 1
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+    with SessionStore(key).lock() as session:
+        print(broken, session["n"])
+
+
+@pytest.mark.full
+def test_real_signals_end_nothing_but_their_work(store: redis.Redis, settings: Any) -> None:
+    location = settings.CACHES["sessions"]["LOCATION"]
+    with child("tests.topology.test_broken_off", location, "2000") as interrupted:
+        (printed,) = finish(interrupted)
+    broken, count = map(int, printed.split())
+    assert broken > 200
+    assert count > 0
+
+
+if __name__ == "__main__":
+    os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
+    django.setup()
+    under_signals(sys.argv[1], int(sys.argv[2]))

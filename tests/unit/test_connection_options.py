@@ -55,20 +55,20 @@ def taken(*names: str) -> list[Any]:
 )
 def test_first_location_is_the_primary(settings: Any, location: Any) -> None:
     use_store(settings, location)
-    assert taken("host", "port", "db") == ["127.0.0.1", 1, 5]
+    assert taken("host", "port", "db") == ["127.0.0.1", 1, "5"]
 
 
 @pytest.mark.parametrize(
     ("location", "database"),
     [
         ("redis://127.0.0.1:1", None),
-        ("redis://127.0.0.1:1/5", 5),
-        ("redis://127.0.0.1:1?db=6", 6),
+        ("redis://127.0.0.1:1/5", "5"),
+        ("redis://127.0.0.1:1?db=6", "6"),
         ("unix:///run/store.sock", None),
-        ("unix:///run/store.sock?db=7", 7),
+        ("unix:///run/store.sock?db=7", "7"),
     ],
 )
-def test_database_is_that_of_the_url(settings: Any, location: str, database: int | None) -> None:
+def test_database_is_that_of_the_url(settings: Any, location: str, database: str | None) -> None:
     use_store(settings, location)
     assert taken("db") == [database]
 
