@@ -324,3 +324,10 @@ def test_table_of_lives_fits_eighty_columns(store: redis.Redis) -> None:
     table = printed()
     assert re.search(r"^all +2 +1 +0 +0 +0 s +0 s +0 s$", table, re.MULTILINE)
     assert max(map(len, table.splitlines())) <= 80
+
+
+@pytest.mark.usefixtures("figures")
+def test_first_login_is_in_the_figures_at_once(store: redis.Redis) -> None:
+    before = survey.figures().counts["created"]
+    SessionStore().create()
+    assert survey.figures().counts["created"] == before + 1

@@ -360,15 +360,18 @@ async def sweep_awaits(
 def locks(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
     # Long enough for a slice of sleep, and short enough to be waited out at each point.
-    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.03
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.02
 
 
 @pytest.mark.full
 @pytest.mark.usefixtures("locks")
 # redis-py's, which the collector closes: broken off before anything else knows of the socket.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.parametrize("error", [Stop, SoftLimit])
-@pytest.mark.parametrize("work", SYNC, ids=lambda work: work.__name__)
+@pytest.mark.parametrize(
+    ("work", "error"),
+    [*((work, Stop) for work in SYNC), (lock_and_change, SoftLimit), (in_request, SoftLimit)],
+    ids=lambda it: it.__name__,
+)
 def test_signal_before_any_line_leaves_nothing(
     store: redis.Redis, work: Callable[[str], None], error: type[BaseException]
 ) -> None:
