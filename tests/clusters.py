@@ -118,9 +118,10 @@ class ClusterServers:
             ask(server, "FLUSHALL")
 
     def stored(self) -> set[str]:
-        """Return the keys of all primaries, without the indexes, figures and their history."""
+        """Return the keys of all primaries' records, without what is kept beside them."""
         found = {key.decode() for server in self.primaries for key in ask(server, "KEYS", "*")}
-        return {key for key in found if not key.endswith((":index", ":figures", ":history"))}
+        beside = (":index", ":figures", ":history", ":evenwrites", ":oddwrites")
+        return {key for key in found if not key.endswith(beside)}
 
     @contextmanager
     def moving(self, slot: int, source: StoreServer, target: StoreServer) -> Iterator[None]:
