@@ -67,6 +67,8 @@ def new_password(request: HttpRequest) -> HttpResponse:
 
 async def anew_password(request: HttpRequest) -> HttpResponse:
     user = await request.auser()
+    # Django 5.2's aupdate_session_auth_hash() reads it synchronously.
+    request.user = user
     user.set_password("another")
     await user.asave()
     await aupdate_session_auth_hash(request, user)
