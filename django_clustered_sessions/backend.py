@@ -43,8 +43,8 @@ GIVING_UP_S: Final = 0.5
 
 #: What to await where any method may have been called that loads.
 _ANY_TWIN: Final = (
-    "aget(), aset() or another a twin of what was called; once one of them has loaded the session, "
-    "it is read and changed without the store"
+    'aget(), aset() or the "a" twin of what was called; once one of them has loaded the session,'
+    " it is read and changed without the store"
 )
 
 

@@ -41,6 +41,7 @@ def note(event: Event) -> None:
 def note_and_hang(event: Event) -> None:
     """Write down that an event is at hand, and not get any further in good time."""
     note(event)
+    # It hangs until the worker that waits for it has given up.
     time.sleep(2 * WAIT_S)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any
 from weakref import WeakSet, ref
@@ -37,8 +36,10 @@ class Pool(redis.ConnectionPool):
 
         Raises AllLent; ``deadline``, of time.monotonic(), is how long a pool may wait that waits.
         """
-        with suppress(IndexError):
+        try:
             return self._idle.pop()
+        except IndexError:
+            pass
         with self._lock:
             if len(self._in_use_connections) >= self.max_connections:
                 raise AllLent(self.max_connections)
@@ -66,8 +67,10 @@ class AsyncPool(aioredis.ConnectionPool):
 
     async def lend(self, deadline: float) -> Any:
         """See Pool.lend()."""
-        with suppress(IndexError):
+        try:
             return self._idle.pop()
+        except IndexError:
+            pass
         if len(self._in_use_connections) >= self.max_connections:
             raise AllLent(self.max_connections)
         connection: Any = self.make_connection()  # type: ignore[no-untyped-call]

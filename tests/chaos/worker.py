@@ -96,6 +96,7 @@ class Actor:
 
     def run(self) -> None:
         while not self.is_over:
+            # No request waits for this: it is when a user comes.
             time.sleep(self.pause_s())
             work = self.begin()
             try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import redis
-from django.contrib.auth import SESSION_KEY, alogin, login, update_session_auth_hash
+from django.contrib.auth import SESSION_KEY, update_session_auth_hash
 from django.contrib.auth.models import User
 from django.contrib.sessions.backends.base import UpdateError
 from django.http import HttpRequest
@@ -20,8 +20,8 @@ from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.session.near import near_cache
 from tests.gateways import place, records
+from tests.logins import alog_in, log_in
 
-BACKEND = "django.contrib.auth.backends.ModelBackend"
 PICKLE = "tests.serializers.PickleSerializer"
 JSON = "django.contrib.sessions.serializers.JSONSerializer"
 ANN, BOB = User(pk=1, username="ann"), User(pk=2, username="bob")
@@ -50,23 +50,8 @@ def new_release(key: str, settings: Any) -> None:
     near_cache.clear()
 
 
-def log_in(user: User, session: SessionStore | None = None) -> SessionStore:
-    request = HttpRequest()
-    request.session = session or SessionStore()
-    login(request, user, backend=BACKEND)
-    request.session.save()
-    return request.session
-
-
 def log_in_async(user: User, session: SessionStore) -> SessionStore:
-    async def alog_in() -> None:
-        request = HttpRequest()
-        request.session = session
-        await alogin(request, user, backend=BACKEND)
-        await request.session.asave()
-
-    asyncio.run(alog_in())
-    return session
+    return asyncio.run(alog_in(user, session))
 
 
 def by_hand(user: User, session: SessionStore) -> SessionStore:

@@ -249,35 +249,6 @@ def test_blocking_pool_lets_requests_share_connections(
     assert store.info("stats")["total_connections_received"] - before <= 2
 
 
-@pytest.mark.full
-def test_blocking_pool_waits_no_longer_than_the_store_may(
-    store: redis.Redis, settings: Any, is_async: bool
-) -> None:
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
-    use_store(
-        settings,
-        settings.CACHES["sessions"]["LOCATION"],
-        CONNECTION_POOL_CLASS="redis.BlockingConnectionPool",
-        CONNECTION_POOL_KWARGS={"max_connections": 1, "timeout": None},
-    )
-
-    async def go() -> None:
-        taken = await alent(connections.apool())
-        with pytest.raises(SessionStoreUnavailable):
-            await ause(nothing)
-        connections.apool().take_back(taken)
-        await ause(nothing)
-
-    if is_async:
-        asyncio.run(go())
-    else:
-        taken = lent(connections.pool())
-        with pytest.raises(SessionStoreUnavailable):
-            use(False)
-        connections.pool().take_back(taken)
-        use(False)
-
-
 @pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
 def test_pool_without_a_connection_to_spare_opens_no_breaker(
     store: redis.Redis, settings: Any, is_async: bool, pool: str
@@ -291,7 +262,7 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
     async def go() -> None:
         taken = await alent(connections.apool())
         for _ in range(FAILURES + 1):
-            with pytest.raises(SessionStoreUnavailable, match="max_connections"):
+            with pytest.raises(SessionStoreUnavailable, match="all 1 connections .*max_conn"):
                 await ause(nothing)
         connections.apool().take_back(taken)
         await ause(nothing)
@@ -301,7 +272,7 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
     else:
         taken = lent(connections.pool())
         for _ in range(FAILURES + 1):
-            with pytest.raises(SessionStoreUnavailable, match="max_connections"):
+            with pytest.raises(SessionStoreUnavailable, match="all 1 connections .*max_conn"):
                 use(False)
         connections.pool().take_back(taken)
         use(False)
@@ -362,29 +333,6 @@ def test_locks_work_over_a_small_blocking_pool(store: redis.Redis, settings: Any
     with ThreadPoolExecutor(12) as executor:
         list(executor.map(work, range(12)))
     assert SessionStore(session.session_key)["n"] == 60
-
-
-def test_plain_pool_that_is_used_up_is_an_error(
-    store: redis.Redis, settings: Any, is_async: bool
-) -> None:
-    location = settings.CACHES["sessions"]["LOCATION"]
-    use_store(settings, location, CONNECTION_POOL_KWARGS={"max_connections": 1})
-
-    async def go() -> None:
-        taken = await alent(connections.apool())
-        with pytest.raises(SessionStoreUnavailable, match="all 1 connections .* max_connections"):
-            await ause(nothing)
-        connections.apool().take_back(taken)
-        await ause(nothing)
-
-    if is_async:
-        asyncio.run(go())
-    else:
-        taken = lent(connections.pool())
-        with pytest.raises(SessionStoreUnavailable, match="all 1 connections .* max_connections"):
-            use(False)
-        connections.pool().take_back(taken)
-        use(False)
 
 
 def test_threads_share_one_pool(store: redis.Redis) -> None:

@@ -49,10 +49,10 @@ from tests.children import finish, line, python
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store
 from tests.locking import Threads, outcome
+from tests.logins import BACKEND, alog_in, log_in
 from tests.pages import block
 from tests.servers import CountingProxy, StoreServer, wait_for
 
-BACKEND = "django.contrib.auth.backends.ModelBackend"
 ANN, BOB = User(pk=1, username="ann"), User(pk=2, username="bob")
 CLAIMS = claims_key("session", user_tag(1))
 
@@ -78,24 +78,6 @@ def work(how: str, user: User, times: int) -> Counter[str]:
             else:
                 came["in"] += 1
     return came
-
-
-def log_in(user: User, session: SessionStore | None = None) -> SessionStore:
-    """Log a user in as a view does, and save as the middleware does."""
-    request = HttpRequest()
-    request.session = session or SessionStore()
-    login(request, user, backend=BACKEND)
-    request.session.save()
-    return request.session
-
-
-async def alog_in(user: User, session: SessionStore | None = None) -> SessionStore:
-    """See log_in()."""
-    request = HttpRequest()
-    request.session = session or SessionStore()
-    await alogin(request, user, backend=BACKEND)
-    await request.session.asave()
-    return request.session
 
 
 def node(url: str, how: str, most: int, on_limit: str, times: int) -> None:
