@@ -22,6 +22,10 @@ SETTINGS: Final[dict[str, Any]] = {
     "CLUSTERED_SESSIONS_STORE_TIMEOUT": STORE_TIMEOUT,
 }
 
+#: A mutant's run has no fault from outside that a timeout has to end, and its operations are to
+#: reach the store however slow the machine is. Seconds.
+PATIENT: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_STORE_TIMEOUT": 10.0}
+
 #: What the sessions are in: one store behind a proxy that cuts; a primary that fails and a replica
 #: that takes over; a cluster whose slots move; one whose primaries fail, with a replica each.
 Topology = Literal["single", "sentinel", "cluster", "failing-cluster"]
@@ -127,7 +131,8 @@ class Plan:
     @property
     def settings(self) -> Mapping[str, Any]:
         """The settings that all workers share."""
-        return SETTINGS | (SYNCHRONOUS if self.may_lose else {})
+        settings = SETTINGS | (SYNCHRONOUS if self.may_lose else {})
+        return settings | (PATIENT if self.mutant else {})
 
     @property
     def faults(self) -> Faults:
