@@ -250,7 +250,7 @@ def bundled_store() -> Path:
 
 def forget_near() -> None:
     """Empty the near cache of this process."""
-    from django_clustered_sessions.session.near import near_cache
+    from django_clustered_sessions.session.near_cache import near_cache
 
     near_cache.clear()
 

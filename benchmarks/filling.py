@@ -10,9 +10,9 @@ from secrets import token_bytes
 from typing import Any, Final
 
 from django_clustered_sessions.protocol import commands, record
+from django_clustered_sessions.protocol.options import Expiry, Terms
 from django_clustered_sessions.protocol.record import Mode, Place
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.terms import Expiry, Terms
 
 from .scenarios import LOGGED_IN
 

@@ -19,10 +19,11 @@ from django.utils import timezone
 from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 
-from . import history, plots, registry
+from . import registry
 from .devices.rows import Row, rows
 from .exceptions import SessionStoreUnavailable
 from .models import Session
+from .monitoring import charts, history
 from .registry import Entry
 
 if TYPE_CHECKING:
@@ -247,7 +248,7 @@ def _figures(asked: str) -> dict[str, Any]:
     hours = next((span for span in SPANS if str(span) == asked), SPANS[0])
     context: dict[str, Any] = {"hours": hours, "spans": sorted(SPANS)}
     try:
-        drawn = plots.overview(history.recent(hours), timezone.get_current_timezone())
+        drawn = charts.overview(history.recent(hours), timezone.get_current_timezone())
     except SessionStoreUnavailable as error:
         return context | {"why_no_figures": str(error)}
     figures = [

@@ -21,16 +21,16 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.timezone import is_aware, make_naive
 
 from .conf import conf
-from .counters import counters
 from .decorators import Access, Marks
 from .exceptions import SessionNotReplicated, SessionStoreUnavailable
-from .figures.reporting import reporting
-from .protocol.fields import Fields
+from .monitoring.counters import counters
+from .monitoring.reporting import reporting
+from .protocol.effects import Flow
 from .protocol.record import HiddenKey, Mode
-from .protocol.steps import Flow
+from .protocol.session_data import Fields
+from .session.operation_lock import to_its_end
 from .session.operations import EXPIRY, Operations, Scope
-from .session.turns import to_its_end
-from .session.usage import write_header
+from .session.request_policy import write_header
 from .store import connections, drivers
 from .store.budget import Budget
 

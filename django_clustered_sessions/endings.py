@@ -15,7 +15,7 @@ from typing import Final
 from .backend import SessionStore
 from .conf import conf
 from .exceptions import SessionStoreUnavailable
-from .figures.reporting import reporting
+from .monitoring.reporting import reporting
 from .protocol import flows
 from .protocol.record import EndReason, Place
 from .store import connections, drivers

@@ -13,8 +13,8 @@ from datetime import datetime
 from typing import Final, NamedTuple
 
 from .protocol import commands
+from .protocol.effects import Flow
 from .protocol.record import BUCKETS, NOBODY, Damaged, EndReason, moment, user_tag
-from .protocol.steps import Flow
 
 #: Buckets that one trip sweeps.
 _PER_TRIP: Final = 64

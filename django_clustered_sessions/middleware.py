@@ -20,7 +20,6 @@ from django.utils.http import http_date
 
 from .backend import SessionStore
 from .conf import conf
-from .counters import counters
 from .exceptions import (
     SessionConflict,
     SessionLimitReached,
@@ -29,11 +28,12 @@ from .exceptions import (
     SessionNotReplicated,
     SessionStoreUnavailable,
 )
+from .monitoring.counters import counters
+from .protocol.effects import Flow
 from .protocol.record import EndReason
-from .protocol.steps import Flow
-from .responses import answer_to, instead_of
-from .session.turns import to_its_end
-from .session.usage import RequestUsage
+from .session.error_responses import answer_to, instead_of
+from .session.operation_lock import to_its_end
+from .session.request_policy import RequestUsage
 from .store.budget import RequestBudget
 
 logger = logging.getLogger("django_clustered_sessions")

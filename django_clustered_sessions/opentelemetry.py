@@ -17,9 +17,9 @@ from opentelemetry.metrics import CallbackOptions, MeterProvider, Observation, g
 
 from . import __version__
 from .exceptions import SessionStoreUnavailable
-from .figures import metrics, survey
-from .figures.metrics import Family
-from .figures.statistics import Statistics
+from .monitoring import collect, metrics
+from .monitoring.metrics import Family
+from .monitoring.statistics import Statistics
 
 logger = logging.getLogger("django_clustered_sessions")
 
@@ -105,7 +105,7 @@ class _Latest:
         with self._lock:
             if time.monotonic() - self._asked_at > _FRESH_S:
                 try:
-                    self._figures = survey.figures(SAMPLE)
+                    self._figures = collect.figures(SAMPLE)
                 except SessionStoreUnavailable as error:
                     logger.debug("no figures: %s", error)
                     self._figures = None

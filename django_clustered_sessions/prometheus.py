@@ -18,8 +18,8 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from .exceptions import SessionStoreUnavailable
-from .figures import metrics, survey
-from .figures.statistics import Statistics
+from .monitoring import collect, metrics
+from .monitoring.statistics import Statistics
 
 #: How many sessions a scrape measures, for the memory of all.
 SAMPLE = 100
@@ -38,7 +38,7 @@ class SessionCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the metrics of now."""
         try:
-            figures = survey.figures(SAMPLE)
+            figures = collect.figures(SAMPLE)
         except SessionStoreUnavailable:
             yield _up(False)
         else:

@@ -18,17 +18,17 @@ from django.utils.asyncio import async_unsafe
 from django.utils.module_loading import import_string
 
 from .conf import conf
-from .counters import counters
 from .exceptions import SessionNotReplicated
-from .figures.reporting import reporting
-from .protocol import listing
-from .protocol.fields import user_id
-from .protocol.listing import Listed
-from .protocol.outcomes import Ended
+from .monitoring.counters import counters
+from .monitoring.reporting import reporting
+from .protocol import user_index
+from .protocol.effects import Flow
 from .protocol.record import EndReason, Place, Serializer, moment, session_id
-from .protocol.steps import Flow
-from .session.clients import Client
-from .session.near import near_cache
+from .protocol.results import Ended
+from .protocol.session_data import user_id
+from .protocol.user_index import Listed
+from .session.client_info import Client
+from .session.near_cache import near_cache
 from .session.operations import Operations
 from .session.replication import Replication, wanted
 from .signals import Notices, session_ended
@@ -93,13 +93,13 @@ def find(public_id: str, *, current: SessionBase | str | None = None) -> Entry |
 
     Raises SessionStoreUnavailable; ValueError for what is no id.
     """
-    found = _run(listing.one(_place(public_id)))
+    found = _run(user_index.one(_place(public_id)))
     return _entry(found, _id(current)) if found else None
 
 
 async def afind(public_id: str, *, current: SessionBase | str | None = None) -> Entry | None:
     """See find()."""
-    found = await _arun(listing.one(_place(public_id)))
+    found = await _arun(user_index.one(_place(public_id)))
     return _entry(found, _id(current)) if found else None
 
 
@@ -160,9 +160,9 @@ def _ending_all(user: object, keep: SessionBase | str | None, notices: Notices) 
 def _ending(places: Iterable[Place], notices: Notices) -> Flow[int]:
     replications: list[Replication] = []
     ended: list[Ended] = []
-    for group in listing.by_bucket(places):
+    for group in user_index.by_bucket(places):
         replication, sync = Replication(), wanted(conf.store_timeout)
-        flow = listing.end(group, EndReason.ENDED, conf.events_kept)
+        flow = user_index.end(group, EndReason.ENDED, conf.events_kept)
         found = yield from replication.awaited(group[0], flow, sync)
         ended += (one for _, one in found)
         if session_ended.has_listeners(_engine()):
@@ -202,7 +202,7 @@ def _engine() -> type:
 
 
 def _of_user(key: str) -> Flow[list[Listed]]:
-    return listing.of_user(conf.key_prefix, key, conf.events_kept)
+    return user_index.of_user(conf.key_prefix, key, conf.events_kept)
 
 
 def _place(public_id: str) -> Place:

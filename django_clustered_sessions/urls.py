@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from django.urls import path
 
-from . import expiry
+from . import views
 
 app_name = "clustered_sessions"
 
 urlpatterns = [
-    path("expiry/", expiry.expiry, name="expiry"),
-    path("stay/", expiry.stay, name="stay"),
+    path("expiry/", views.expiry, name="expiry"),
+    path("stay/", views.stay, name="stay"),
 ]

@@ -45,8 +45,8 @@ def make_up(store: str) -> None:
 
     django.setup()
     from django_clustered_sessions.backend import SessionStore
-    from django_clustered_sessions.counters import KEPT
-    from django_clustered_sessions.history import SLOT_MS
+    from django_clustered_sessions.monitoring.counters import KEPT
+    from django_clustered_sessions.monitoring.history import SLOT_MS
 
     random = Random(6)
     now = int(time.time() * 1000) // SLOT_MS

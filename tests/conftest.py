@@ -14,10 +14,10 @@ import redis
 from hypothesis import HealthCheck, core
 from hypothesis import settings as hypothesis_settings
 
-from django_clustered_sessions.counters import Counters, counters
 from django_clustered_sessions.embedded import bundled_binary
 from django_clustered_sessions.management.commands import sessionevents
-from django_clustered_sessions.store.breaker import breakers
+from django_clustered_sessions.monitoring.counters import Counters, counters
+from django_clustered_sessions.store.circuit_breaker import breakers
 from tests.locking import Threads
 from tests.servers import CountingProxy, StoreServer
 

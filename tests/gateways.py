@@ -77,7 +77,7 @@ def place(session_key: str) -> Place:
 
 def load_scripts(store: redis.Redis) -> None:
     """Make the scripts known, so that no request finds out that they are not."""
-    for file in files("django_clustered_sessions").joinpath("lua").iterdir():
+    for file in files("django_clustered_sessions.protocol").joinpath("lua").iterdir():
         if file.read_bytes().startswith(b"#!lua"):
             store.script_load(script(file.name.removesuffix(".lua")).source)
 

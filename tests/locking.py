@@ -12,10 +12,10 @@ import redis
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.outcomes import Gone, Held, Taken
+from django_clustered_sessions.protocol.effects import Call, Flow
+from django_clustered_sessions.protocol.options import Locking
 from django_clustered_sessions.protocol.record import LOCK, Locker
-from django_clustered_sessions.protocol.steps import Call, Flow
-from django_clustered_sessions.protocol.terms import Locking
+from django_clustered_sessions.protocol.results import Gone, Held, Taken
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.gateways import place

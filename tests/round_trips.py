@@ -14,9 +14,9 @@ from django.test import AsyncRequestFactory, RequestFactory
 
 from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.session import holding
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.session import leases
 from tests.gateways import load_scripts
 from tests.servers import CountingProxy
 
@@ -178,7 +178,7 @@ def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(User, "asave", asave)
     load_scripts(store)
     # The renewer's trips are not the request's.
-    monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
     counters.take(now=True)
     SessionStore().exists("x" * 32)
     proxy.reset()

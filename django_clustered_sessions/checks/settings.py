@@ -18,8 +18,8 @@ from django.utils.module_loading import import_string
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, conf
+from django_clustered_sessions.importing import old_engine
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.moving import old_engine
 from django_clustered_sessions.session.replication import SHARE
 
 from .entry import shared_database, store_entry

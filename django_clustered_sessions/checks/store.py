@@ -12,8 +12,8 @@ from django.core.checks import CheckMessage, Info, Warning
 
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.figures import servers
-from django_clustered_sessions.figures.servers import StoreFacts
+from django_clustered_sessions.monitoring import server_info
+from django_clustered_sessions.monitoring.server_info import StoreFacts
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 
@@ -34,7 +34,7 @@ def check_store(
         return []
     budget = Budget(conf.store_timeout)
     try:
-        facts = drivers.run(servers.store_facts(time.time), connections.pool, budget)
+        facts = drivers.run(server_info.store_facts(time.time), connections.pool, budget)
     except SessionStoreUnavailable as error:
         return [_unasked(error)]
     return [
@@ -108,7 +108,7 @@ def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
 
 
 def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
-    if abs(facts.clock_offset_ms) - facts.clock_error_ms > servers.CLOCK_TOLERANCE_MS:
+    if abs(facts.clock_offset_ms) - facts.clock_error_ms > server_info.CLOCK_TOLERANCE_MS:
         yield Warning(
             f"This node's clock is {abs(facts.clock_offset_ms) / 1000:.1f} s "
             f"{'ahead of' if facts.clock_offset_ms > 0 else 'behind'} the session store's.",

@@ -14,7 +14,7 @@ from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 
 from django_clustered_sessions.registry import Entry
-from django_clustered_sessions.session.clients import Client
+from django_clustered_sessions.session.client_info import Client
 
 from .agents import readable
 

@@ -11,19 +11,8 @@ from enum import IntEnum
 from functools import cache
 from typing import Any, Final
 
-from .fields import Delta
-from .outcomes import (
-    Acknowledged,
-    Alive,
-    Conflict,
-    Ended,
-    Exists,
-    Gone,
-    Held,
-    Lost,
-    Taken,
-    TooLarge,
-)
+from .effects import Argument, Call, Trip, plain
+from .options import NO_LOCK, Expiry, Fence, Locking, Sync, Terms, bounded
 from .record import (
     BUCKETS,
     NEXT,
@@ -37,9 +26,20 @@ from .record import (
     bucket_tag,
     claims_key,
 )
+from .results import (
+    Acknowledged,
+    Alive,
+    Conflict,
+    Ended,
+    Exists,
+    Gone,
+    Held,
+    Lost,
+    Taken,
+    TooLarge,
+)
 from .scripts import script
-from .steps import Argument, Call, Trip, plain
-from .terms import NO_LOCK, Expiry, Fence, Locking, Sync, Terms, bounded
+from .session_data import Delta
 
 #: How long a tombstone is kept, in ms: longer than any request is in flight, and than a failover.
 TOMBSTONE_MS: Final = 10 * 60 * 1000

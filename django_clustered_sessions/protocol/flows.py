@@ -20,20 +20,9 @@ from django_clustered_sessions.exceptions import (
 )
 
 from . import commands, locks
-from .fields import Delta, Fields
+from .effects import Call, Flow, Step, Trip
 from .locks import Asking, Turn
-from .outcomes import (
-    Acknowledged,
-    Alive,
-    Conflict,
-    Ended,
-    Exists,
-    Gone,
-    Held,
-    Lost,
-    Taken,
-    TooLarge,
-)
+from .options import NO_LOCK, Expiry, Fence, Sync, Terms
 from .record import (
     LOCK,
     META,
@@ -46,8 +35,19 @@ from .record import (
     NewerFormat,
     Place,
 )
-from .steps import Call, Flow, Step, Trip
-from .terms import NO_LOCK, Expiry, Fence, Sync, Terms
+from .results import (
+    Acknowledged,
+    Alive,
+    Conflict,
+    Ended,
+    Exists,
+    Gone,
+    Held,
+    Lost,
+    Taken,
+    TooLarge,
+)
+from .session_data import Delta, Fields
 
 T = TypeVar("T")
 

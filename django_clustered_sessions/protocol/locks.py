@@ -20,10 +20,10 @@ from django_clustered_sessions.exceptions import (
 )
 
 from . import commands
-from .outcomes import Gone, Held, Taken
+from .effects import Call, Flow, Trip, Wait
+from .options import Locking
 from .record import Place
-from .steps import Call, Flow, Trip, Wait
-from .terms import Locking
+from .results import Gone, Held, Taken
 
 #: How much later each place in the queue looks after a lease that is over, in ms: the first one
 #: finds it over and is given the lock, and the others need not come all at once.

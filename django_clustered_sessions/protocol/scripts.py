@@ -42,7 +42,7 @@ class Script:
 
 def read(name: str) -> bytes:
     """Return the text of the resource ``lua/<name>.lua``."""
-    return files("django_clustered_sessions").joinpath("lua", f"{name}.lua").read_bytes()
+    return files("django_clustered_sessions.protocol").joinpath("lua", f"{name}.lua").read_bytes()
 
 
 @cache

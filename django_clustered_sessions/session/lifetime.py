@@ -11,10 +11,10 @@ import time
 from datetime import datetime, timedelta
 from typing import Any
 
+from django_clustered_sessions.protocol.options import Expiry
 from django_clustered_sessions.protocol.record import LATEST_MS, Mode, moment
-from django_clustered_sessions.protocol.terms import Expiry
 
-from .near import Life, Renewal
+from .near_cache import Life, Renewal
 
 
 class Lifetime:

@@ -20,7 +20,6 @@ from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 
 from django_clustered_sessions.conf import Nonstop, conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import (
     ClusteredSessionError,
@@ -30,12 +29,13 @@ from django_clustered_sessions.exceptions import (
     SessionReadOnly,
     SessionStoreUnavailable,
 )
-from django_clustered_sessions.moving import taking_over
+from django_clustered_sessions.importing import on_demand
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
-from django_clustered_sessions.protocol.fields import USER_FIELD, Delta, Fields, Snapshot, user_id
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.flows import Read
 from django_clustered_sessions.protocol.locks import Asking
-from django_clustered_sessions.protocol.outcomes import Alive, Exists, Gone
+from django_clustered_sessions.protocol.options import Expiry, Sync, Terms
 from django_clustered_sessions.protocol.record import (
     DATA,
     NOBODY,
@@ -52,20 +52,26 @@ from django_clustered_sessions.protocol.record import (
     node_tag,
     user_tag,
 )
-from django_clustered_sessions.protocol.steps import Flow
-from django_clustered_sessions.protocol.terms import Expiry, Sync, Terms
+from django_clustered_sessions.protocol.results import Alive, Exists, Gone
+from django_clustered_sessions.protocol.session_data import (
+    USER_FIELD,
+    Delta,
+    Fields,
+    Snapshot,
+    user_id,
+)
 from django_clustered_sessions.signals import Notices, session_created, session_ended
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.budget import Budget, RequestBudget
 
-from .admission import Admission
-from .hold import Hold
 from .lifetime import Lifetime
-from .near import Life, Renewal, near_cache
+from .lock import Hold
+from .login_limit import Admission
+from .near_cache import Life, Renewal, near_cache
+from .operation_lock import Turns
 from .replication import Replication, wanted
-from .turns import Turns
-from .usage import Usage
-from .values import serializer_of
+from .request_policy import Usage
+from .value_serializer import serializer_of
 
 T = TypeVar("T")
 
@@ -362,7 +368,7 @@ class Operations(SessionBase):
         if key is None:
             return False
         serializer = serializer_of(self.serializer)
-        return (yield from taking_over.take_over(key, place, self._terms(), serializer))
+        return (yield from on_demand.take_over(key, place, self._terms(), serializer))
 
     def _read_without_store(self, place: Place, error: SessionStoreUnavailable) -> Fields:
         """Return what there is to read while the store is away, or raise its error."""
@@ -753,7 +759,7 @@ class Operations(SessionBase):
                 user = fields.user_id if fields is not None else None
                 self._notices.ended(place, user, EndReason.ROTATED, new_place)
             if old_key and conf.migrate_from:
-                yield from taking_over.leave(old_key)
+                yield from on_demand.leave(old_key)
             self._answer()
         else:
             self._hold.let_go()
@@ -917,7 +923,7 @@ class Operations(SessionBase):
             user = user_id(ended.user, serializer_of(self.serializer))
             self._notices.ended(place, user, reason)
         if conf.migrate_from:
-            yield from taking_over.leave(key)
+            yield from on_demand.leave(key)
         near_cache.end(place.record)
         if ended:
             counters.ended([ended.lifetime_ms])

@@ -6,13 +6,13 @@ import logging
 from typing import Final, TypeVar
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionNotReplicated
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
-from django_clustered_sessions.protocol.outcomes import Acknowledged
+from django_clustered_sessions.protocol.effects import Flow
+from django_clustered_sessions.protocol.options import Sync
 from django_clustered_sessions.protocol.record import Place
-from django_clustered_sessions.protocol.steps import Flow
-from django_clustered_sessions.protocol.terms import Sync
+from django_clustered_sessions.protocol.results import Acknowledged
 
 T = TypeVar("T")
 

@@ -19,13 +19,13 @@ from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseE
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.commands import is_acknowledgement, is_passenger
+from django_clustered_sessions.protocol.effects import Argument, Call, Trip, Wait
 from django_clustered_sessions.protocol.record import Damaged
-from django_clustered_sessions.protocol.steps import Argument, Call, Trip, Wait
 
-from .breaker import Breaker
+from .circuit_breaker import Breaker
+from .cluster import Addressed
 from .errors import LOST, is_mended_by_connecting, unavailable
-from .nodes import Addressed
-from .replies import SHORTEST_S
+from .redis_parser import SHORTEST_S
 
 #: A command's words, as the protocol has them; hiredis' stubs know of one word only.
 _packed: Final[Any] = cast(Any, hiredis.pack_command)

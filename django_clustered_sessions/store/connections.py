@@ -27,12 +27,12 @@ from redis.connection import parse_url
 from redis.retry import Retry
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.protocol.steps import Asks, Wait
+from django_clustered_sessions.protocol.effects import Asks, Wait
 
-from . import exchange, pools, watching
-from .breaker import breakers
-from .nodes import Address, Nodes, SlotMap
-from .replies import Replies
+from . import exchange, pools, sentinel
+from .circuit_breaker import breakers
+from .cluster import Address, Nodes, SlotMap
+from .redis_parser import Replies
 
 #: Backend of a CACHES entry that this package can use.
 BACKEND: Final = "django_redis.cache.RedisCache"
@@ -55,8 +55,8 @@ POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
 
 #: Connections to the primary that Sentinels name: for each world, without TLS and with it.
 _WATCHED: Final = (
-    (watching.WatchedConnection, watching.WatchedTLSConnection),
-    (watching.AsyncWatchedConnection, watching.AsyncWatchedTLSConnection),
+    (sentinel.WatchedConnection, sentinel.WatchedTLSConnection),
+    (sentinel.AsyncWatchedConnection, sentinel.AsyncWatchedTLSConnection),
 )
 
 #: Connection options that are not the entry's to decide here: timeouts and repeats follow
@@ -181,7 +181,7 @@ def _build(
     parse: Callable[[str], Mapping[str, Any]],
     retry: Any,
     world: int,
-    at: watching.Address | None = None,
+    at: sentinel.Address | None = None,
 ) -> Any:
     """Build the pool of one world: synchronous (0) or asynchronous (1).
 
@@ -251,7 +251,7 @@ def _build(
         asking |= options.get("SENTINEL_KWARGS") or {}
         with _named("SENTINEL_KWARGS in the OPTIONS of the sessions' CACHES entry has"):
             redis.Redis(**asking)
-        keywords["watcher"] = watching.watcher(keywords.pop("host"), sentinels, asking)
+        keywords["watcher"] = sentinel.watcher(keywords.pop("host"), sentinels, asking)
         keywords.pop("port", None)
         # Options of redis-py's pool for Sentinel.
         keywords.pop("check_connection", None)
@@ -261,7 +261,7 @@ def _build(
         pool_class = pools.Pool
         for name in ("watcher", "path"):
             if keywords.pop(name, None) is not None:
-                is_tls = keywords.pop("connection_class") is watching.WatchedTLSConnection
+                is_tls = keywords.pop("connection_class") is sentinel.WatchedTLSConnection
                 keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
         keywords["host"], keywords["port"] = at
     if keywords.get("max_connections") is None:
@@ -416,13 +416,13 @@ def awaiting_pool(step: Asks | None = None) -> AsyncPool:
     return _for(_waiting.apool(), step)
 
 
-def pool_at(address: watching.Address) -> pools.Pool:
+def pool_at(address: sentinel.Address) -> pools.Pool:
     """Return a new pool of connections to one server, a replica for example. See pool()."""
     built: pools.Pool = _build(parse_url, Retry, 0, address)
     return built
 
 
-def watcher() -> watching.Watcher | None:
+def watcher() -> sentinel.Watcher | None:
     """Return who asks the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
     found = pool()
     return None if isinstance(found, Nodes) else found.connection_kwargs.get("watcher")
@@ -462,5 +462,5 @@ def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
         _working.forget()
         _waiting.forget()
         _slot_map.cache_clear()
-        watching.forget()
+        sentinel.forget()
         breakers.forget()

@@ -9,14 +9,22 @@ from typing import Any, Final, TypeVar
 
 from asgiref.sync import sync_to_async
 
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.steps import Asks, Elsewhere, Flow, Pause, Step, Trip, Wait
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol.effects import (
+    Asks,
+    Elsewhere,
+    Flow,
+    Pause,
+    Step,
+    Trip,
+    Wait,
+)
 
 from .attempt import attempt, blocking_read, checked
 from .budget import Budget
+from .cluster import Addressed, Nodes
 from .exchange import aperform, aread_alone, cancellations, heed, perform, read_alone
-from .nodes import Addressed, Nodes
 from .pools import AsyncPool, Pool
 
 T = TypeVar("T")

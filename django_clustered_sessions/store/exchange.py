@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError, TimeoutError
 
 from .attempt import Attempt, Connect
 from .errors import unavailable
-from .replies import SHORTEST_S, Replies
+from .redis_parser import SHORTEST_S, Replies
 
 
 def perform(attempt: Attempt, pool: Any) -> list[Any]:

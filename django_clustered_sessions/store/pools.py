@@ -16,7 +16,7 @@ from weakref import WeakSet, ref
 import redis
 from redis import asyncio as aioredis
 
-from .breaker import Breaker
+from .circuit_breaker import Breaker
 from .errors import AllLent
 
 

@@ -12,7 +12,7 @@ from django.template import Context
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.expiry import told
+from django_clustered_sessions.views import told
 
 register = template.Library()
 

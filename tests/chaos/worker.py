@@ -40,7 +40,7 @@ from django_clustered_sessions.exceptions import (
 )
 from django_clustered_sessions.protocol import scripts
 from django_clustered_sessions.protocol.record import Place
-from django_clustered_sessions.session.usage import read_header
+from django_clustered_sessions.session.request_policy import read_header
 from django_clustered_sessions.store import connections
 from tests import settings as test_settings
 from tests.chaos import plan as plans

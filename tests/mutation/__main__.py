@@ -33,7 +33,7 @@ from .selection import Selection, record
 PACKAGE: Final = "django_clustered_sessions"
 
 #: The files that are mutated.
-FILES: Final = ("protocol/*.py", "session/*.py", "lua/*.lua")
+FILES: Final = ("protocol/*.py", "session/*.py", "protocol/lua/*.lua")
 
 #: How many tests run in a first fork and in a second one: most mutants need few, and a fork
 #: imports the modules of all its tests.

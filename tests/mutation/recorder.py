@@ -52,7 +52,7 @@ class Recorder:
                 return monitoring.DISABLE
             # The one place where calls of scripts are made: protocol/commands.py.
             name = sys._getframe(1).f_locals["name"]
-            return self.hit(f"{PACKAGE}/lua/{name}.lua", 0)
+            return self.hit(f"{PACKAGE}/protocol/lua/{name}.lua", 0)
 
         def on_line(code: CodeType, line: int) -> None:
             self.hit(code.co_filename[self.cut :], line)

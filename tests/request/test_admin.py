@@ -21,14 +21,15 @@ from django.db import connection
 from django.test import Client
 from django.urls import include, path
 
-from django_clustered_sessions import history, registry
+from django_clustered_sessions import registry
 from django_clustered_sessions.admin import SPANS, USERS_PER_PAGE, SessionAdmin
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.models import Session
+from django_clustered_sessions.monitoring import history
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.options import Expiry, Terms
 from django_clustered_sessions.protocol.record import Mode, Place, pack, user_tag
-from django_clustered_sessions.protocol.terms import Expiry, Terms
 from tests.gateways import Browser, load_scripts, place
 
 pytestmark = pytest.mark.django_db

@@ -32,8 +32,8 @@ from django.test import RequestFactory
 from django.utils.timezone import make_naive
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.record import Meta, Place
 from tests import settings as test_settings
 from tests.children import ROOT

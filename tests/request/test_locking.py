@@ -35,8 +35,8 @@ from django_clustered_sessions.exceptions import (
     SessionReadOnly,
 )
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.session import hold, holding
-from django_clustered_sessions.session.usage import HEADER, write_header
+from django_clustered_sessions.session import leases, lock
+from django_clustered_sessions.session.request_policy import HEADER, write_header
 from tests.gateways import GATEWAYS, Browser, View, on, place, records
 from tests.locking import (
     BOUND_S,
@@ -87,7 +87,7 @@ def halves(view: View, aview: View) -> pytest.MarkDecorator:
 
 def waiting_here(key: str) -> int:
     """Return how many of this process wait for a session's lock."""
-    return holding.waiting_room.waiting(place(key).record)
+    return leases.waiting_room.waiting(place(key).record)
 
 
 def stored(key: str) -> dict[str, Any]:
@@ -1631,4 +1631,4 @@ def test_session_of_djangos_test_client_meets_the_requests(
 
 
 def test_locks_have_a_logger_of_their_own() -> None:
-    assert hold.logger is logging.getLogger("django_clustered_sessions.locks")
+    assert lock.logger is logging.getLogger("django_clustered_sessions.locks")

@@ -23,12 +23,12 @@ from django.views import View as ClassBasedView
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import Nonstop
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.decorators import session_locked, session_nonstop, session_read_only
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.figures.reporting import report_the_rest
-from django_clustered_sessions.session import near
-from django_clustered_sessions.store.breaker import breakers
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.monitoring.reporting import report_the_rest
+from django_clustered_sessions.session import near_cache
+from django_clustered_sessions.store.circuit_breaker import breakers
 from tests.conftest import DATABASE, use_store
 from tests.gateways import Browser, View, load_scripts, place
 from tests.pairs import pairwise
@@ -52,7 +52,7 @@ def browser(request: pytest.FixtureRequest, settings: Any) -> Browser:
 
 @pytest.fixture(autouse=True)
 def begin(store: redis.Redis, settings: Any) -> None:
-    near.near_cache.clear()
+    near_cache.near_cache.clear()
     load_scripts(store)
     settings.PASSWORD_HASHERS = ["django.contrib.auth.hashers.MD5PasswordHasher"]
 
@@ -186,7 +186,7 @@ def test_outage_answers_as_the_table_says(
     browser.visit(first)
     visited = browser.another_tab()
     if "not at hand" in row:
-        near.near_cache.clear()
+        near_cache.near_cache.clear()
     if "no cookie" in row:
         del browser.client.cookies[COOKIE]
     proxy.refuse()
@@ -406,7 +406,7 @@ def test_template_that_swallows_a_refusal_is_replaced(
 
     browser.visit(first)
     if swallows:
-        near.near_cache.clear()
+        near_cache.near_cache.clear()
     proxy.refuse()
     assert_is(browser.visit(view), AWAY if swallows else "anonymous")
 
@@ -508,10 +508,10 @@ def test_load_under_way_at_the_end_leaves_nothing_to_serve(
     settings.CLUSTERED_SESSIONS_NONSTOP = LOCAL
     browser.visit(first)
     record = place(browser.key).record
-    known, life = near.near_cache.get(record), near.near_cache.life(record)
+    known, life = near_cache.near_cache.get(record), near_cache.near_cache.life(record)
     assert known is not None
     SessionStore(browser.key).delete()
-    near.near_cache.put(record, known, 10**6, life)
+    near_cache.near_cache.put(record, known, 10**6, life)
     proxy.refuse()
     assert_is(browser.visit(read), AWAY)
 

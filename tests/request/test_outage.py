@@ -21,7 +21,7 @@ from django.template import RequestContext, Template
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.steps import Wait
+from django_clustered_sessions.protocol.effects import Wait
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.conftest import DATABASE, use_store

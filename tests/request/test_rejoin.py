@@ -15,10 +15,10 @@ from django.contrib.auth import logout
 from django.http import HttpRequest, HttpResponse
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionLockLost, SessionStoreUnavailable
-from django_clustered_sessions.session import near
-from django_clustered_sessions.store.breaker import breakers
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.session import near_cache
+from django_clustered_sessions.store.circuit_breaker import breakers
 from tests.conftest import DATABASE, use_store
 from tests.gateways import Browser, View, place
 from tests.servers import CountingProxy, StoreServer, wait_for
@@ -28,7 +28,7 @@ COOKIE = "sessionid"
 
 @pytest.fixture(params=["wsgi", "asgi"])
 def browser(request: pytest.FixtureRequest, settings: Any) -> Browser:
-    near.near_cache.clear()
+    near_cache.near_cache.clear()
     return Browser(settings, asgi=request.param == "asgi")
 
 
@@ -255,12 +255,12 @@ def test_end_of_a_session_is_told_as_no_loss(
     browser.visit(increment)
     tab = browser.another_tab()
     # On another node: this one goes on to have it at hand.
-    known = near.near_cache.get(place(browser.key).record)
-    life = near.near_cache.life(place(browser.key).record)
+    known = near_cache.near_cache.get(place(browser.key).record)
+    life = near_cache.near_cache.life(place(browser.key).record)
     browser.visit(log_out)
     assert known is not None
-    near.near_cache.clear()
-    near.near_cache.put(place(tab.key).record, known, 10**6, life)
+    near_cache.near_cache.clear()
+    near_cache.near_cache.put(place(tab.key).record, known, 10**6, life)
     assert tab.visit(read).content == b"None"
     assert "knows nothing" not in caplog.text
 

@@ -16,13 +16,13 @@ from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from hiredis import pack_command
 
-from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.monitoring import counters as counters_module
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.exchange import address, aread_alone
 from tests.gateways import place

@@ -13,9 +13,9 @@ import redis
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.store import breaker as module
+from django_clustered_sessions.store import circuit_breaker as module
 from django_clustered_sessions.store import connections
-from django_clustered_sessions.store.breaker import FAILURES
+from django_clustered_sessions.store.circuit_breaker import FAILURES
 from tests.conftest import use_store
 from tests.gateways import load_scripts
 from tests.servers import CountingProxy, wait_for

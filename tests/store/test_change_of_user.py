@@ -18,7 +18,7 @@ from django.http import HttpRequest
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.session.near_cache import near_cache
 from tests.gateways import place, records
 from tests.logins import alog_in, log_in
 

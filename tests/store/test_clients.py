@@ -17,7 +17,7 @@ from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol.record import FIRST, LAST, Place
-from django_clustered_sessions.session.clients import Client
+from django_clustered_sessions.session.client_info import Client
 from tests.clusters import ClusterServers
 from tests.servers import StoreServer, wait_for
 

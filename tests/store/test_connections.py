@@ -23,11 +23,11 @@ from django.core.exceptions import ImproperlyConfigured
 from django.test import override_settings
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.store import connections
-from django_clustered_sessions.store.breaker import FAILURES
 from django_clustered_sessions.store.budget import Budget
+from django_clustered_sessions.store.circuit_breaker import FAILURES
 from tests.conftest import DATABASE, require, store_binary, use_store
 from tests.locking import BOUND_S
 from tests.servers import CountingProxy, StoreServer, alent, free_port, lent, wait_for

@@ -14,10 +14,10 @@ import redis
 from django.contrib.sessions.backends.base import CreateError, SessionBase, UpdateError
 from django.utils import timezone
 
-from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import NAMES, counters
 from django_clustered_sessions.exceptions import SessionConflict
+from django_clustered_sessions.monitoring import counters as counters_module
+from django_clustered_sessions.monitoring.counters import NAMES, counters
 from tests.gateways import place, records
 
 pytestmark = pytest.mark.each_server

@@ -16,11 +16,11 @@ from django.core.management import call_command
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import KEPT, NAMES, counters
+from django_clustered_sessions.monitoring.counters import KEPT, NAMES, counters
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.locks import Turn
 from django_clustered_sessions.protocol.record import Locker, Place
-from django_clustered_sessions.session.hold import Hold
+from django_clustered_sessions.session.lock import Hold
 from django_clustered_sessions.store import connections
 from tests.conftest import use_store
 from tests.pages import page, shape

@@ -24,14 +24,15 @@ from django.core.management import CommandError, call_command
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import NAMES, Counters, counters
 from django_clustered_sessions.events import Entry, Event
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.management.commands.sessionevents import Worker
+from django_clustered_sessions.monitoring.counters import NAMES, Counters, counters
 from django_clustered_sessions.protocol import commands, scripts
-from django_clustered_sessions.protocol.fields import Delta
+from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
+from django_clustered_sessions.protocol.options import Expiry, Terms
 from django_clustered_sessions.protocol.record import (
     NOBODY,
     EndReason,
@@ -40,8 +41,7 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.steps import Call
-from django_clustered_sessions.protocol.terms import Expiry, Terms
+from django_clustered_sessions.protocol.session_data import Delta
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget

@@ -15,9 +15,9 @@ from django.core.management import call_command
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import MINIMA, NAMES, Counters, counters
-from django_clustered_sessions.figures import reporting, survey
-from django_clustered_sessions.figures import statistics as ours
+from django_clustered_sessions.monitoring import collect, reporting
+from django_clustered_sessions.monitoring import statistics as ours
+from django_clustered_sessions.monitoring.counters import MINIMA, NAMES, Counters, counters
 from django_clustered_sessions.protocol.record import Place, session_id, user_tag
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip
@@ -303,7 +303,7 @@ def test_many_users_take_little_memory(proxy: CountingProxy, store: redis.Redis)
             users = {user_tag(f"{bucket}-{n}"): 1 for n in range(29)}
             pipeline.hset(f"session:{{{bucket:03x}}}:users", mapping=users | {user_tag("x"): 2})
         pipeline.execute()
-    survey.figures(1, top_users=1)
+    collect.figures(1, top_users=1)
     proxy.reset()
     tracemalloc.start()
     try:
@@ -328,6 +328,6 @@ def test_table_of_lives_fits_eighty_columns(store: redis.Redis) -> None:
 
 @pytest.mark.usefixtures("figures")
 def test_first_login_is_in_the_figures_at_once(store: redis.Redis) -> None:
-    before = survey.figures().counts["created"]
+    before = collect.figures().counts["created"]
     SessionStore().create()
-    assert survey.figures().counts["created"] == before + 1
+    assert collect.figures().counts["created"] == before + 1

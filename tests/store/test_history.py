@@ -13,11 +13,10 @@ import pytest
 import redis
 from django.core.management import CommandError, call_command
 
-from django_clustered_sessions import counters as counters_module
-from django_clustered_sessions import history
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import KEPT, NAMES, Counters, Past, counters
-from django_clustered_sessions.figures import reporting
+from django_clustered_sessions.monitoring import counters as counters_module
+from django_clustered_sessions.monitoring import history, reporting
+from django_clustered_sessions.monitoring.counters import KEPT, NAMES, Counters, Past, counters
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.commands import SLOT_MS, SLOTS
 from django_clustered_sessions.protocol.record import Place

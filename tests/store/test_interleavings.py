@@ -33,11 +33,11 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import SessionConflict, SessionLockLost
 from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.effects import Trip, Wait
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, Place
-from django_clustered_sessions.protocol.steps import Trip, Wait
-from django_clustered_sessions.session import holding
-from django_clustered_sessions.session.usage import Usage
+from django_clustered_sessions.session import leases
+from django_clustered_sessions.session.request_policy import Usage
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests import machines
@@ -1121,7 +1121,7 @@ def test_interleaved_requests_keep_the_promises(
         setattr(settings, f"CLUSTERED_SESSIONS_{name}", 3600)
     settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 3
     monkeypatch.setattr(commands, "CLAIM_MS", 3_600_000)
-    monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
 
     class Machine(Interleavings):
         pass

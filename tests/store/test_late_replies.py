@@ -11,7 +11,7 @@ from hiredis import pack_command
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.steps import Wait
+from django_clustered_sessions.protocol.effects import Wait
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.exchange import aexchange
 from tests.gateways import load_scripts

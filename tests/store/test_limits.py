@@ -32,8 +32,9 @@ from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLimitReached, SessionStoreUnavailable
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol import limits
-from django_clustered_sessions.protocol.limits import Limit
+from django_clustered_sessions.protocol import login_limit
+from django_clustered_sessions.protocol.effects import Flow, Trip
+from django_clustered_sessions.protocol.login_limit import Limit
 from django_clustered_sessions.protocol.record import (
     EndReason,
     Place,
@@ -41,8 +42,7 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.steps import Flow, Trip
-from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.children import finish, line, python
@@ -319,7 +319,7 @@ def test_a_login_that_was_never_written_makes_room_in_the_end(
     begin()
     with pytest.raises(SessionLimitReached):
         begin()
-    assert 0 < store.pttl(CLAIMS) <= limits.lapse_ms(10, 15)
+    assert 0 < store.pttl(CLAIMS) <= login_limit.lapse_ms(10, 15)
     lapse(store)
     session = log_in(ANN)
     assert ids(ANN) == public_ids(session)
@@ -408,7 +408,7 @@ def test_a_login_that_takes_long_claims_its_place_anew(
     store: redis.Redis, limit: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit(1, "refuse")
-    monkeypatch.setattr(limits, "FRESH_S", 0.0)
+    monkeypatch.setattr(login_limit, "FRESH_S", 0.0)
     slow = begin()
     lapse(store)
     other = log_in(ANN)
@@ -435,7 +435,7 @@ def test_refusal_that_nobody_catches_is_a_403(
         log_in(ANN)
         return HttpResponse()
 
-    monkeypatch.setattr(limits, "FRESH_S", 0.0)
+    monkeypatch.setattr(login_limit, "FRESH_S", 0.0)
     for view in (too_late, at_once):
         response = middleware(view)()
         assert response.status_code == 403
@@ -522,7 +522,7 @@ def test_session_that_moves_while_a_login_looks_is_counted(store: redis.Redis, l
     other.create()
     place = Place.of("session", other.session_key or "")
     bound = Limit(1, False, 60_000)
-    flow = limits.claim(place, "session", "1", bound, _must_not_end, lambda: 0.0)
+    flow = login_limit.claim(place, "session", "1", bound, _must_not_end, lambda: 0.0)
     step = next(flow)
     assert isinstance(step, tuple) and len(step) == 1024
     replies = ask(step[:900])
@@ -560,7 +560,7 @@ def test_a_look_that_is_old_is_not_relied_on(store: redis.Redis, limit: Any) -> 
     session.create()
     place = Place.of("session", session.session_key or "")
     now = iter([0.0, 10.0, 10.0, 10.0, 10.0])
-    flow = limits.claim(
+    flow = login_limit.claim(
         place, "session", "1", Limit(1, False, 60_000), _must_not_end, lambda: next(now)
     )
     step = next(flow)

@@ -15,17 +15,17 @@ import redis
 from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionLockLost, SessionLockTimeout
-from django_clustered_sessions.figures.held_locks import HeldLock, collect_locks
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.monitoring.held_locks import HeldLock, collect_locks
 from django_clustered_sessions.protocol import commands, locks
+from django_clustered_sessions.protocol.effects import Wait
 from django_clustered_sessions.protocol.locks import Asking, Turn
-from django_clustered_sessions.protocol.outcomes import Gone, Held, Taken
+from django_clustered_sessions.protocol.options import Locking
 from django_clustered_sessions.protocol.record import EndReason
+from django_clustered_sessions.protocol.results import Gone, Held, Taken
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.steps import Wait
-from django_clustered_sessions.protocol.terms import Locking
-from django_clustered_sessions.session import holding
+from django_clustered_sessions.session import leases
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.drivers import Budget
 from tests.children import forked
@@ -401,7 +401,7 @@ async def test_those_who_await_starve_nobody_who_works(
 
 def unrenewed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process's holders silent, as one that is stopped is."""
-    monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
 
 
 def test_silent_holder_loses_its_lock_to_whoever_waits(
@@ -623,7 +623,7 @@ def test_lock_that_the_renewer_finds_lost_is_counted_once(
 def test_lock_lost_while_this_process_stood_still_is_counted(
     store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holding._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
     settings.CLUSTERED_SESSIONS_LOCK_LEASE = 0.2
     key, other = new_session(), new_token()
     session = SessionStore(key)
@@ -657,7 +657,7 @@ def renewers() -> int:
 def test_renewer_starts_with_the_first_lock_and_is_the_only_one(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(holding, "_renewers", holding._Renewers())
+    monkeypatch.setattr(leases, "_renewers", leases._Renewers())
     before = renewers()
     keys = [new_session() for _ in range(3)]
     stored(keys[0])
@@ -675,13 +675,13 @@ def test_forked_child_has_no_locks_and_no_renewer(
     session = SessionStore(key)
 
     def look() -> bytes:
-        seen = b"held" if holding.holds(place(key)) else b"free"
-        renewer = holding._renewers.renewer()
+        seen = b"held" if leases.holds(place(key)) else b"free"
+        renewer = leases._renewers.renewer()
         return seen + b" %d %d" % (len(renewer._grants), renewer._is_running)
 
     with session.lock():
         assert forked(look) == b"free 0 0"
-        assert holding.holds(place(key))
+        assert leases.holds(place(key))
         session["n"] = 1
     assert stored(key) == {"n": 1}
 
@@ -937,7 +937,7 @@ def test_lock_follows_the_new_key(store: redis.Redis, threads: Threads) -> None:
         assert owner(store, new_key) == mine
         assert [entry.token for entry in queue(store, new_key)] == [mine]
         assert queue(store, key) == []
-        assert holding.holds(place(new_key))
+        assert leases.holds(place(new_key))
         waiting = threads.start(append, new_key, "waiter")
         wait_for_queue(store, new_key, 1)
         session["order"] += ["holder"]

@@ -17,8 +17,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import MAXIMA, MINIMA, NAMES, WAITS
-from django_clustered_sessions.figures import metrics, reporting, survey
+from django_clustered_sessions.monitoring import collect, metrics, reporting
+from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, WAITS
 from django_clustered_sessions.opentelemetry import instrument
 from django_clustered_sessions.prometheus import SessionCollector
 from tests.conftest import use_store
@@ -173,7 +173,7 @@ def test_the_collector_comes_back_with_its_store(store_server: StoreServer, sett
 def test_a_scrape_is_cheap_and_a_registration_free(
     proxy: CountingProxy, busy: list[SessionStore]
 ) -> None:
-    survey.figures(100)
+    collect.figures(100)
     proxy.reset()
     registry = CollectorRegistry(auto_describe=True)
     registry.register(SessionCollector())
@@ -238,7 +238,7 @@ def test_opentelemetry_reads_the_same_numbers(busy: list[SessionStore]) -> None:
 def test_opentelemetry_asks_once_for_all_and_tells_of_an_outage(
     proxy: CountingProxy, busy: list[SessionStore], settings: Any
 ) -> None:
-    survey.figures(100)
+    collect.figures(100)
     reader = InMemoryMetricReader()
     instrument(MeterProvider([reader]))
     proxy.reset()

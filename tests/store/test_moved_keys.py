@@ -19,7 +19,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import SessionLockLost
 from django_clustered_sessions.protocol.record import EndReason, session_id
-from django_clustered_sessions.session.usage import Usage
+from django_clustered_sessions.session.request_policy import Usage
 from django_clustered_sessions.signals import session_ended
 from tests.gateways import place, records
 from tests.locking import Threads, free, new_session, outcome, seize, wait_for_queue

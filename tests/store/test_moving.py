@@ -34,13 +34,13 @@ from django.utils import timezone
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.moving import taking_over
-from django_clustered_sessions.moving.old_engine import Pickled, engine
+from django_clustered_sessions.importing import on_demand
+from django_clustered_sessions.importing.old_engine import Pickled, engine
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.effects import Elsewhere
 from django_clustered_sessions.protocol.record import EndReason, HiddenKey, Mode, Place, session_id
-from django_clustered_sessions.protocol.steps import Elsewhere
 from django_clustered_sessions.store import connections
 from tests.children import LIFE_S, finish, python
 from tests.conftest import DATABASE, use_store
@@ -396,7 +396,7 @@ def test_a_rollback_of_the_request_brings_nothing_back(old: Old, store: redis.Re
 def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = Place.of("session", key), SessionStore(key)
-    late = taking_over.take_over(HiddenKey(key), place, session._terms(), session.serializer())
+    late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
     asking = next(late)
     step = late.send([store.zscore(place.index.replace("index", "moved"), place.id), 0])
     assert isinstance(step, Elsewhere) and asking
@@ -414,7 +414,7 @@ def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -
 def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, late_one = Place.of("session", key), SessionStore(key)
-    late = taking_over.take_over(HiddenKey(key), place, late_one._terms(), late_one.serializer())
+    late = on_demand.take_over(HiddenKey(key), place, late_one._terms(), late_one.serializer())
     next(late)
     row = late.send([None, 0]).call()
     first = SessionStore(key)
@@ -432,7 +432,7 @@ def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> N
 def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = Place.of("session", key), SessionStore(key)
-    late = taking_over.take_over(HiddenKey(key), place, session._terms(), session.serializer())
+    late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
     next(late)
     row = late.send([None, 0]).call()
     session._session_cache = {"n": "native"}
@@ -445,7 +445,7 @@ def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> Non
 def test_session_taken_over_meanwhile_is_no_logout(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = Place.of("session", key), SessionStore(key)
-    late = taking_over.take_over(HiddenKey(key), place, session._terms(), session.serializer())
+    late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
     assert next(late) == commands.adopted(place)
     # Between the load that found nothing and this question.
     assert SessionStore(key)["n"] == 1

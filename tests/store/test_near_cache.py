@@ -17,11 +17,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.record import Known
-from django_clustered_sessions.session import near, operations
-from django_clustered_sessions.session.near import Life, NearCache, Renewal, memory
+from django_clustered_sessions.session import near_cache, operations
+from django_clustered_sessions.session.near_cache import Life, NearCache, Renewal, memory
 from tests.children import forked
 from tests.gateways import load_scripts, place
 from tests.pairs import pairwise
@@ -32,7 +32,7 @@ LARGE = {f"k{i}": "x" * 1000 for i in range(64)}
 
 @pytest.fixture(autouse=True)
 def empty(store: redis.Redis) -> None:
-    near.near_cache.clear()
+    near_cache.near_cache.clear()
     load_scripts(store)
 
 
@@ -98,7 +98,7 @@ def test_without_the_near_cache_everything_is_sent(proxy: CountingProxy, setting
     proxy.reset()
     visit(key, read)
     assert proxy.bytes_received > 64_000
-    assert near.near_cache.bytes == 0
+    assert near_cache.near_cache.bytes == 0
 
 
 def test_what_another_node_wrote_is_seen(store: redis.Redis, other_node: Callable[[], Any]) -> None:
@@ -199,7 +199,7 @@ def test_session_that_is_gone_is_not_kept(
         session = SessionStore(key)
         assert session.load() == {}
         assert session.session_key is None
-        assert near.near_cache.get(place(key).record) is None
+        assert near_cache.near_cache.get(place(key).record) is None
 
     gone_by(lambda key: SessionStore().delete(key))
     gone_by(lambda key: SessionStore(key).cycle_key())
@@ -242,7 +242,7 @@ def test_expiry_is_the_stores(store: redis.Redis, other_node: Callable[[], Any])
 def test_values_set_aside_stay(store: redis.Redis) -> None:
     key = stored({"n": 1})
     store.hset(place(key).record, "d:odd", b"12345678?later")
-    near.near_cache.clear()
+    near_cache.near_cache.clear()
     for n in (2, 3):
         session = SessionStore(key)
         assert session.load().keys() == {"n"}
@@ -323,10 +323,10 @@ def test_cache_stands_many_threads() -> None:
 
 def test_forked_process_starts_with_an_empty_one(store: redis.Redis) -> None:
     key = stored({"n": 1})
-    assert near.near_cache.bytes > 0
+    assert near_cache.near_cache.bytes > 0
     # Held by another thread in the moment of the fork, the lock would stay so in the child.
-    with near.near_cache._lock:
-        told = forked(lambda: b"%d %d" % (near.near_cache.bytes, SessionStore(key)["n"]))
+    with near_cache.near_cache._lock:
+        told = forked(lambda: b"%d %d" % (near_cache.near_cache.bytes, SessionStore(key)["n"]))
     assert told == b"0 1"
 
 
@@ -340,7 +340,7 @@ def test_a_page_with_many_requests_sends_one_renewal(
     store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for the slowest machine: what it is by default is the script's business.
-    monkeypatch.setattr(near, "RENEWED_EACH_MS", 60_000)
+    monkeypatch.setattr(near_cache, "RENEWED_EACH_MS", 60_000)
     settings.SESSION_SAVE_EVERY_REQUEST = True
     key = stored({"n": 1})
     visit(key, read)
@@ -363,7 +363,7 @@ def test_a_session_whose_life_somebody_shortened_is_renewed(
     monkeypatch: pytest.MonkeyPatch,
     age: str,
 ) -> None:
-    monkeypatch.setattr(near, "RENEWED_EACH_MS", 60_000)
+    monkeypatch.setattr(near_cache, "RENEWED_EACH_MS", 60_000)
     settings.SESSION_SAVE_EVERY_REQUEST = age == "SESSION_COOKIE_AGE"
     setattr(settings, age, 9000)
     key = stored({"n": 1})
@@ -384,5 +384,5 @@ def test_renewal_counts_for_a_second_on_the_same_terms() -> None:
     assert not life.is_renewed(100.9, "terms")
     assert not life.is_renewed(100.0, "other terms")
     assert not life._replace(renewal=None).is_renewed(100.0, "terms")
-    script = files("django_clustered_sessions").joinpath("lua", "touch.lua").read_text()
-    assert f"now - seen) >= {near.RENEWED_EACH_MS} then" in script
+    script = files("django_clustered_sessions.protocol").joinpath("lua", "touch.lua").read_text()
+    assert f"now - seen) >= {near_cache.RENEWED_EACH_MS} then" in script

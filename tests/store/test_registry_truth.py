@@ -31,8 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLimitReached
-from django_clustered_sessions.protocol import listing
-from django_clustered_sessions.protocol.fields import USER_FIELD
+from django_clustered_sessions.protocol import user_index
 from django_clustered_sessions.protocol.record import (
     ID_LENGTH,
     META,
@@ -44,10 +43,11 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.protocol.session_data import USER_FIELD
+from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import drivers
 from django_clustered_sessions.store import exchange as exchanging
-from django_clustered_sessions.store.nodes import Nodes
+from django_clustered_sessions.store.cluster import Nodes
 from tests import machines
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store
@@ -536,7 +536,7 @@ def run(
     monkeypatch.setattr(drivers, "_send", send_or_die)
     monkeypatch.setattr(exchanging, "exchange", exchange_or_lose)
     monkeypatch.setattr(SessionStore, "_new_key", keys.draw)
-    monkeypatch.setattr(listing, "BUCKETS", BUCKETS)
+    monkeypatch.setattr(user_index, "BUCKETS", BUCKETS)
     monkeypatch.setattr(User, "save", lambda self, **kwargs: None)
     settings.CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER = most
 

@@ -15,16 +15,16 @@ import redis
 from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol import commands, outcomes
-from django_clustered_sessions.protocol.fields import Change, Delta, Operation
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol import commands, results
+from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
-from django_clustered_sessions.protocol.outcomes import Alive, Conflict, Exists, Gone
+from django_clustered_sessions.protocol.options import Expiry, Terms
 from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, Place
+from django_clustered_sessions.protocol.results import Alive, Conflict, Exists, Gone
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.steps import Call
-from django_clustered_sessions.protocol.terms import Expiry, Terms
+from django_clustered_sessions.protocol.session_data import Change, Delta, Operation
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.gateways import load_scripts
@@ -71,7 +71,7 @@ def commit(
 ) -> Alive | Gone | Conflict:
     reply = ask(commands.commit(place, as_token, None, Delta(changes, False), terms))
     answer = commands.parse_commit(reply)
-    assert not isinstance(answer, outcomes.TooLarge)
+    assert not isinstance(answer, results.TooLarge)
     return answer
 
 
@@ -278,7 +278,7 @@ def test_a_write_that_let_the_session_expire_comes_again(store: redis.Redis, pla
         terms = TERMS._replace(replay_ms=window_ms)
         reply = ask(commands.commit(place, as_token, Expiry(Mode.FROM_NOW, -1), delta, terms))
         answer = commands.parse_commit(reply)
-        assert not isinstance(answer, outcomes.TooLarge)
+        assert not isinstance(answer, results.TooLarge)
         return answer
 
     for _ in range(3):
@@ -632,7 +632,7 @@ async def test_a_write_is_not_sent_again_for_figures_that_ride_along(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Not where the store knows the script of the write, and not the one of the figures."""
-    monkeypatch.setattr("django_clustered_sessions.counters.INTERVAL_S", 0)
+    monkeypatch.setattr("django_clustered_sessions.monitoring.counters.INTERVAL_S", 0)
     session = await saved(is_async, n=1)
     session["n"] = 2
     store.script_flush()

@@ -10,8 +10,8 @@ import pytest
 from asgiref.sync import async_to_sync
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionNotReplicated
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.scripts import script
 from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place

@@ -10,9 +10,9 @@ import redis
 from redis.crc import key_slot
 
 from django_clustered_sessions.protocol import commands, scripts
+from django_clustered_sessions.protocol.effects import Call, Flow
+from django_clustered_sessions.protocol.options import Expiry, Locking, Terms
 from django_clustered_sessions.protocol.record import Mode, Place
-from django_clustered_sessions.protocol.steps import Call, Flow
-from django_clustered_sessions.protocol.terms import Expiry, Locking, Terms
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 
@@ -43,7 +43,7 @@ def test_mailbox_is_in_the_slot_of_its_record(store: redis.Redis) -> None:
 
 
 def test_digest_of_a_script_is_the_one_the_store_computes(store: redis.Redis) -> None:
-    for path in files("django_clustered_sessions").joinpath("lua").iterdir():
+    for path in files("django_clustered_sessions.protocol").joinpath("lua").iterdir():
         if not path.read_bytes().startswith(b"#!lua"):
             continue  # An include.
         script = scripts.script(path.name.removesuffix(".lua"))

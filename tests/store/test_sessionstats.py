@@ -28,11 +28,11 @@ from django.urls import re_path
 from rich.console import Console
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import MAXIMA, NAMES, WAITS
 from django_clustered_sessions.exceptions import SessionLockTimeout
-from django_clustered_sessions.figures import documents, reporting, servers, tables
-from django_clustered_sessions.figures import statistics as ours
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.monitoring import json_document, reporting, server_info, tables
+from django_clustered_sessions.monitoring import statistics as ours
+from django_clustered_sessions.monitoring.counters import MAXIMA, NAMES, WAITS
 from django_clustered_sessions.protocol.record import Locker, Meta, Place
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -472,7 +472,7 @@ def test_maximum_counter_keeps_largest(store: redis.Redis) -> None:
 def test_percentiles_of_waits_come_from_their_classes() -> None:
     def waits(longest_ms: int, **counts: int) -> list[int]:
         classes = {f"lock_waits_{name}_ms": count for name, count in counts.items()}
-        found = documents.waits(
+        found = json_document.waits(
             Counter(classes, lock_waits=100, lock_longest_wait_ms=longest_ms, lock_wait_ms=700)
         )
         assert found
@@ -482,7 +482,7 @@ def test_percentiles_of_waits_come_from_their_classes() -> None:
     assert waits(4900, to_1=49, to_5=45, to_100=4, to_5000=2) == [5, 100, 4900, 4900, 7]
     # Longer than the last class.
     assert waits(30_000, to_10000=90) == [10_000, 30_000, 30_000, 30_000, 7]
-    assert documents.waits(Counter()) is None
+    assert json_document.waits(Counter()) is None
 
 
 def test_holders_and_waiters_are_shown(store: redis.Redis, locking: Any) -> None:
@@ -690,19 +690,19 @@ def test_topology_with_sentinels_is_told(settings: Any) -> None:
 
 def test_clock_ahead_of_the_primary_is_warned_of(settings: Any) -> None:
     """The replica's host is three seconds ahead."""
-    facts = servers.StoreFacts(5000, 10, 2, {"role": "master"}, "")
+    facts = server_info.StoreFacts(5000, 10, 2, {"role": "master"}, "")
     figures = ours.Statistics("session", facts, exact=True)
     replicas = [
-        servers.Replica("b", 1, "online", 0, 0, servers.Clock(8000, -2990, 2)),
-        servers.Replica("c", 1, "online", 0, 0, servers.Clock(5900, -890, 2)),
-        servers.Replica("d", 1, "online", 0, 0, servers.Clock(8000, -2990, 2100)),
-        servers.Replica("e", 1, "wait_bgsave", 0, 0),
+        server_info.Replica("b", 1, "online", 0, 0, server_info.Clock(8000, -2990, 2)),
+        server_info.Replica("c", 1, "online", 0, 0, server_info.Clock(5900, -890, 2)),
+        server_info.Replica("d", 1, "online", 0, 0, server_info.Clock(8000, -2990, 2100)),
+        server_info.Replica("e", 1, "wait_bgsave", 0, 0),
     ]
     figures.primaries = [
-        servers.Primary("a:1", "primary", facts.clock, replicas, [(0, 99), (200, 300)])
+        server_info.Primary("a:1", "primary", facts.clock, replicas, [(0, 99), (200, 300)])
     ]
-    assert list(documents.clocks_apart(figures)) == [("b:1", 3000)]
-    found = documents.document(figures)["topology"]["primaries"][0]
+    assert list(json_document.clocks_apart(figures)) == [("b:1", 3000)]
+    found = json_document.document(figures)["topology"]["primaries"][0]
     assert found["slots"] == [[0, 99], [200, 300]]
     assert [replica["clock_ahead_ms"] for replica in found["replicas"]] == [3000, 900, 3000, None]
     console = Console(width=80, file=io.StringIO())

@@ -19,7 +19,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.exceptions import ClusteredSessionError
 from django_clustered_sessions.management.commands.sessionevents import Worker
-from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
 from tests.clusters import ClusterServers
 from tests.conftest import use_store

@@ -32,10 +32,10 @@ import django_clustered_sessions
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.session import holding
+from django_clustered_sessions.session import leases
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.cluster import Nodes
 from django_clustered_sessions.store.exchange import aconnect, aexchange, connect, exchange
-from django_clustered_sessions.store.nodes import Nodes
 from tests.children import child, finish
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store
@@ -254,7 +254,7 @@ def check_lock(store: Any, key: str, *, at_once: bool = True) -> None:
         wait_for(lambda: not owner(store, key) and not queue(store, key), "the lock is free")
     assert owner(store, key) == ""
     assert queue(store, key) == []
-    assert not holding.waiting_room.waiting(place(key).record)
+    assert not leases.waiting_room.waiting(place(key).record)
 
 
 def forget_connections() -> None:

@@ -29,23 +29,24 @@ from django.utils.crypto import get_random_string
 from redis.crc import key_slot
 from redis.exceptions import AskError, ConnectionError
 
-from django_clustered_sessions import counters as counters_module
-from django_clustered_sessions import history, middleware
+from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import (
     SessionLockLost,
     SessionNotReplicated,
     SessionStoreUnavailable,
 )
-from django_clustered_sessions.figures.reporting import report_the_rest
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol import commands, outcomes
+from django_clustered_sessions.monitoring import counters as counters_module
+from django_clustered_sessions.monitoring import history
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.monitoring.reporting import report_the_rest
+from django_clustered_sessions.protocol import commands, results
 from django_clustered_sessions.protocol.record import EndReason
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.session.near import near_cache
+from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store import exchange as exchanging
 from tests.children import forked
@@ -416,7 +417,7 @@ def test_lock_goes_along_to_the_new_key(cluster: ClusterServers, world: World) -
     waiter = "w" * 16
 
     def use(session: SessionStore) -> None:
-        assert isinstance(claim(key, waiter), outcomes.Held)
+        assert isinstance(claim(key, waiter), results.Held)
         session["a"] = 1
 
     async def auses() -> str:
@@ -432,7 +433,7 @@ def test_lock_goes_along_to_the_new_key(cluster: ClusterServers, world: World) -
         assert owner(cluster.client(place(new).record), new) == session._hold.grant.token
         # Who waited is woken and told.
         assert ask(cluster.owner(place(key).record), "LLEN", place(key).mailbox(waiter)) == 1
-        assert isinstance(claim(key, waiter), outcomes.Gone)
+        assert isinstance(claim(key, waiter), results.Gone)
         session["b"] = 2
 
     if world.is_async:

@@ -16,9 +16,10 @@ import redis
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.store import connections, watching
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.store import connections
+from django_clustered_sessions.store import sentinel as watching
 from tests.children import forked
 from tests.conftest import SERVERS, store_binary
 from tests.locking import new_session

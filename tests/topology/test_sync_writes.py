@@ -16,10 +16,10 @@ from django.contrib.auth.models import User
 from django.core.management import call_command
 from django.http import HttpRequest, HttpResponse
 
-from django_clustered_sessions import counters as counters_module
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.counters import NAMES, counters
 from django_clustered_sessions.exceptions import SessionNotReplicated, SessionStoreUnavailable
+from django_clustered_sessions.monitoring import counters as counters_module
+from django_clustered_sessions.monitoring.counters import NAMES, counters
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.store.budget import Budget
 from tests import round_trips

@@ -13,9 +13,9 @@ import redis
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clustered_sessions.counters import NAMES, counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.store.breaker import (
+from django_clustered_sessions.monitoring.counters import NAMES, counters
+from django_clustered_sessions.store.circuit_breaker import (
     FAILURES,
     FIRST_PROBE_S,
     LONGEST_PROBE_S,

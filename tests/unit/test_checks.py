@@ -21,7 +21,7 @@ from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.checks.values import RULES, _names
 from django_clustered_sessions.conf import PREFIX
-from django_clustered_sessions.figures.servers import StoreFacts
+from django_clustered_sessions.monitoring.server_info import StoreFacts
 from django_clustered_sessions.store import connections
 from tests.conftest import use_store
 

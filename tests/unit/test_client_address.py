@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clustered_sessions.checks.settings import check_settings
-from django_clustered_sessions.session import clients
-from django_clustered_sessions.session.clients import Client
+from django_clustered_sessions.session import client_info
+from django_clustered_sessions.session.client_info import Client
 
 #: Addresses of the site's proxies, of a client, and one that the client made up.
 CDN, BALANCER, CLIENT, LIE = "198.51.100.7", "10.0.0.5", "203.0.113.9", "192.0.2.66"
@@ -95,6 +95,6 @@ def test_damage_is_nobody(stored: bytes) -> None:
 
 
 def test_setting_of_proxies_is_read_anew(settings: Any) -> None:
-    assert clients._proxies.reader is None
+    assert client_info._proxies.reader is None
     settings.CLUSTERED_SESSIONS_TRUSTED_PROXIES = 1
-    assert clients._proxies.reader is not None
+    assert client_info._proxies.reader is not None

@@ -10,8 +10,8 @@ from redis.crc import key_slot
 from redis.exceptions import AskError, MovedError
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.steps import Call, Pause
-from django_clustered_sessions.store.nodes import Address, Nodes, SlotMap
+from django_clustered_sessions.protocol.effects import Call, Pause
+from django_clustered_sessions.store.cluster import Address, Nodes, SlotMap
 
 NODES = [Address("a", 1), Address("b", 2), Address("c", 3)]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
-from django_clustered_sessions.protocol.fields import Change, Fields, Operation
+from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
 
 FIELD = b"d:n"
 EXACT = 2**53

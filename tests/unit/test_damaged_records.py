@@ -8,9 +8,9 @@ import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.fields import Change, Fields, Operation
-from django_clustered_sessions.protocol.outcomes import Exists, Gone
 from django_clustered_sessions.protocol.record import Damaged, EndReason, Loaded, NewerFormat, Place
+from django_clustered_sessions.protocol.results import Exists, Gone
+from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
 
 VERSION = b"8 bytes."
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)

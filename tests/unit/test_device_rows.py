@@ -13,7 +13,7 @@ from django.utils import timezone
 from django_clustered_sessions.devices import agents
 from django_clustered_sessions.devices.rows import Row
 from django_clustered_sessions.registry import Entry
-from django_clustered_sessions.session import clients
+from django_clustered_sessions.session import client_info
 
 NOWHERE = "A" * 43
 FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:133.0) Gecko/20100101 Firefox/133.0"
@@ -28,7 +28,7 @@ def site(settings: Any) -> None:
 def tracked(user_agent: str, address: str = "2001:db8::7", **more: Any) -> Entry:
     """Return an entry of a site that keeps addresses and browsers."""
     now = timezone.now()
-    last = clients.Client(address, user_agent)
+    last = client_info.Client(address, user_agent)
     return Entry(NOWHERE, "1", now, now, now + timedelta(days=1), last=last, **more)
 
 
@@ -72,7 +72,7 @@ def test_words_of_a_browser_are_escaped() -> None:
 
 def test_first_use_is_shown_where_there_is_no_last() -> None:
     now = timezone.now()
-    entry = Entry(NOWHERE, "1", now, now, now, first=clients.Client("192.0.2.1", ""))
+    entry = Entry(NOWHERE, "1", now, now, now, first=client_info.Client("192.0.2.1", ""))
     assert (Row(entry).address, Row(entry).browser) == ("192.0.2.1", "")
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from django_clustered_sessions.checks.store import OLDEST
 from django_clustered_sessions.conf import PREFIX, Settings
-from django_clustered_sessions.counters import NAMES
+from django_clustered_sessions.monitoring.counters import NAMES
 from tests.children import ROOT
 from tests.pages import DOCS, page
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
-from django_clustered_sessions.moving import old_engine, taking_over
+from django_clustered_sessions.importing import old_engine, on_demand
+from django_clustered_sessions.protocol.options import Expiry, bounded
 from django_clustered_sessions.protocol.record import LATEST_MS, Mode, milliseconds_of, moment
-from django_clustered_sessions.protocol.terms import Expiry, bounded
 from django_clustered_sessions.session.lifetime import Lifetime
 
 CENTURY_MS = 100 * 365 * 24 * 60 * 60 * 1000
@@ -70,7 +70,7 @@ def test_expiry_fits_the_record(value: Any, expected: Expiry, bounded_ms: int | 
 def test_nonsense_is_not_taken_over(value: Any) -> None:
     found = old_engine.Found({"_session_expiry": value}, datetime.max)
     with pytest.raises(old_engine.Unreadable, match="_session_expiry"):
-        taking_over.pack(found, JSONSerializer())
+        on_demand.pack(found, JSONSerializer())
 
 
 def test_date_without_a_zone_is_in_the_local_one() -> None:

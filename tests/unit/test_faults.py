@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from django_clustered_sessions.protocol.fields import Fields
 from django_clustered_sessions.protocol.merge import merge
 from django_clustered_sessions.protocol.record import VERSION_BYTES, pack
-from django_clustered_sessions.session.values import JSONSerializer
+from django_clustered_sessions.protocol.session_data import Fields
+from django_clustered_sessions.session.value_serializer import JSONSerializer
 
 VERSION = bytes(VERSION_BYTES)
 

@@ -11,8 +11,8 @@ from django.contrib.sessions.serializers import JSONSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
-from django_clustered_sessions.protocol.fields import Change, Fields, Operation
 from django_clustered_sessions.protocol.merge import same
+from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
 from tests.serializers import PickleSerializer, SaltedSerializer
 
 VERSION = b"loadedv1"

@@ -19,9 +19,9 @@ from django_clustered_sessions.exceptions import (
     SessionTooLarge,
 )
 from django_clustered_sessions.protocol import flows
-from django_clustered_sessions.protocol.fields import Fields
+from django_clustered_sessions.protocol.effects import Call, Wait
 from django_clustered_sessions.protocol.locks import Asking, Refusal
-from django_clustered_sessions.protocol.outcomes import Acknowledged, Alive, Ended, Exists, Gone
+from django_clustered_sessions.protocol.options import NO_LOCK, Expiry, Fence, Locking, Sync, Terms
 from django_clustered_sessions.protocol.record import (
     NOBODY,
     Damaged,
@@ -31,8 +31,8 @@ from django_clustered_sessions.protocol.record import (
     NewerFormat,
     Place,
 )
-from django_clustered_sessions.protocol.steps import Call, Wait
-from django_clustered_sessions.protocol.terms import NO_LOCK, Expiry, Fence, Locking, Sync, Terms
+from django_clustered_sessions.protocol.results import Acknowledged, Alive, Ended, Exists, Gone
+from django_clustered_sessions.protocol.session_data import Fields
 
 PLACE = Place.of("session", "some key")
 TERMS = Terms(1000, 0, 0, 100_000, 4000, on_conflict="merge")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from django_clustered_sessions.protocol.record import Known
-from django_clustered_sessions.session import near
-from django_clustered_sessions.session.near import Life, NearCache
+from django_clustered_sessions.session import near_cache
+from django_clustered_sessions.session.near_cache import Life, NearCache
 
 
 def test_late_load_brings_no_ended_session_to_hand() -> None:
@@ -16,9 +16,9 @@ def test_late_load_brings_no_ended_session_to_hand() -> None:
     cache.end("a")
     cache.put("a", Known(b"1", {}), 10**6, life)
     assert (cache.get("a"), cache.life("a"), cache.bytes) == (None, None, 0)
-    for number in range(near._ENDED + 1):
+    for number in range(near_cache._ENDED + 1):
         cache.end(str(number))
-    assert len(cache._ended) == near._ENDED
+    assert len(cache._ended) == near_cache._ENDED
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,9 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from django_clustered_sessions.protocol import record
-from django_clustered_sessions.protocol.fields import Change, Fields, Operation
 from django_clustered_sessions.protocol.record import Place, Serializer
-from django_clustered_sessions.session.values import JSONSerializer
+from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
+from django_clustered_sessions.session.value_serializer import JSONSerializer
 from tests.serializers import PickleSerializer, SaltedSerializer
 
 VERSION = b"version0"

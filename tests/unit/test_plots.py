@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from django_clustered_sessions.history import SLOT, History, Level, Row
-from django_clustered_sessions.plots import MOST, Series, merged, overview, svg
+from django_clustered_sessions.monitoring.charts import MOST, Series, merged, overview, svg
+from django_clustered_sessions.monitoring.history import SLOT, History, Level, Row
 
 SPACE = "{http://www.w3.org/2000/svg}"
 START = datetime(2026, 3, 28, 18, 0, tzinfo=UTC)

@@ -9,16 +9,16 @@ from itertools import product
 import pytest
 
 from django_clustered_sessions.protocol import commands, scripts
-from django_clustered_sessions.protocol.fields import Change, Delta, Operation
+from django_clustered_sessions.protocol.effects import Call
+from django_clustered_sessions.protocol.options import Expiry, Locking, Terms
 from django_clustered_sessions.protocol.record import NOBODY, EndReason, Mode, Place
-from django_clustered_sessions.protocol.steps import Call
-from django_clustered_sessions.protocol.terms import Expiry, Locking, Terms
+from django_clustered_sessions.protocol.session_data import Change, Delta, Operation
 
 #: Files that are no scripts: others are built on them.
 INCLUDES = ["lock", "prelude", "write"]
 FILES = sorted(
     path.name.removesuffix(".lua")
-    for path in files("django_clustered_sessions").joinpath("lua").iterdir()
+    for path in files("django_clustered_sessions.protocol").joinpath("lua").iterdir()
 )
 NAMES = [name for name in FILES if name not in INCLUDES]
 PLACE = Place.of("p", "some key")

@@ -11,8 +11,8 @@ import pytest
 import redis
 from redis.sentinel import MasterNotFoundError
 
-from django_clustered_sessions.store import watching
-from django_clustered_sessions.store.watching import Watcher
+from django_clustered_sessions.store import sentinel as watching
+from django_clustered_sessions.store.sentinel import Watcher
 from tests.servers import wait_for
 
 #: Generous: what is waited for is the condition.

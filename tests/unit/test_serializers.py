@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clustered_sessions.serializers import MsgspecSerializer
-from django_clustered_sessions.session import values as short
-from django_clustered_sessions.session.values import serializer_of
+from django_clustered_sessions.session import value_serializer as short
+from django_clustered_sessions.session.value_serializer import serializer_of
 
 DJANGOS = JSONSerializer()
 either = pytest.mark.parametrize(

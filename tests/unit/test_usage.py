@@ -23,7 +23,7 @@ from django_clustered_sessions.decorators import (
     session_read_only,
     session_unlocked,
 )
-from django_clustered_sessions.session.usage import (
+from django_clustered_sessions.session.request_policy import (
     HEADER,
     RequestUsage,
     read_header,

@@ -25,13 +25,13 @@ from django.utils.module_loading import import_string
 
 from django_clustered_sessions import events
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.events import Entry, Event
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.figures.reporting import reporting
-from django_clustered_sessions.protocol.fields import user_id
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.monitoring.reporting import reporting
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import Serializer
-from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.session_data import user_id
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip

@@ -18,10 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.figures.reporting import reporting
-from django_clustered_sessions.moving import in_bulk, old_engine
+from django_clustered_sessions.importing import bulk, old_engine
+from django_clustered_sessions.monitoring.reporting import reporting
+from django_clustered_sessions.protocol.effects import Flow, batches
 from django_clustered_sessions.protocol.record import HiddenKey, Serializer
-from django_clustered_sessions.protocol.steps import Flow, batches
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip
 
@@ -121,9 +121,9 @@ def _step(session_keys: list[str], *, back: bool, dry_run: bool) -> Flow[Counter
     serializer = cast(Serializer, session.serializer())
     keys = [HiddenKey(key) for key in session_keys]
     if back:
-        return in_bulk.bring_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
+        return bulk.bring_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
     terms = session._terms()
-    return in_bulk.bring(keys, conf.key_prefix, terms, serializer, is_dry=dry_run)
+    return bulk.bring(keys, conf.key_prefix, terms, serializer, is_dry=dry_run)
 
 
 def _run(flow: Flow[Counter[str]]) -> Counter[str]:

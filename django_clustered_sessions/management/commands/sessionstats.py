@@ -17,12 +17,11 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from django_clustered_sessions import history
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.figures import documents, held_locks, survey, tables
-from django_clustered_sessions.figures.held_locks import HeldLocks
-from django_clustered_sessions.figures.statistics import Statistics
+from django_clustered_sessions.monitoring import collect, held_locks, history, json_document, tables
+from django_clustered_sessions.monitoring.held_locks import HeldLocks
+from django_clustered_sessions.monitoring.statistics import Statistics
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip
 
@@ -100,14 +99,14 @@ class Command(BaseCommand):
                 self._print(found, history.document, tables.history_page, options)
             elif options["locks"]:
                 locks = _again_and_again(_collect_locks, _collect_locks, options["watch"])
-                self._print(locks, documents.locks_document, tables.locks_page, options)
+                self._print(locks, json_document.locks_document, tables.locks_page, options)
             else:
                 figures = _again_and_again(
                     lambda: _collect_with_progress(sample, top),
-                    lambda: survey.figures(sample, top_users=top),
+                    lambda: collect.figures(sample, top_users=top),
                     options["watch"],
                 )
-                self._print(figures, documents.document, tables.page, options)
+                self._print(figures, json_document.document, tables.page, options)
         except (SessionStoreUnavailable, ImproperlyConfigured) as error:
             raise CommandError(str(error)) from error
         except KeyboardInterrupt:
@@ -140,7 +139,7 @@ class Command(BaseCommand):
                 "--format prometheus needs prometheus_client: "
                 'pip install "django-clustered-sessions[prometheus]"'
             ) from error
-        self.stdout.write(prometheus.text(survey.figures(sample)), ending="")
+        self.stdout.write(prometheus.text(collect.figures(sample)), ending="")
 
     def _console(self, options: dict[str, Any]) -> Console:
         # Rich ends its lines itself, and moves the cursor without one.
@@ -222,7 +221,7 @@ def _collect_locks() -> HeldLocks:
 
 def _collect_with_progress(sample: int | None, top_users: int) -> Statistics:
     if not sys.stderr.isatty():
-        return survey.figures(sample, top_users=top_users)
+        return collect.figures(sample, top_users=top_users)
     columns = (
         TextColumn("measuring sessions"),
         BarColumn(),
@@ -231,7 +230,7 @@ def _collect_with_progress(sample: int | None, top_users: int) -> Statistics:
     )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=None)
-        return survey.figures(
+        return collect.figures(
             sample,
             top_users=top_users,
             progress=lambda done, of: bar.update(task, completed=done, total=of),

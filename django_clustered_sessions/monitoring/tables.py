@@ -12,12 +12,12 @@ from django.utils import timezone
 from rich.console import Group, RenderableType
 from rich.table import Table
 
-from django_clustered_sessions import history
-from django_clustered_sessions.history import History
+from django_clustered_sessions.monitoring import history
+from django_clustered_sessions.monitoring.history import History
 
-from . import documents
+from . import json_document
 from .held_locks import HeldLocks
-from .servers import Clock
+from .server_info import Clock
 from .statistics import LIVES_S, Distribution, Node, Statistics
 
 #: Counters in the tables of nodes, with their headings; two tables, so that 80 columns do.
@@ -204,7 +204,7 @@ def _ends(figures: Statistics) -> list[RenderableType]:
     table = _table("Lives of sessions", "", *_LIVES.values(), "shortest", "mean", "longest")
 
     def add(name: str, counts: Counter[str], style: str = "") -> None:
-        lived = documents.lifetimes(counts)
+        lived = json_document.lifetimes(counts)
         shown = ["-"] * 3 if lived is None else [_span(ms / 1000) for ms in lived.values()]
         table.add_row(name, *(_short(counts[counter]) for counter in _LIVES), *shown, style=style)
 
@@ -260,7 +260,7 @@ def _locks(figures: Statistics) -> list[RenderableType]:
     )
 
     def add(name: str, counts: Counter[str], style: str = "") -> None:
-        waited = documents.waits(counts)
+        waited = json_document.waits(counts)
         shown = ["-"] * 5 if waited is None else [_short(number) for number in waited.values()]
         times.add_row(name, *shown, _short(counts["lock_longest_hold_ms"]), style=style)
 
@@ -330,7 +330,7 @@ def _written_share(figures: Statistics) -> list[str]:
 
 
 def _near_share(figures: Statistics) -> list[str]:
-    ratio = documents.near_hit_ratio(figures.counts)
+    ratio = json_document.near_hit_ratio(figures.counts)
     if ratio is None:
         return []
     saved = _bytes(figures.counts["near_bytes_saved"])
@@ -342,7 +342,7 @@ def _sync_share(figures: Statistics) -> list[str]:
     waits, short = (figures.counts[name] for name in ("sync_waits", "sync_shortfalls"))
     if not waits:
         return []
-    after_ms = documents.acknowledged_after_ms(figures.counts)
+    after_ms = json_document.acknowledged_after_ms(figures.counts)
     after = "" if after_ms is None else f", after {after_ms:.2f} ms in the mean"
     return [f"Synchronous writes: {waits - short:,} of {waits:,} were acknowledged{after}."]
 
@@ -398,7 +398,7 @@ def _topology(figures: Statistics) -> RenderableType:
         f"The clock of {address} is {abs(ahead_ms) / 1000:,.1f} s "
         f"{'ahead of' if ahead_ms > 0 else 'behind'} that of {figures.primaries[0].address}: "
         "if it becomes the primary, sessions end and leases run out by its clock."
-        for address, ahead_ms in documents.clocks_apart(figures)
+        for address, ahead_ms in json_document.clocks_apart(figures)
     ]
     if (of := figures.sentinels) is not None:
         known, quorum = (_UNKNOWN if n is None else str(n) for n in (of.known, of.quorum))

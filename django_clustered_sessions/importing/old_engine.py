@@ -23,8 +23,8 @@ from django.utils.encoding import force_str
 
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.effects import Elsewhere, Flow
 from django_clustered_sessions.protocol.record import HiddenKey, milliseconds_of
-from django_clustered_sessions.protocol.steps import Elsewhere, Flow
 
 #: Keys that are longer than this are no file's and no cache's.
 _LONGEST_KEY: Final = 200

@@ -13,11 +13,11 @@ from typing import Any, Final
 from django.core.exceptions import SuspiciousOperation
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.fields import Fields
-from django_clustered_sessions.protocol.outcomes import Alive
+from django_clustered_sessions.protocol.effects import Call, Flow
+from django_clustered_sessions.protocol.options import Expiry, Terms
 from django_clustered_sessions.protocol.record import (
     NODE_BYTES,
     VERSION_BYTES,
@@ -27,8 +27,8 @@ from django_clustered_sessions.protocol.record import (
     milliseconds_of,
     node_tag,
 )
-from django_clustered_sessions.protocol.steps import Call, Flow
-from django_clustered_sessions.protocol.terms import Expiry, Terms
+from django_clustered_sessions.protocol.results import Alive
+from django_clustered_sessions.protocol.session_data import Fields
 
 from .old_engine import Found, Unreadable, ask, look, store_of, without
 

@@ -16,7 +16,8 @@ from itertools import chain
 from random import Random
 from typing import Final
 
-from django_clustered_sessions.counters import NAMES, combine
+from django_clustered_sessions.monitoring.counters import NAMES, combine
+from django_clustered_sessions.protocol.effects import Call, Flow, batches, plain
 from django_clustered_sessions.protocol.record import (
     BUCKETS,
     ID_LENGTH,
@@ -26,10 +27,9 @@ from django_clustered_sessions.protocol.record import (
     NewerFormat,
     bucket_tag,
 )
-from django_clustered_sessions.protocol.steps import Call, Flow, batches, plain
 
 from .replies import PER_TRIP, undamaged
-from .servers import Primary, Refused, Sentinels, StoreFacts, store_facts, unless_refused
+from .server_info import Primary, Refused, Sentinels, StoreFacts, store_facts, unless_refused
 
 #: Upper bounds of the classes of remaining life, in seconds; the last class has none.
 LIVES_S: Final = (60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 14 * 86400, 30 * 86400)

@@ -10,7 +10,7 @@ from django.conf import settings
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, loader
 
-from .exceptions import (
+from django_clustered_sessions.exceptions import (
     ClusteredSessionError,
     SessionConflict,
     SessionLimitReached,

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, Final
 
-from django_clustered_sessions.counters import NAMES, WAITS
+from django_clustered_sessions.monitoring.counters import NAMES, WAITS
 
 from .held_locks import HeldLocks
-from .servers import CLOCK_TOLERANCE_MS, Clock, Primary
+from .server_info import CLOCK_TOLERANCE_MS, Clock, Primary
 from .statistics import LIVES_S, Statistics
 
 #: Version of what ``document()`` and ``locks_document()`` return.

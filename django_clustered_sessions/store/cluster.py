@@ -23,7 +23,7 @@ from redis.exceptions import (
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.commands import is_passenger
-from django_clustered_sessions.protocol.steps import (
+from django_clustered_sessions.protocol.effects import (
     Asks,
     Call,
     Everywhere,

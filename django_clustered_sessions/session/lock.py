@@ -9,23 +9,23 @@ from contextlib import contextmanager
 from functools import partial
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import (
     SessionLockLost,
     SessionLockRefused,
     SessionLockTimeout,
     SessionStoreUnavailable,
 )
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.locks import Asking, Refusal, Turn
-from django_clustered_sessions.protocol.outcomes import Gone
+from django_clustered_sessions.protocol.options import NO_LOCK, Fence, Locking
 from django_clustered_sessions.protocol.record import Place, locker_name
-from django_clustered_sessions.protocol.steps import Flow
-from django_clustered_sessions.protocol.terms import NO_LOCK, Fence, Locking
+from django_clustered_sessions.protocol.results import Gone
 
-from . import holding
-from .holding import Grant
-from .usage import Usage
+from . import leases
+from .leases import Grant
+from .request_policy import Usage
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
@@ -88,7 +88,7 @@ class Hold:
             asking.terms.hold_ms,
             is_inside,
         )
-        holding.hold(self.grant)
+        leases.hold(self.grant)
         self.count(turn)
 
     def count(self, turn: Turn) -> None:
@@ -113,7 +113,7 @@ class Hold:
         """Take note that the lock is given up."""
         self._asked = None
         if self.grant:
-            holding.let_go(self.grant)
+            leases.let_go(self.grant)
             self.grant = None
 
     def lose(self) -> None:
@@ -133,7 +133,7 @@ class Hold:
         asked = self._asked
         if grant:
             # Not renewed from here on, whatever comes.
-            holding.let_go(grant)
+            leases.let_go(grant)
             self.grant = None
         if asked is None:
             return
@@ -183,13 +183,13 @@ def _refusal(place: Place, capped: bool, lost: Grant | None) -> Refusal | None:
 
     ``lost`` is the grant of who asks: it has one only if that was lost.
     """
-    if holding.holds(place, besides=lost):
+    if leases.holds(place, besides=lost):
         return Refusal(
             SessionLockTimeout,
             "this thread or task holds the lock itself, through another session object",
             "Use that object: request.session in a view.",
         )
-    return _crowded() if capped and holding.waiting_room.is_full(place) else None
+    return _crowded() if capped and leases.waiting_room.is_full(place) else None
 
 
 @contextmanager
@@ -198,7 +198,7 @@ def _waiting(place: Place, capped: bool) -> Iterator[Refusal | None]:
     if not capped:
         yield None
         return
-    with holding.waiting_room.entered(place) as has_room:
+    with leases.waiting_room.entered(place) as has_room:
         yield None if has_room else _crowded()
 
 

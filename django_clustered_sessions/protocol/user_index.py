@@ -12,10 +12,10 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from . import commands
-from .fields import USER_FIELD
-from .outcomes import Ended
+from .effects import Flow, batches
 from .record import BUCKETS, FIRST, LAST, Damaged, EndReason, Meta, NewerFormat, Place, user_tag
-from .steps import Flow, batches
+from .results import Ended
+from .session_data import USER_FIELD
 
 #: Sessions that one trip asks for.
 _PER_TRIP: Final = 1000

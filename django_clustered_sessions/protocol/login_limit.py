@@ -14,10 +14,10 @@ from typing import Final
 
 from django_clustered_sessions.exceptions import SessionLimitReached
 
-from . import commands, listing
-from .listing import Listed
+from . import commands, user_index
+from .effects import Flow
 from .record import NOBODY, Place, user_tag
-from .steps import Flow
+from .user_index import Listed
 
 #: How long a look at a user's sessions may be relied on, in seconds.
 _LOOK_S: Final = 10.0
@@ -66,7 +66,7 @@ def claim(
     tag = user_tag(user)
     for _ in range(_ROUNDS):
         looked_s = clock()
-        found = yield from listing.of_user(prefix, user, limit.events_kept)
+        found = yield from user_index.of_user(prefix, user, limit.events_kept)
         found.sort(key=lambda one: one.meta.created_ms)
         counting = [one.place for one in found if one.place.id != place.id]
         others: list[bytes] = []
@@ -103,8 +103,8 @@ def claim(
 
 def _seen(prefix: str, ids: Sequence[bytes]) -> Flow[dict[bytes, Listed | None]]:
     """Find what is behind claims; nothing: it was ended, or has expired."""
-    places = listing.places_of(prefix, ids)
-    found = yield from listing.looked_up(list(places.values()))
+    places = user_index.places_of(prefix, ids)
+    found = yield from user_index.looked_up(list(places.values()))
     return dict.fromkeys(ids) | dict(zip(places, found, strict=True))
 
 

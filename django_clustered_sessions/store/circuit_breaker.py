@@ -16,8 +16,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Final
 
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.monitoring.counters import counters
 
 logger = logging.getLogger("django_clustered_sessions")
 

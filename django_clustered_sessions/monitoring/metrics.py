@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from django_clustered_sessions.counters import MAXIMA, MINIMA, NAMES, WAITS
+from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, WAITS
 
 from .statistics import Node, Statistics
 

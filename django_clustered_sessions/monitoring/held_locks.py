@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from django_clustered_sessions.protocol.commands import CLOCK, milliseconds
+from django_clustered_sessions.protocol.effects import Flow, batches, plain
 from django_clustered_sessions.protocol.record import (
     BUCKETS,
     LOCK,
@@ -18,7 +19,6 @@ from django_clustered_sessions.protocol.record import (
     Locker,
     bucket_tag,
 )
-from django_clustered_sessions.protocol.steps import Flow, batches, plain
 
 from .replies import PER_TRIP, undamaged
 

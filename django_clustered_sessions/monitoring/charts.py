@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from django.utils.safestring import SafeString, mark_safe
 
-from .history import History
+from django_clustered_sessions.monitoring.history import History
 
 Kind = Literal["line", "bars"]
 

@@ -16,7 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from .backend import SessionStore
 from .decorators import session_no_touch, session_nonstop, session_read_only, session_unlocked
-from .responses import RETRY_AFTER_S
+from .session.error_responses import RETRY_AFTER_S
 
 
 @login_not_required

@@ -10,11 +10,11 @@ from typing import Final, TypeVar
 from django.core.exceptions import ImproperlyConfigured
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import MAXIMA, MINIMA, NAMES, Past, counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, Past, counters
 from django_clustered_sessions.protocol import commands, flows
+from django_clustered_sessions.protocol.effects import Call, Flow, Trip
 from django_clustered_sessions.protocol.record import bucket_tag
-from django_clustered_sessions.protocol.steps import Call, Flow, Trip
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.protocol import commands, flows
-from django_clustered_sessions.protocol.fields import Fields
+from django_clustered_sessions.protocol.effects import Flow
+from django_clustered_sessions.protocol.options import Terms
 from django_clustered_sessions.protocol.record import (
     Damaged,
     EndReason,
@@ -16,11 +17,10 @@ from django_clustered_sessions.protocol.record import (
     Place,
     Serializer,
 )
-from django_clustered_sessions.protocol.steps import Flow
-from django_clustered_sessions.protocol.terms import Terms
+from django_clustered_sessions.protocol.session_data import Fields
 
 from .old_engine import Unreadable, ask, away, store_of
-from .taking_over import adopt, find, note
+from .on_demand import adopt, find, note
 
 
 def bring(

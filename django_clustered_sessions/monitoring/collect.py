@@ -8,13 +8,13 @@ from typing import TypeVar
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.steps import Flow
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget, PerTrip
 
-from . import servers, statistics
+from . import server_info, statistics
 from .reporting import report_the_rest
-from .servers import Clock, Primary, StoreFacts
+from .server_info import Clock, Primary, StoreFacts
 from .statistics import Statistics
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def figures(
         for replica in one.replicas or ():
             replica.clock = _clock((replica.host, replica.port))
     if (watcher := connections.watcher()) is not None:
-        found.sentinels = servers.sentinels(watcher.service, watcher.survey())
+        found.sentinels = server_info.sentinels(watcher.service, watcher.survey())
     return found
 
 
@@ -61,11 +61,11 @@ def _primaries(store: StoreFacts) -> list[Primary]:
     """Return the one primary, or all of a cluster, each by its own account."""
     nodes = connections.nodes()
     if not nodes:
-        return [servers.primary(connections.address(), store)]
+        return [server_info.primary(connections.address(), store)]
     found = []
     for node, slots in nodes.items():
-        facts = _ask(node, servers.store_facts(time.time))
-        one = servers.primary(f"{node.host}:{node.port}", facts)
+        facts = _ask(node, server_info.store_facts(time.time))
+        one = server_info.primary(f"{node.host}:{node.port}", facts)
         one.slots = slots
         found.append(one)
     return found
@@ -74,7 +74,7 @@ def _primaries(store: StoreFacts) -> list[Primary]:
 def _clock(replica: tuple[str, int]) -> Clock | None:
     """Ask a replica for its time; None where it cannot be asked, from here at least."""
     try:
-        return _ask(replica, servers.clock(time.time))
+        return _ask(replica, server_info.clock(time.time))
     except SessionStoreUnavailable:
         return None
 

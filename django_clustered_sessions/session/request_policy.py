@@ -13,7 +13,7 @@ from django.urls import Resolver404, ResolverMatch, resolve
 from django_clustered_sessions.conf import Nonstop, conf
 from django_clustered_sessions.decorators import NO_MARKS, Access, Marks, marks_of
 
-from .clients import Client
+from .client_info import Client
 
 #: The header by which a request that a view makes to its own site runs under the view's lock.
 HEADER: Final = "X-Session-Lock"

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.commands import CLOCK, milliseconds
-from django_clustered_sessions.protocol.steps import Everywhere, Flow, Trip, plain
+from django_clustered_sessions.protocol.effects import Everywhere, Flow, Trip, plain
 
 #: Clocks further apart than this are reported, in ms.
 CLOCK_TOLERANCE_MS: Final = 1000

@@ -14,13 +14,13 @@ from datetime import datetime, timedelta
 from itertools import zip_longest
 from typing import Any, Final
 
-from .conf import conf
-from .counters import KEPT
-from .protocol.commands import CLOCK, SLOT_MS, SLOTS, milliseconds
-from .protocol.record import BUCKETS, Damaged, bucket_tag, moment
-from .protocol.steps import Call, Flow, plain
-from .store import connections, drivers
-from .store.budget import PerTrip
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.monitoring.counters import KEPT
+from django_clustered_sessions.protocol.commands import CLOCK, SLOT_MS, SLOTS, milliseconds
+from django_clustered_sessions.protocol.effects import Call, Flow, plain
+from django_clustered_sessions.protocol.record import BUCKETS, Damaged, bucket_tag, moment
+from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store.budget import PerTrip
 
 #: What is counted within such a time is one number.
 SLOT: Final = timedelta(milliseconds=SLOT_MS)

@@ -8,16 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol import flows, limits
-from django_clustered_sessions.protocol.limits import Limit
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol import flows, login_limit
+from django_clustered_sessions.protocol.effects import Flow
+from django_clustered_sessions.protocol.login_limit import Limit
+from django_clustered_sessions.protocol.options import Sync
 from django_clustered_sessions.protocol.record import NOBODY, EndReason, Place
-from django_clustered_sessions.protocol.steps import Flow
-from django_clustered_sessions.protocol.terms import Sync
 from django_clustered_sessions.signals import Notices
 
-from .near import near_cache
+from .near_cache import near_cache
 from .replication import Replication
 
 
@@ -53,7 +53,7 @@ class Admission:
             return
         claim, now_s = self._claim, time.monotonic()
         if claim and (claim.place, claim.user) == (place, user):
-            if now_s - claim.made_s < limits.FRESH_S:
+            if now_s - claim.made_s < login_limit.FRESH_S:
                 return
         else:
             yield from self.giving_back()
@@ -61,7 +61,7 @@ class Admission:
         def end(places: Sequence[Place]) -> Flow[None]:
             return self._ending(places, user, sync)
 
-        yield from limits.claim(place, conf.key_prefix, user, limit, end, time.monotonic)
+        yield from login_limit.claim(place, conf.key_prefix, user, limit, end, time.monotonic)
         self._claim, self._may_be_written = Claim(place, user, now_s), False
 
     def _ending(self, places: Sequence[Place], user: str, sync: Sync | None) -> Flow[None]:
@@ -83,7 +83,7 @@ class Admission:
     def moving(self, new: Place, user: bytes) -> Flow[None]:
         """Have the session counted while it moves to a new place; ``user`` is the user's tag."""
         if (limit := _limit()) and user != NOBODY:
-            yield from limits.keep(new, conf.key_prefix, user, limit)
+            yield from login_limit.keep(new, conf.key_prefix, user, limit)
 
     def giving_back(self) -> Flow[None]:
         """Give up the claim of a login that was not written.
@@ -93,13 +93,13 @@ class Admission:
         claim, self._claim = self._claim, None
         if claim and not self._may_be_written:
             with suppress(SessionStoreUnavailable):
-                yield from limits.give_back(claim.place, conf.key_prefix, claim.user)
+                yield from login_limit.give_back(claim.place, conf.key_prefix, claim.user)
 
 
 def _limit() -> Limit | None:
     most = conf.max_sessions_per_user
     if most is None:
         return None
-    lapse_ms = limits.lapse_ms(conf.lock_wait, conf.store_timeout)
+    lapse_ms = login_limit.lapse_ms(conf.lock_wait, conf.store_timeout)
     ends_oldest = conf.on_session_limit == "end_oldest"
     return Limit(most, ends_oldest, lapse_ms, conf.events_kept)

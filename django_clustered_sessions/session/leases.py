@@ -19,11 +19,11 @@ from typing import Final
 from weakref import WeakSet
 
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.counters import counters
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.effects import Flow, Pause
 from django_clustered_sessions.protocol.record import Place
-from django_clustered_sessions.protocol.steps import Flow, Pause
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip
 
