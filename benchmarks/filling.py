@@ -10,14 +10,14 @@ from secrets import token_bytes
 from typing import Any, Final
 
 from django_clustered_sessions.protocol import commands, record
-from django_clustered_sessions.protocol.options import Expiry, Terms
-from django_clustered_sessions.protocol.record import Mode, Place
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions
+from django_clustered_sessions.protocol.record import Mode, SessionKeys
 from django_clustered_sessions.protocol.scripts import script
 
 from .scenarios import LOGGED_IN
 
 _AGE_MS: Final = 14 * 24 * 60 * 60 * 1000
-_TERMS: Final = Terms(_AGE_MS, 0, 0, 1 << 20, 4000, "merge")
+_TERMS: Final = WriteOptions(_AGE_MS, 0, 0, 1 << 20, 4000, "merge")
 _AT_ONCE: Final = 500
 _SLOTS: Final = 16384
 
@@ -35,7 +35,7 @@ def primary_of(bucket: int, primaries: int) -> int:
 
 def server_of(key: str, servers: int) -> int:
     """Return which of some primaries has a session."""
-    return primary_of(int(Place.of("", key).index.partition("{")[2][:3], 16), servers)
+    return primary_of(int(SessionKeys.of("", key).index.partition("{")[2][:3], 16), servers)
 
 
 def fill(clients: Sequence[Any], numbers: Iterable[int], user: str | None = None) -> None:
@@ -51,7 +51,7 @@ def fill(clients: Sequence[Any], numbers: Iterable[int], user: str | None = None
     def command(number: int) -> tuple[int, Sequence[Any]]:
         key = session_key(number)
         expiry = Expiry(Mode.DEFAULT, 0)
-        place = Place.of("session", key)
+        place = SessionKeys.of("session", key)
         call = commands.create(
             place, token_bytes(8), expiry, fields, _TERMS, record.user_tag(user or number)
         )

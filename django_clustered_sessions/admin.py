@@ -24,7 +24,7 @@ from .devices.rows import Row, rows
 from .exceptions import SessionStoreUnavailable
 from .models import Session
 from .monitoring import charts, history
-from .registry import Entry
+from .registry import SessionInfo
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Session]
@@ -281,7 +281,7 @@ def _has_key(key: str) -> Q:
         return Q(pk__in=())
 
 
-def _find(whose: Whose, id: str, request: HttpRequest) -> Entry | None:
+def _find(whose: Whose, id: str, request: HttpRequest) -> SessionInfo | None:
     """Return a session of that user, None where it has none with this id."""
     try:
         entry = registry.find(id, current=request.session)

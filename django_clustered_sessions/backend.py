@@ -27,7 +27,7 @@ from .monitoring.counters import counters
 from .monitoring.reporting import reporting
 from .protocol.effects import Flow
 from .protocol.record import HiddenKey, Mode
-from .protocol.session_data import Fields
+from .protocol.session_data import SessionData
 from .session.operation_lock import to_its_end
 from .session.operations import EXPIRY, Operations, Scope
 from .session.request_policy import write_header
@@ -58,7 +58,7 @@ class SessionStore(Operations):
 
     # Reading and changing, where Django's base class does not do already.
 
-    def _get_session(self, no_load: bool = False, twin: str = _ANY_TWIN) -> Fields:
+    def _get_session(self, no_load: bool = False, twin: str = _ANY_TWIN) -> SessionData:
         self.accessed = True
         if self._fields is None:
             if no_load or self.session_key is None:
@@ -67,7 +67,7 @@ class SessionStore(Operations):
                 return self.run(self.filling(), twin)
         return self._fields
 
-    async def _aget_session(self, no_load: bool = False) -> Fields:
+    async def _aget_session(self, no_load: bool = False) -> SessionData:
         self.accessed = True
         if self._fields is None:
             if no_load or self.session_key is None:
@@ -79,7 +79,7 @@ class SessionStore(Operations):
     _session = property(_get_session)
 
     @property
-    def _session_cache(self) -> Fields:
+    def _session_cache(self) -> SessionData:
         if self._fields is None:
             raise AttributeError("the session has not been loaded")
         return self._fields
@@ -145,7 +145,7 @@ class SessionStore(Operations):
         """See pop()."""
         return self._pop(await self._aget_session(), key, default)
 
-    def _pop(self, fields: Fields, key: Any, default: Any) -> Any:
+    def _pop(self, fields: SessionData, key: Any, default: Any) -> Any:
         # Not Django's: it assigns ``modified`` to itself, which here compares every value.
         if key in fields:
             self._modified = True
@@ -236,7 +236,7 @@ class SessionStore(Operations):
         the lock is held; without a lock there are none. Never send them to another site.
         """
         grant = self._hold.grant
-        return write_header(grant.place.id, grant.token) if grant else {}
+        return write_header(grant.keys.id, grant.token) if grant else {}
 
     def obey(self, marks: Marks) -> None:
         """Take what the decorators of the view that begins say."""
@@ -395,12 +395,12 @@ class SessionStore(Operations):
             return bool(settings.SESSION_EXPIRE_AT_BROWSER_CLOSE)
         return self._lifetime.mode is Mode.BROWSER
 
-    def _fields_unless_told(self) -> Fields | None:
+    def _fields_unless_told(self) -> SessionData | None:
         """Load, unless the store has told on another trip how long the session lives."""
         self.accessed = True
         return self._fields if self._lifetime.left_s is not None else self._get_session()
 
-    def _left_s(self, fields: Fields | None) -> float | None:
+    def _left_s(self, fields: SessionData | None) -> float | None:
         """Return the store's remaining time, or None where this request has set another."""
         if fields is not None and not fields.as_stored(EXPIRY):
             return None

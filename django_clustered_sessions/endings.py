@@ -17,7 +17,7 @@ from .conf import conf
 from .exceptions import SessionStoreUnavailable
 from .monitoring.reporting import reporting
 from .protocol import flows
-from .protocol.record import EndReason, Place
+from .protocol.record import EndReason, SessionKeys
 from .store import connections, drivers
 from .store.budget import PerTrip
 
@@ -39,7 +39,7 @@ class Watch:
     def __init__(self, session: SessionStore, on_end: Callable[[EndReason], None]) -> None:
         self._session, self._on_end = session, on_end
         self._key = session.session_key
-        self._place: Place | None = None
+        self._place: SessionKeys | None = None
         self._is_known = self._is_loaded
         self._has_moved = False
 
@@ -48,7 +48,7 @@ class Watch:
         # The key is a cookie's word until it has been looked for; what is not there loses its key.
         return hasattr(self._session, "_session_cache") and self._session.session_key is not None
 
-    def place(self) -> Place | None:
+    def keys(self) -> SessionKeys | None:
         """Return where to look for the session, None where there is nothing to look for."""
         if not self._is_known:
             key, ended = self._session.session_key, self._session.ended
@@ -57,12 +57,12 @@ class Watch:
                 self._end(ended or EndReason.FLUSHED)
             self._turn_to(key)
         if self._place is None and self._key is not None:
-            self._place = Place.of(conf.key_prefix, self._key)
+            self._place = SessionKeys.of(conf.key_prefix, self._key)
         return self._place
 
-    def learn(self, place: Place, reason: EndReason | None) -> None:
+    def learn(self, keys: SessionKeys, reason: EndReason | None) -> None:
         """Take what the store said of a place: why there is no session, None if there is."""
-        if self._place is None or place.record != self._place.record:
+        if self._place is None or keys.record != self._place.record:
             return
         if reason is None:
             self._is_known, self._has_moved = True, False
@@ -105,29 +105,31 @@ class _Watcher:
                 logger.exception("cannot look for the ends of sessions, and goes on trying")
 
     async def _look(self) -> None:
-        watched: dict[str, tuple[Place, list[Watch]]] = {}
+        watched: dict[str, tuple[SessionKeys, list[Watch]]] = {}
         for watch in list(self.watches):
-            if place := watch.place():
-                watched.setdefault(place.record, (place, []))[1].append(watch)
+            if keys := watch.keys():
+                watched.setdefault(keys.record, (keys, []))[1].append(watch)
         # A node of a cluster that is away holds up none of the others.
-        nodes: dict[object, list[tuple[Place, list[Watch]]]] = {}
+        nodes: dict[object, list[tuple[SessionKeys, list[Watch]]]] = {}
         for record, found in watched.items():
             nodes.setdefault(connections.node(record), []).append(found)
         await asyncio.gather(*map(self._ask, nodes.values()))
 
-    async def _ask(self, watched: Sequence[tuple[Place, Sequence[Watch]]]) -> None:
+    async def _ask(self, watched: Sequence[tuple[SessionKeys, Sequence[Watch]]]) -> None:
         for first in range(0, len(watched), _BATCH):
             batch = watched[first : first + _BATCH]
-            asking = reporting(flows.ends([place for place, _ in batch]))
+            lock_request = reporting(flows.ends([keys for keys, _ in batch]))
             try:
-                reasons = await drivers.arun(asking, connections.apool, PerTrip(conf.store_timeout))
+                reasons = await drivers.arun(
+                    lock_request, connections.apool, PerTrip(conf.store_timeout)
+                )
             except SessionStoreUnavailable:
                 # An outage ends no session. The log has it from those whom it hurts.
                 return
-            for (place, watches), reason in zip(batch, reasons, strict=True):
+            for (keys, watches), reason in zip(batch, reasons, strict=True):
                 for watch in watches:
                     if watch in self.watches:
-                        watch.learn(place, reason)
+                        watch.learn(keys, reason)
 
 
 _watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}

@@ -51,7 +51,7 @@ class Event:
         return self.user_tag == user_tag(user_key).hex()
 
 
-class Entry(NamedTuple):
+class StreamEntry(NamedTuple):
     """An event as it is in the stream of a bucket."""
 
     bucket: int
@@ -113,23 +113,23 @@ def waiting(prefix: str) -> Flow[list[int]]:
     return [at for at, count in enumerate(replies) if not isinstance(count, Damaged) and count]
 
 
-def take(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[Entry]]:
+def take(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[StreamEntry]]:
     """Take events of each bucket, at most so many, to finish them within the lease."""
     replies = yield tuple(commands.take(prefix, bucket, most, lease_ms) for bucket in buckets)
     return [
-        Entry(bucket, *taken)
+        StreamEntry(bucket, *taken)
         for bucket, reply in zip(buckets, replies, strict=True)
         for taken in commands.parse_take(reply)
     ]
 
 
-def finish(prefix: str, entries: Sequence[Entry]) -> Flow[None]:
+def finish(prefix: str, entries: Sequence[StreamEntry]) -> Flow[None]:
     """Remove events that were handled."""
     yield tuple(
         call for entry in entries for call in commands.finish(prefix, entry.bucket, entry.id)
     )
 
 
-def give_back(prefix: str, entries: Sequence[Entry], lease_ms: int) -> Flow[None]:
+def give_back(prefix: str, entries: Sequence[StreamEntry], lease_ms: int) -> Flow[None]:
     """Let others take events that were taken under a lease and not handled."""
     yield tuple(commands.give_back(prefix, entry.bucket, entry.id, lease_ms) for entry in entries)

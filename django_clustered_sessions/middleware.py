@@ -33,7 +33,7 @@ from .protocol.effects import Flow
 from .protocol.record import EndReason
 from .session.error_responses import answer_to, instead_of
 from .session.operation_lock import to_its_end
-from .session.request_policy import RequestUsage
+from .session.request_policy import RequestPolicy
 from .store.budget import RequestBudget
 
 logger = logging.getLogger("django_clustered_sessions")
@@ -72,7 +72,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         session = request.session
         if isinstance(session, SessionStore):
             session.budget = RequestBudget(conf.store_timeout)
-            session.usage = RequestUsage(request)
+            session.usage = RequestPolicy(request)
             session.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
             counters.add(requests=1)
 

@@ -23,7 +23,7 @@ from .monitoring.counters import counters
 from .monitoring.reporting import reporting
 from .protocol import user_index
 from .protocol.effects import Flow
-from .protocol.record import EndReason, Place, Serializer, moment, session_id
+from .protocol.record import EndReason, Serializer, SessionKeys, moment, session_id
 from .protocol.results import Ended
 from .protocol.session_data import user_id
 from .protocol.user_index import Listed
@@ -31,7 +31,7 @@ from .session.client_info import Client
 from .session.near_cache import near_cache
 from .session.operations import Operations
 from .session.replication import Replication, wanted
-from .signals import Notices, session_ended
+from .signals import PendingSignals, session_ended
 from .store import connections, drivers
 from .store.budget import PerTrip
 
@@ -42,7 +42,7 @@ _LOOKS: Final = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class SessionInfo:
     """A session as its user and the site's staff may see it.
 
     ``id`` is its public id, 43 characters. Times are aware and by the store's clock: ``created`` is
@@ -62,7 +62,7 @@ class Entry:
     last: Client | None = None
 
 
-def sessions_of(user: object, *, current: SessionBase | str | None = None) -> list[Entry]:
+def sessions_of(user: object, *, current: SessionBase | str | None = None) -> list[SessionInfo]:
     """Return the sessions in which a user is logged in, the last used first.
 
     ``current`` is the session, or its public id, that is marked as the current one.
@@ -73,7 +73,9 @@ def sessions_of(user: object, *, current: SessionBase | str | None = None) -> li
     return _entries(_run(_of_user(_key(user))), current)
 
 
-async def asessions_of(user: object, *, current: SessionBase | str | None = None) -> list[Entry]:
+async def asessions_of(
+    user: object, *, current: SessionBase | str | None = None
+) -> list[SessionInfo]:
     """See sessions_of()."""
     return _entries(await _arun(_of_user(_key(user))), current)
 
@@ -88,7 +90,7 @@ async def acount_of(user: object) -> int:
     return len(await _arun(_of_user(_key(user))))
 
 
-def find(public_id: str, *, current: SessionBase | str | None = None) -> Entry | None:
+def find(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
     """Return the session with a public id, None where there is none.
 
     Raises SessionStoreUnavailable; ValueError for what is no id.
@@ -97,7 +99,7 @@ def find(public_id: str, *, current: SessionBase | str | None = None) -> Entry |
     return _entry(found, _id(current)) if found else None
 
 
-async def afind(public_id: str, *, current: SessionBase | str | None = None) -> Entry | None:
+async def afind(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
     """See find()."""
     found = await _arun(user_index.one(_place(public_id)))
     return _entry(found, _id(current)) if found else None
@@ -111,13 +113,13 @@ def end_session(public_id: str) -> bool:
     Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended; ValueError for what is
     no id.
     """
-    notices = Notices()
+    notices = PendingSignals()
     return bool(_run(_ending([_place(public_id)], notices), notices))
 
 
 async def aend_session(public_id: str) -> bool:
     """See end_session()."""
-    notices = Notices()
+    notices = PendingSignals()
     return bool(await _arun(_ending([_place(public_id)], notices), notices))
 
 
@@ -129,48 +131,48 @@ def end_sessions_of(user: object, keep: SessionBase | str | None = None) -> int:
     Raises what ``end_session`` does, ValueError for a user without a primary key and for a ``keep``
     that is no id, before anything is ended.
     """
-    notices = Notices()
+    notices = PendingSignals()
     return _run(_ending_all(user, keep, notices), notices)
 
 
 async def aend_sessions_of(user: object, keep: SessionBase | str | None = None) -> int:
     """See end_sessions_of()."""
-    notices = Notices()
+    notices = PendingSignals()
     return await _arun(_ending_all(user, keep, notices), notices)
 
 
-def _ending_all(user: object, keep: SessionBase | str | None, notices: Notices) -> Flow[int]:
+def _ending_all(user: object, keep: SessionBase | str | None, notices: PendingSignals) -> Flow[int]:
     kept, key, ended = _id(keep), _key(user), 0
     unreplicated = None
     for look in range(_LOOKS):
         found = yield from _of_user(key)
-        places = [one.place for one in found if one.place.id != kept]
-        if look and not places:
+        all_keys = [one.keys for one in found if one.keys.id != kept]
+        if look and not all_keys:
             break
         try:
-            ended += yield from _ending(places, notices)
+            ended += yield from _ending(all_keys, notices)
         except SessionNotReplicated as error:
             unreplicated = error
-            ended += len(places)
+            ended += len(all_keys)
     if unreplicated:
         raise unreplicated
     return ended
 
 
-def _ending(places: Iterable[Place], notices: Notices) -> Flow[int]:
+def _ending(all_keys: Iterable[SessionKeys], notices: PendingSignals) -> Flow[int]:
     replications: list[Replication] = []
     ended: list[Ended] = []
-    for group in user_index.by_bucket(places):
+    for group in user_index.by_bucket(all_keys):
         replication, sync = Replication(), wanted(conf.store_timeout)
         flow = user_index.end(group, EndReason.ENDED, conf.events_kept)
         found = yield from replication.awaited(group[0], flow, sync)
         ended += (one for _, one in found)
         if session_ended.has_listeners(_engine()):
-            for place, one in found:
-                notices.ended(place, _user_id(one.user), EndReason.ENDED)
+            for keys, one in found:
+                notices.ended(keys, _user_id(one.user), EndReason.ENDED)
         replications.append(replication)
-        for place in group:
-            near_cache.end(place.record)
+        for keys in group:
+            near_cache.end(keys.record)
     counters.ended(one.lifetime_ms for one in ended)
     for replication in replications:
         replication.answer()
@@ -178,7 +180,7 @@ def _ending(places: Iterable[Place], notices: Notices) -> Flow[int]:
 
 
 @async_unsafe("Use the function's a twin on an event loop, such as aend_session().")
-def _run(flow: Flow[T], notices: Notices | None = None) -> T:
+def _run(flow: Flow[T], notices: PendingSignals | None = None) -> T:
     budget = PerTrip(conf.store_timeout)
     try:
         return drivers.run(reporting(flow), connections.pool, budget, connections.waiting_pool)
@@ -187,7 +189,7 @@ def _run(flow: Flow[T], notices: Notices | None = None) -> T:
             notices.send(_engine())
 
 
-async def _arun(flow: Flow[T], notices: Notices | None = None) -> T:
+async def _arun(flow: Flow[T], notices: PendingSignals | None = None) -> T:
     budget, pools = PerTrip(conf.store_timeout), (connections.apool, connections.awaiting_pool)
     try:
         return await drivers.arun(reporting(flow), pools[0], budget, pools[1])
@@ -205,8 +207,8 @@ def _of_user(key: str) -> Flow[list[Listed]]:
     return user_index.of_user(conf.key_prefix, key, conf.events_kept)
 
 
-def _place(public_id: str) -> Place:
-    return Place.of_id(conf.key_prefix, public_id)
+def _place(public_id: str) -> SessionKeys:
+    return SessionKeys.of_id(conf.key_prefix, public_id)
 
 
 def _key(user: object) -> str:
@@ -226,20 +228,20 @@ def _id(session: SessionBase | str | None) -> str | None:
     return None if session is None else _place(session).id
 
 
-def _entries(found: Sequence[Listed], current: SessionBase | str | None) -> list[Entry]:
+def _entries(found: Sequence[Listed], current: SessionBase | str | None) -> list[SessionInfo]:
     current_id = _id(current)
     return [_entry(one, current_id) for one in found]
 
 
-def _entry(found: Listed, current_id: str | None) -> Entry:
+def _entry(found: Listed, current_id: str | None) -> SessionInfo:
     meta = found.meta
-    return Entry(
-        id=found.place.id,
+    return SessionInfo(
+        id=found.keys.id,
         user_id=_user_id(found.user),
         created=moment(meta.created_ms),
         last_seen=moment(meta.seen_ms),
         expires=moment(meta.deadline_ms),
-        is_current=found.place.id == current_id,
+        is_current=found.keys.id == current_id,
         first=Client.parse(found.first) if conf.track_clients else None,
         last=Client.parse(found.last) if conf.track_clients else None,
     )

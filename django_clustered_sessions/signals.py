@@ -12,7 +12,7 @@ from typing import Any, Final
 from django.dispatch import Signal
 
 from .events import reason_of
-from .protocol.record import EndReason, Place
+from .protocol.record import EndReason, SessionKeys
 
 session_created: Final = Signal()
 session_ended: Final = Signal()
@@ -20,7 +20,7 @@ session_ended: Final = Signal()
 session_expired: Final = Signal()
 
 
-class Notices:
+class PendingSignals:
     """What has happened to sessions and nobody in this process has been told yet.
 
     A receiver's error is logged by Django, and concerns nobody else.
@@ -32,20 +32,20 @@ class Notices:
     def __bool__(self) -> bool:
         return bool(self._untold)
 
-    def created(self, place: Place, user_id: str | None) -> None:
+    def created(self, keys: SessionKeys, user_id: str | None) -> None:
         """Note that a session was created."""
-        self._untold.append((session_created, {"session_id": place.id, "user_id": user_id}))
+        self._untold.append((session_created, {"session_id": keys.id, "user_id": user_id}))
 
     def ended(
         self,
-        place: Place,
+        keys: SessionKeys,
         user_id: str | None,
         reason: EndReason,
-        successor: Place | None = None,
+        successor: SessionKeys | None = None,
     ) -> None:
         """Note that a session was ended; ``successor`` is where it lives on."""
         about = {
-            "session_id": place.id,
+            "session_id": keys.id,
             "user_id": user_id,
             "reason": reason_of(reason.value),
             "replaced_by": successor.id if successor else None,

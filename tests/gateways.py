@@ -12,7 +12,7 @@ from asgiref.sync import async_to_sync
 from django.test import AsyncClient, Client
 from django.urls import path
 
-from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.protocol.scripts import script
 
 #: What a test's view is: synchronous or asynchronous.
@@ -70,9 +70,9 @@ class Browser:
         return other
 
 
-def place(session_key: str) -> Place:
+def place(session_key: str) -> SessionKeys:
     """Return where the session of that key is, under the default KEY_PREFIX."""
-    return Place.of("session", session_key)
+    return SessionKeys.of("session", session_key)
 
 
 def load_scripts(store: redis.Redis) -> None:

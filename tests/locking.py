@@ -13,7 +13,7 @@ import redis
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Call, Flow
-from django_clustered_sessions.protocol.options import Locking
+from django_clustered_sessions.protocol.options import LockOptions
 from django_clustered_sessions.protocol.record import LOCK, Locker
 from django_clustered_sessions.protocol.results import Gone, Held, Taken
 from django_clustered_sessions.store import connections, drivers
@@ -91,7 +91,7 @@ def claim(
     inside: str = "",
 ) -> Taken | Held | Gone:
     """Ask for a session's lock as one who does not read its mailbox would."""
-    terms = Locking(wait_ms, lease_ms, 120_000, most, name.encode())
+    terms = LockOptions(wait_ms, lease_ms, 120_000, most, name.encode())
     return commands.parse_acquire(ask(commands.acquire(place(key), token, terms, wait_ms, inside)))
 
 

@@ -13,7 +13,7 @@ from django.utils.formats import date_format
 from django.utils.timesince import timesince
 from django.utils.translation import gettext as _
 
-from django_clustered_sessions.registry import Entry
+from django_clustered_sessions.registry import SessionInfo
 from django_clustered_sessions.session.client_info import Client
 
 from .agents import readable
@@ -23,7 +23,7 @@ from .agents import readable
 class Row:
     """One session as a page shows it."""
 
-    entry: Entry
+    entry: SessionInfo
 
     @property
     def client(self) -> Client | None:
@@ -65,11 +65,11 @@ class Row:
         return _("%(span)s ago") % {"span": timesince(self.entry.last_seen, depth=1)}
 
 
-def rows(entries: Iterable[Entry]) -> list[Row]:
+def rows(entries: Iterable[SessionInfo]) -> list[Row]:
     """Return what a list shows: the session in use first, the others as they come."""
     return [Row(entry) for entry in sorted(entries, key=lambda entry: not entry.is_current)]
 
 
-def belongs_to(entry: Entry, user: Any) -> bool:
+def belongs_to(entry: SessionInfo, user: Any) -> bool:
     """Tell whether a session is that user's, who may be a user object."""
     return entry.user_id == str(user._meta.pk.value_to_string(user))

@@ -9,38 +9,43 @@ from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.protocol import commands, flows
 from django_clustered_sessions.protocol.effects import Flow
-from django_clustered_sessions.protocol.options import Terms
+from django_clustered_sessions.protocol.options import WriteOptions
 from django_clustered_sessions.protocol.record import (
     Damaged,
     EndReason,
     HiddenKey,
-    Place,
     Serializer,
+    SessionKeys,
 )
-from django_clustered_sessions.protocol.session_data import Fields
+from django_clustered_sessions.protocol.session_data import SessionData
 
 from .old_engine import Unreadable, ask, away, store_of
 from .on_demand import adopt, find, note
 
 
 def bring(
-    keys: Sequence[HiddenKey], prefix: str, terms: Terms, serializer: Serializer, *, is_dry: bool
+    session_keys: Sequence[HiddenKey],
+    prefix: str,
+    options: WriteOptions,
+    serializer: Serializer,
+    *,
+    is_dry: bool,
 ) -> Flow[Counter[str]]:
     """Take over some sessions on two trips; return how many came to what.
 
     ``is_dry``: tell what would be. Raises SessionStoreUnavailable.
     """
     came: Counter[str] = Counter()
-    places = [Place.of(prefix, key.value) for key in keys]
-    replies = yield tuple(call for place in places for call in commands.adopted(place))
+    all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
+    replies = yield tuple(call for keys in all_keys for call in commands.adopted(keys))
     calls, ready = [], []
-    for at, (key, place) in enumerate(zip(keys, places, strict=True)):
+    for at, (key, keys) in enumerate(zip(session_keys, all_keys, strict=True)):
         was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
         if was_moved or is_here:
             came["here already" if is_here else "ended here"] += 1
             continue
         try:
-            packed = yield from find(key, place, serializer)
+            packed = yield from find(key, keys, serializer)
         except Unreadable:
             came["unreadable"] += 1
             continue
@@ -48,32 +53,32 @@ def bring(
             came["expired or empty"] += 1
             continue
         came.update(f"lost {what}" for what in packed.lost)
-        calls.append(adopt(place, packed, terms))
-        ready.append((place, packed))
+        calls.append(adopt(keys, packed, options))
+        ready.append((keys, packed))
     if is_dry or not calls:
         came["moved"] += len(calls)
         return came
     replies = yield tuple(calls)
-    for (place, packed), reply in zip(ready, replies, strict=True):
-        came["moved" if note(place, packed, reply) else "here already"] += 1
+    for (keys, packed), reply in zip(ready, replies, strict=True):
+        came["moved" if note(keys, packed, reply) else "here already"] += 1
     return came
 
 
 def bring_back(
-    keys: Sequence[HiddenKey], prefix: str, serializer: Serializer, *, is_dry: bool
+    session_keys: Sequence[HiddenKey], prefix: str, serializer: Serializer, *, is_dry: bool
 ) -> Flow[Counter[str]]:
     """Give the old engine what sessions that were taken over are now; see ``bring``."""
     came: Counter[str] = Counter()
-    places = [Place.of(prefix, key.value) for key in keys]
-    replies = yield tuple(call for place in places for call in commands.adopted(place))
-    for at, (key, place) in enumerate(zip(keys, places, strict=True)):
+    all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
+    replies = yield tuple(call for keys in all_keys for call in commands.adopted(keys))
+    for at, (key, keys) in enumerate(zip(session_keys, all_keys, strict=True)):
         was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
         if not was_moved:
             came["never moved"] += 1
             continue
         try:
             came[
-                (yield from _give_back(key, place, serializer, is_here=is_here, is_dry=is_dry))
+                (yield from _give_back(key, keys, serializer, is_here=is_here, is_dry=is_dry))
             ] += 1
         except Damaged:
             came["unreadable"] += 1
@@ -81,16 +86,16 @@ def bring_back(
 
 
 def _give_back(
-    key: HiddenKey, place: Place, serializer: Serializer, *, is_here: bool, is_dry: bool
+    key: HiddenKey, keys: SessionKeys, serializer: Serializer, *, is_here: bool, is_dry: bool
 ) -> Flow[str]:
-    found = (yield from flows.load(place)).found if is_here else EndReason.UNKNOWN
+    found = (yield from flows.load(keys)).found if is_here else EndReason.UNKNOWN
     store = store_of(key)
     try:
         if isinstance(found, EndReason):
             if not is_dry:
                 yield from ask(store.delete, store.adelete)
             return "ended here"
-        store._session_cache = Fields(serializer, found.values).copy()
+        store._session_cache = SessionData(serializer, found.values).copy()
         if not is_dry:
             yield from ask(store.save, store.asave)
     except UpdateError:

@@ -23,7 +23,7 @@ from django.utils.encoding import force_str
 
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.effects import Elsewhere, Flow
+from django_clustered_sessions.protocol.effects import Flow, OutsideCall
 from django_clustered_sessions.protocol.record import HiddenKey, milliseconds_of
 
 #: Keys that are longer than this are no file's and no cache's.
@@ -124,7 +124,7 @@ def store_of(key: HiddenKey | None) -> Any:
 
 def ask(call: Callable[[], Any], twin: Callable[[], Awaitable[Any]] | None = None) -> Flow[Any]:
     """Ask the old engine: return what ``call`` returns, or raise what it raises."""
-    reply = yield Elsewhere(call, twin)
+    reply = yield OutsideCall(call, twin)
     if isinstance(reply, Exception):
         raise reply
     return reply

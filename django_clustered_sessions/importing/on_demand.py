@@ -17,18 +17,18 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Call, Flow
-from django_clustered_sessions.protocol.options import Expiry, Terms
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import (
     NODE_BYTES,
     VERSION_BYTES,
     HiddenKey,
-    Place,
     Serializer,
+    SessionKeys,
     milliseconds_of,
     node_tag,
 )
 from django_clustered_sessions.protocol.results import Alive
-from django_clustered_sessions.protocol.session_data import Fields
+from django_clustered_sessions.protocol.session_data import SessionData
 
 from .old_engine import Found, Unreadable, ask, look, store_of, without
 
@@ -65,7 +65,7 @@ def pack(found: Found, serializer: Serializer) -> Packed:
     fields: dict[bytes, bytes] = {}
     lost = []
     for key, value in values.items():
-        one = Fields(serializer)
+        one = SessionData(serializer)
         try:
             one[key] = value
             fields.update(one.everything())
@@ -76,12 +76,12 @@ def pack(found: Found, serializer: Serializer) -> Packed:
     except (TypeError, ValueError) as error:
         raise Unreadable(f"_session_expiry: {error}") from error
     left_ms = milliseconds_of(found.until) - round(time.time() * 1000)
-    whose = Fields(serializer)
+    whose = SessionData(serializer)
     whose.update(values)
     return Packed(list(fields.items()), whose.user, expiry, left_ms, lost)
 
 
-def find(key: HiddenKey, place: Place, serializer: Serializer) -> Flow[Packed | None]:
+def find(key: HiddenKey, keys: SessionKeys, serializer: Serializer) -> Flow[Packed | None]:
     """Look a session up and pack it; None where there is none.
 
     Raises SessionStoreUnavailable, Unreadable: both are counted, the latter is in the log too.
@@ -95,27 +95,29 @@ def find(key: HiddenKey, place: Place, serializer: Serializer) -> Flow[Packed | 
         raise
     except Unreadable as error:
         counters.add(takeovers_failed=1)
-        logger.warning("session %s is not taken over: %s", place.id[:12], error)
+        logger.warning("session %s is not taken over: %s", keys.id[:12], error)
         raise
 
 
-def take_over(key: HiddenKey, place: Place, terms: Terms, serializer: Serializer) -> Flow[bool]:
+def take_over(
+    key: HiddenKey, keys: SessionKeys, options: WriteOptions, serializer: Serializer
+) -> Flow[bool]:
     """Take a session over that the store knows nothing of; return whether it may be there now.
 
     Raises SessionStoreUnavailable where the store or the old engine fails.
     """
-    was_moved, is_here = commands.parse_adopted((yield commands.adopted(place)))
+    was_moved, is_here = commands.parse_adopted((yield commands.adopted(keys)))
     if was_moved or is_here:
         # Here: another request was faster, a moment ago.
         return is_here
     try:
-        packed = yield from find(key, place, serializer)
+        packed = yield from find(key, keys, serializer)
     except Unreadable:
         return False
     if packed is None:
         return False
-    (reply,) = yield (adopt(place, packed, terms),)
-    note(place, packed, reply)
+    (reply,) = yield (adopt(keys, packed, options),)
+    note(keys, packed, reply)
     return True
 
 
@@ -138,22 +140,22 @@ def leave(key: HiddenKey) -> Flow[None]:
         )
 
 
-def adopt(place: Place, packed: Packed, terms: Terms) -> Call:
+def adopt(keys: SessionKeys, packed: Packed, options: WriteOptions) -> Call:
     """Return the call that stores a session and marks it as taken over."""
-    memory_ms = max(packed.left_ms, terms.default_age_ms) + _BESIDE_MS
+    memory_ms = max(packed.left_ms, options.default_age_ms) + _BESIDE_MS
     return commands.adopt(
-        place,
+        keys,
         node_tag(conf.node_name) + secrets.token_bytes(VERSION_BYTES - NODE_BYTES),
         packed.expiry,
         packed.fields,
-        terms,
+        options,
         packed.user,
         packed.left_ms,
         memory_ms,
     )
 
 
-def note(place: Place, packed: Packed, reply: Any) -> bool:
+def note(keys: SessionKeys, packed: Packed, reply: Any) -> bool:
     """Count what ``adopt`` came to; return whether the session was taken over by it."""
     found = commands.parse_create(reply)
     if not isinstance(found, Alive):
@@ -162,7 +164,7 @@ def note(place: Place, packed: Packed, reply: Any) -> bool:
     if packed.lost:
         logger.warning(
             "session %s is taken over without what SESSION_SERIALIZER cannot write: %s",
-            place.id[:12],
+            keys.id[:12],
             ", ".join(packed.lost),
         )
     return True

@@ -82,10 +82,10 @@ class History:
 
     def counted(self, name: str) -> dict[str, list[int]]:
         """Return a counter of each node over ``starts``, by the name of a row's attribute."""
-        place = {start: number for number, start in enumerate(self.starts)}
+        position = {start: number for number, start in enumerate(self.starts)}
         found = {node: [0] * len(self.starts) for node in self.nodes}
         for row in self.rows:
-            found[row.node][place[row.start]] = getattr(row, name)
+            found[row.node][position[row.start]] = getattr(row, name)
         return found
 
 

@@ -31,8 +31,8 @@ def locks_document(held: HeldLocks) -> dict[str, Any]:
                 "since_ms": lock.since_ms,
                 "lease_left_ms": lock.lease_end_ms - held.now_ms,
                 "waiting": [
-                    {"place": place, "name": waiter.name, "since_ms": waiter.since_ms}
-                    for place, waiter in enumerate(lock.waiting, 1)
+                    {"place": position, "name": waiter.name, "since_ms": waiter.since_ms}
+                    for position, waiter in enumerate(lock.waiting, 1)
                 ],
             }
             for lock in held.locks

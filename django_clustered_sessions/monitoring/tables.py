@@ -307,16 +307,16 @@ def locks_page(held: HeldLocks) -> RenderableType:
     table.columns[-1].justify, table.columns[-1].no_wrap = "left", False
     table.columns[-1].overflow = "fold"
 
-    def add(session: str, place: str, since_ms: int, lease: str, name: str) -> None:
-        table.add_row(session, place, _seconds(held.now_ms - since_ms), lease, name)
+    def add(session: str, keys: str, since_ms: int, lease: str, name: str) -> None:
+        table.add_row(session, keys, _seconds(held.now_ms - since_ms), lease, name)
 
     for lock in held.locks:
         left_ms = lock.lease_end_ms - held.now_ms
         lease = _seconds(left_ms) if left_ms > 0 else "over"
         holder = lock.holder.name if lock.holder else ""
         add(lock.session, "holds", lock.since_ms, lease, holder or _UNKNOWN)
-        for place, waiter in enumerate(lock.waiting, 1):
-            add("", f"{place:,}", waiter.since_ms, "", waiter.name or _UNKNOWN)
+        for position, waiter in enumerate(lock.waiting, 1):
+            add("", f"{position:,}", waiter.since_ms, "", waiter.name or _UNKNOWN)
     return table
 
 

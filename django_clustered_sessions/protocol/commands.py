@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from .effects import Argument, Call, Trip, plain
-from .options import NO_LOCK, Expiry, Fence, Locking, Sync, Terms, bounded
+from .options import NO_LOCK, Expiry, Fence, LockOptions, SyncOptions, WriteOptions, bounded
 from .record import (
     BUCKETS,
     NEXT,
@@ -22,7 +22,7 @@ from .record import (
     Loaded,
     Mode,
     NewerFormat,
-    Place,
+    SessionKeys,
     bucket_tag,
     claims_key,
 )
@@ -39,7 +39,7 @@ from .results import (
     TooLarge,
 )
 from .scripts import script
-from .session_data import Delta
+from .session_data import Changes
 
 #: How long a tombstone is kept, in ms: longer than any request is in flight, and than a failover.
 TOMBSTONE_MS: Final = 10 * 60 * 1000
@@ -88,20 +88,20 @@ def _scripted(name: str, keys: Iterable[str], *arguments: Argument) -> Call:
 CLOCK: Final = plain("TIME")
 
 
-def read(place: Place) -> Trip:
+def read(keys: SessionKeys) -> Trip:
     """Ask for all fields of a record, and the store's clock.
 
     Not a script: a large record is much dearer through Lua.
     """
-    return (plain("HGETALL", key=place.record), CLOCK)
+    return (plain("HGETALL", key=keys.record), CLOCK)
 
 
-def fetch(place: Place, version: bytes) -> Trip:
+def fetch(keys: SessionKeys, version: bytes) -> Trip:
     """Ask for all fields of a record unless it has a version that is known; and for the clock.
 
     ``lua/fetch.lua``.
     """
-    return (_scripted("fetch", (place.record,), version), CLOCK)
+    return (_scripted("fetch", (keys.record,), version), CLOCK)
 
 
 def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]:
@@ -113,9 +113,9 @@ def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]
     return fields, milliseconds(clock)
 
 
-def look(place: Place) -> Trip:
+def look(keys: SessionKeys) -> Trip:
     """Ask for a record's meta field, which a tombstone has not, and the store's clock."""
-    return (plain("HGET", "m:", key=place.record), CLOCK)
+    return (plain("HGET", "m:", key=keys.record), CLOCK)
 
 
 def parse_look(replies: Sequence[Any]) -> tuple[bytes | None, int]:
@@ -124,19 +124,19 @@ def parse_look(replies: Sequence[Any]) -> tuple[bytes | None, int]:
     return _whole(packed), milliseconds(clock)
 
 
-def exists(place: Place) -> Trip:
+def exists(keys: SessionKeys) -> Trip:
     """Ask whether a record has a meta field, which a tombstone has not."""
-    return (plain("HEXISTS", "m:", key=place.record),)
+    return (plain("HEXISTS", "m:", key=keys.record),)
 
 
-def why(place: Place) -> Call:
+def why(keys: SessionKeys) -> Call:
     """Ask why a session that is no more has ended."""
-    return plain("HGET", "m:end", key=place.record)
+    return plain("HGET", "m:end", key=keys.record)
 
 
-def whereabouts(place: Place) -> Trip:
+def whereabouts(keys: SessionKeys) -> Trip:
     """Ask whether a session is there, and otherwise where it goes on."""
-    return (plain("HMGET", "m:", NEXT, key=place.record),)
+    return (plain("HMGET", "m:", NEXT, key=keys.record),)
 
 
 def parse_whereabouts(reply: Any) -> tuple[bytes, str]:
@@ -149,41 +149,41 @@ def parse_whereabouts(reply: Any) -> tuple[bytes, str]:
 
 
 def create(
-    place: Place,
+    keys: SessionKeys,
     token: bytes,
     expiry: Expiry,
     fields: Sequence[tuple[bytes, bytes]],
-    terms: Terms,
+    options: WriteOptions,
     user: bytes = NOBODY,
 ) -> Call:
     """Build ``lua/create.lua``; ``fields`` are pairs of field and value with its codec."""
     return _scripted(
         "create",
-        (place.record, place.index, place.users, place.events),
+        (keys.record, keys.index, keys.users, keys.events),
         token,
         expiry.mode.value,
         expiry.bounded_ms,
-        *terms.ages,
-        _per_bucket(terms.events_kept),
+        *options.ages,
+        _per_bucket(options.events_kept),
         stored_size(fields),
         "",
         user,
-        terms.client,
+        options.client,
         *(part for pair in fields for part in pair),
     )
 
 
-def copy(place: Place, token: bytes, found: Loaded, terms: Terms) -> Call:
+def copy(keys: SessionKeys, token: bytes, found: Loaded, options: WriteOptions) -> Call:
     """Build ``lua/create.lua`` for a session as it was found under another key."""
     meta = found.meta
     return _scripted(
         "create",
-        (place.record, place.index, place.users, place.events),
+        (keys.record, keys.index, keys.users, keys.events),
         token,
         meta.mode.value,
         meta.span_ms,
-        *terms.ages,
-        _per_bucket(terms.events_kept),
+        *options.ages,
+        _per_bucket(options.events_kept),
         meta.size,
         meta.created_ms,
         meta.user,
@@ -194,11 +194,11 @@ def copy(place: Place, token: bytes, found: Loaded, terms: Terms) -> Call:
 
 
 def adopt(
-    place: Place,
+    keys: SessionKeys,
     token: bytes,
     expiry: Expiry,
     fields: Sequence[tuple[bytes, bytes]],
-    terms: Terms,
+    options: WriteOptions,
     user: bytes,
     left_ms: int,
     memory_ms: int,
@@ -206,12 +206,12 @@ def adopt(
     """Build ``lua/adopt.lua``; ``fields`` are pairs of field and value with its codec."""
     return _scripted(
         "adopt",
-        (place.record, place.index, place.users, _moved(place), place.events),
+        (keys.record, keys.index, keys.users, _moved(keys), keys.events),
         token,
         expiry.mode.value,
         expiry.bounded_ms,
-        *terms.ages,
-        _per_bucket(terms.events_kept),
+        *options.ages,
+        _per_bucket(options.events_kept),
         stored_size(fields),
         user,
         bounded(left_ms),
@@ -220,9 +220,9 @@ def adopt(
     )
 
 
-def adopted(place: Place) -> Trip:
+def adopted(keys: SessionKeys) -> Trip:
     """Ask whether a session was taken over from another engine, and whether it is there."""
-    return (plain("ZSCORE", place.id, key=_moved(place)), *exists(place))
+    return (plain("ZSCORE", keys.id, key=_moved(keys)), *exists(keys))
 
 
 def parse_adopted(replies: Sequence[Any]) -> tuple[bool, bool]:
@@ -231,24 +231,24 @@ def parse_adopted(replies: Sequence[Any]) -> tuple[bool, bool]:
     return _whole(was_moved) is not None, parse_exists(is_here)
 
 
-def _moved(place: Place) -> str:
-    return f"{place.index.removesuffix('index')}moved"
+def _moved(keys: SessionKeys) -> str:
+    return f"{keys.index.removesuffix('index')}moved"
 
 
-def described(places: Iterable[Place], *fields: bytes) -> Trip:
+def described(all_keys: Iterable[SessionKeys], *fields: bytes) -> Trip:
     """Ask for the meta field and others of some records, and then for the store's clock."""
     return (
-        *(plain("HMGET", "m:", *fields, key=place.record) for place in places),
+        *(plain("HMGET", "m:", *fields, key=keys.record) for keys in all_keys),
         CLOCK,
     )
 
 
 def commit(
-    place: Place,
+    keys: SessionKeys,
     token: bytes,
     expiry: Expiry | None,
-    delta: Delta,
-    terms: Terms,
+    changes: Changes,
+    options: WriteOptions,
     fence: Fence = NO_LOCK,
     user: bytes = b"",
     whose: bytes = b"",
@@ -259,62 +259,64 @@ def commit(
     """
     return _scripted(
         "commit",
-        (*_all(place), place.events, *place.writes),
+        (*_all(keys), keys.events, *keys.writes),
         token,
-        terms.replay_ms,
-        *terms.ages,
-        _per_bucket(terms.events_kept),
-        terms.max_bytes,
+        options.replay_ms,
+        *options.ages,
+        _per_bucket(options.events_kept),
+        options.max_bytes,
         expiry.mode.value if expiry else "",
         expiry.bounded_ms if expiry else 0,
-        int(terms.on_conflict == "overwrite"),
-        int(delta.cleared),
+        int(options.on_conflict == "overwrite"),
+        int(changes.cleared),
         *_fenced(fence),
         user,
-        terms.client,
+        options.client,
         whose,
         *(
             part
-            for change in delta.changes
+            for change in changes.fields
             for part in (change.operation.value, change.field, change.loaded, change.operand)
         ),
     )
 
 
-def touch(place: Place, terms: Terms, *, always: bool = False) -> Call:
+def touch(keys: SessionKeys, options: WriteOptions, *, always: bool = False) -> Call:
     """Build ``lua/touch.lua``; with ``always`` it is a write that a WAIT can follow."""
     return _scripted(
         "touch",
-        (place.record, place.index, place.users, place.events),
-        *terms.ages,
-        _per_bucket(terms.events_kept),
+        (keys.record, keys.index, keys.users, keys.events),
+        *options.ages,
+        _per_bucket(options.events_kept),
         int(always),
-        terms.client,
+        options.client,
     )
 
 
-def end(place: Place, reason: EndReason, events_kept: int) -> Call:
+def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Call:
     """Build ``lua/end.lua``; ``events_kept`` as in Terms."""
-    keys = (*_all(place), place.events)
+    named = (*_all(keys), keys.events)
     kept = _per_bucket(events_kept)
-    return _scripted("end", keys, reason.value, TOMBSTONE_MS, CLAIM_MS, kept)
+    return _scripted("end", named, reason.value, TOMBSTONE_MS, CLAIM_MS, kept)
 
 
-def rotate(old: Place, new: Place, token: bytes, terms: Terms, fence: Fence = NO_LOCK) -> Call:
+def rotate(
+    old: SessionKeys, new: SessionKeys, token: bytes, options: WriteOptions, fence: Fence = NO_LOCK
+) -> Call:
     """Build ``lua/rotate.lua``."""
     return _scripted(
         "rotate",
         (*_all(old), *_all(new), old.events),
         token,
         TOMBSTONE_MS,
-        *terms.ages,
-        _per_bucket(terms.events_kept),
+        *options.ages,
+        _per_bucket(options.events_kept),
         *_fenced(fence),
     )
 
 
-def _all(place: Place) -> tuple[str, str, str, str]:
-    return place.record, place.index, place.locks, place.users
+def _all(keys: SessionKeys) -> tuple[str, str, str, str]:
+    return keys.record, keys.index, keys.locks, keys.users
 
 
 @cache
@@ -327,23 +329,23 @@ def _per_bucket(events_kept: int) -> int:
     return math.ceil(share + 4 * math.sqrt(share) + 4) if events_kept else 0
 
 
-def remove(place: Place, user: bytes) -> Trip:
+def remove(keys: SessionKeys, user: bytes) -> Trip:
     """Remove a user's copy whose key nobody has been told, without a trace."""
     return (
-        plain("DEL", key=place.record),
+        plain("DEL", key=keys.record),
         # Nobody was told that it began.
-        unlist(place, user, 0),
-        plain("HDEL", place.id, key=place.locks),
+        unlist(keys, user, 0),
+        plain("HDEL", keys.id, key=keys.locks),
     )
 
 
-def unlist(place: Place, user: bytes, events_kept: int) -> Call:
+def unlist(keys: SessionKeys, user: bytes, events_kept: int) -> Call:
     """Build ``lua/unlist.lua``; ``user`` is the tag of the user whose session it was.
 
     ``events_kept`` as in Terms.
     """
-    keys = (place.record, place.index, place.users, place.events)
-    return _scripted("unlist", keys, user, _per_bucket(events_kept))
+    named = (keys.record, keys.index, keys.users, keys.events)
+    return _scripted("unlist", named, user, _per_bucket(events_kept))
 
 
 def owned(prefix: str, bucket: int, user: bytes) -> Call:
@@ -380,10 +382,10 @@ def forget_claims(prefix: str, user: bytes) -> Call:
 
 
 def leave(
-    place: Place,
+    keys: SessionKeys,
     token: bytes,
     version: bytes,
-    successor: Place,
+    successor: SessionKeys,
     events_kept: int,
     fence: Fence = NO_LOCK,
 ) -> Call:
@@ -393,7 +395,7 @@ def leave(
     """
     return _scripted(
         "leave",
-        (*_all(place), place.events),
+        (*_all(keys), keys.events),
         token,
         version,
         TOMBSTONE_MS,
@@ -404,31 +406,33 @@ def leave(
     )
 
 
-def acquire(place: Place, token: str, terms: Locking, wait_ms: int, inside: str = "") -> Call:
+def acquire(
+    keys: SessionKeys, token: str, options: LockOptions, wait_ms: int, inside: str = ""
+) -> Call:
     """Build ``lua/acquire.lua``; ``inside`` is the token of an outer request's lock."""
     return _scripted(
         "acquire",
-        (place.record, place.locks),
+        (keys.record, keys.locks),
         token,
-        terms.name,
+        options.name,
         wait_ms,
-        terms.lease_ms,
+        options.lease_ms,
         CLAIM_MS,
-        terms.most,
+        options.most,
         inside,
-        2 * terms.hold_ms + terms.wait_ms,
+        2 * options.hold_ms + options.wait_ms,
     )
 
 
-def release(place: Place, token: str) -> Call:
+def release(keys: SessionKeys, token: str) -> Call:
     """Build ``lua/release.lua``."""
-    keys = (place.record, place.locks, place.mailbox(token))
-    return _scripted("release", keys, token, CLAIM_MS)
+    named = (keys.record, keys.locks, keys.mailbox(token))
+    return _scripted("release", named, token, CLAIM_MS)
 
 
-def renew(place: Place, token: str, lease_ms: int, hold_ms: int) -> Call:
+def renew(keys: SessionKeys, token: str, lease_ms: int, hold_ms: int) -> Call:
     """Build ``lua/renew.lua``."""
-    return _scripted("renew", (place.record,), token, lease_ms, hold_ms)
+    return _scripted("renew", (keys.record,), token, lease_ms, hold_ms)
 
 
 def _fenced(fence: Fence) -> tuple[Argument, ...]:
@@ -506,7 +510,7 @@ def _is_relied_on(call: Call) -> bool:
     return name in _RELIED_ON or (name == "touch" and call.arguments[_ALWAYS] == 1)
 
 
-def acknowledge(sync: Sync) -> Trip:
+def acknowledge(sync: SyncOptions) -> Trip:
     """Ask who has what this connection wrote, and then for the store's clock.
 
     Both go behind the write on its own trip: WAIT in a script is refused, and on another
@@ -698,8 +702,8 @@ def parse_acquire(reply: Any) -> Taken | Held | Gone:
         case Status.GONE:
             return Gone(now_ms, EndReason.of(rest[0]))
         case Status.HELD:
-            since_ms, holder, left_ms, place = rest
-            return Held(now_ms, since_ms, _text(holder), left_ms, place)
+            since_ms, holder, left_ms, keys = rest
+            return Held(now_ms, since_ms, _text(holder), left_ms, keys)
         case Status.FULL:
             since_ms, holder, waiting = rest
             return Held(now_ms, since_ms, _text(holder), waiting=waiting)

@@ -56,7 +56,7 @@ class Pause:
 
 
 @dataclass(frozen=True, slots=True)
-class Elsewhere:
+class OutsideCall:
     """Something that is asked of another than the store, as a call and as its native async twin.
 
     Without a twin the call is made in a thread. The reply is what it returns, or the exception.
@@ -70,7 +70,7 @@ class Elsewhere:
 Asks = Trip | Wait
 
 #: What a flow asks, or how long it waits.
-Step = Trip | Wait | Pause | Elsewhere
+Step = Trip | Wait | Pause | OutsideCall
 
 #: An operation as a generator: it yields a step, and is sent the reply.
 Flow = Generator[Step, Any, T]

@@ -21,19 +21,19 @@ from django_clustered_sessions.exceptions import (
 
 from . import commands, locks
 from .effects import Call, Flow, Step, Trip
-from .locks import Asking, Turn
-from .options import NO_LOCK, Expiry, Fence, Sync, Terms
+from .locks import LockOutcome, LockRequest
+from .options import NO_LOCK, Expiry, Fence, SyncOptions, WriteOptions
 from .record import (
     LOCK,
     META,
+    CachedSession,
     Damaged,
     EndReason,
-    Known,
     Loaded,
     Lock,
     Meta,
     NewerFormat,
-    Place,
+    SessionKeys,
 )
 from .results import (
     Acknowledged,
@@ -47,7 +47,7 @@ from .results import (
     Taken,
     TooLarge,
 )
-from .session_data import Delta, Fields
+from .session_data import Changes, SessionData
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Read(NamedTuple):
 
     found: Loaded | EndReason
     now_ms: int
-    turn: Turn | None = None
+    turn: LockOutcome | None = None
     #: Whether the session is as it was known.
     is_known: bool = False
     #: Of a session that is gone: the tag of the user whose it was when the wait for its lock began.
@@ -80,17 +80,17 @@ class Committed(NamedTuple):
     """
 
     alive: Alive
-    delta: Delta
+    changes: Changes
     merged: int
-    turn: Turn | None = None
+    turn: LockOutcome | None = None
     version: bytes = b""
 
 
 def load(
-    place: Place,
-    terms: Terms | None = None,
-    asking: Asking | None = None,
-    known: Known | None = None,
+    keys: SessionKeys,
+    options: WriteOptions | None = None,
+    lock_request: LockRequest | None = None,
+    known: CachedSession | None = None,
     *,
     joins: bool = False,
 ) -> Flow[Read]:
@@ -105,18 +105,18 @@ def load(
     """
     # Who has the lock is no part of what is known.
     known = None if joins else known
-    trip = commands.fetch(place, known.version) if known else commands.read(place)
-    if terms:
-        trip = (commands.touch(place, terms), *trip)
+    trip = commands.fetch(keys, known.version) if known else commands.read(keys)
+    if options:
+        trip = (commands.touch(keys, options), *trip)
     turn = None
-    if asking and not joins:
-        turn, replies = yield from locks.take(place, asking, trip)
+    if lock_request and not joins:
+        turn, replies = yield from locks.take(keys, lock_request, trip)
     else:
         replies = yield trip
     fields, now_ms = commands.parse_read(replies[-2:])
     found: Loaded | EndReason
     if is_known := isinstance(fields, bytes):
-        found = Loaded(Meta.parse(fields), cast(Known, known).values)
+        found = Loaded(Meta.parse(fields), cast(CachedSession, known).values)
     else:
         found = Loaded.parse(fields)
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
@@ -124,8 +124,8 @@ def load(
         found = EndReason.UNKNOWN
     if isinstance(found, EndReason) and turn and turn.seen:
         return Read(found, now_ms, turn, whose=_user_in(turn.seen))
-    if asking and joins and isinstance(found, Loaded):
-        turn = _joined(asking, cast(dict[bytes, bytes], fields).get(LOCK), now_ms)
+    if lock_request and joins and isinstance(found, Loaded):
+        turn = _joined(lock_request, cast(dict[bytes, bytes], fields).get(LOCK), now_ms)
     return Read(found, now_ms, turn, is_known)
 
 
@@ -137,42 +137,42 @@ def _user_in(replies: Sequence[Any]) -> bytes:
     return b""
 
 
-def _joined(asking: Asking, packed: bytes | None, now_ms: int) -> Turn | None:
+def _joined(lock_request: LockRequest, packed: bytes | None, now_ms: int) -> LockOutcome | None:
     """Return the turn of who runs inside another's lock, None where that is not held."""
     with suppress(Damaged):
-        if packed and (lock := Lock.parse(packed)).token == asking.inside:
-            return Turn(Taken(now_ms, lock.since_ms, inside=True))
+        if packed and (lock := Lock.parse(packed)).token == lock_request.inside:
+            return LockOutcome(Taken(now_ms, lock.since_ms, inside=True))
     return None
 
 
-def exists(place: Place) -> Flow[bool]:
+def exists(keys: SessionKeys) -> Flow[bool]:
     """Return whether there is such a session."""
-    (reply,) = yield commands.exists(place)
+    (reply,) = yield commands.exists(keys)
     return commands.parse_exists(reply)
 
 
-def ends(places: Sequence[Place]) -> Flow[Sequence[EndReason | None]]:
+def ends(all_keys: Sequence[SessionKeys]) -> Flow[Sequence[EndReason | None]]:
     """Return of each session why it is no more, None where it is there."""
-    replies = yield tuple(call for place in places for call in commands.exists(place))
-    found: list[EndReason | None] = [None] * len(places)
+    replies = yield tuple(call for keys in all_keys for call in commands.exists(keys))
+    found: list[EndReason | None] = [None] * len(all_keys)
     gone = [at for at, reply in enumerate(replies) if not commands.parse_exists(reply)]
     if gone:
-        replies = yield tuple(commands.why(places[at]) for at in gone)
+        replies = yield tuple(commands.why(all_keys[at]) for at in gone)
         for at, reply in zip(gone, replies, strict=True):
             found[at] = commands.parse_why(reply)
     return found
 
 
-def look(place: Place) -> Flow[tuple[Meta | None, int]]:
+def look(keys: SessionKeys) -> Flow[tuple[Meta | None, int]]:
     """Return a session's meta, None where there is none; and the store's clock in ms.
 
     Raises Damaged, NewerFormat.
     """
-    packed, now_ms = commands.parse_look((yield commands.look(place)))
+    packed, now_ms = commands.parse_look((yield commands.look(keys)))
     return (Meta.parse(packed) if packed is not None else None), now_ms
 
 
-def follow(place: Place, prefix: str, user: bytes) -> Flow[Place | None]:
+def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | None]:
     """Return where the session of a user, by tag, goes on that is not at ``place`` any more.
 
     None where it does not, or where it is another user's by now. ``prefix`` is the setting
@@ -181,28 +181,28 @@ def follow(place: Place, prefix: str, user: bytes) -> Flow[Place | None]:
     Raises NewerFormat.
     """
     for _ in range(_MOST_MOVES):
-        (reply,) = yield commands.whereabouts(place)
+        (reply,) = yield commands.whereabouts(keys)
         packed, public_id = commands.parse_whereabouts(reply)
         try:
             if packed:
-                return place if Meta.parse(packed).user == user else None
-            place = Place.of_id(prefix, public_id)
+                return keys if Meta.parse(packed).user == user else None
+            keys = SessionKeys.of_id(prefix, public_id)
         except (Damaged, ValueError):
             break
     return None
 
 
-def touch(place: Place, terms: Terms) -> Flow[Alive | Gone]:
+def touch(keys: SessionKeys, options: WriteOptions) -> Flow[Alive | Gone]:
     """Renew a session's deadline."""
-    (reply,) = yield (commands.touch(place, terms),)
+    (reply,) = yield (commands.touch(keys, options),)
     return commands.parse_touch(reply)
 
 
 def create(
-    place: Place,
+    keys: SessionKeys,
     fields: Sequence[tuple[bytes, bytes]],
     expiry: Expiry,
-    terms: Terms,
+    options: WriteOptions,
     token: bytes,
     user: bytes,
 ) -> Flow[Alive | Exists]:
@@ -211,19 +211,19 @@ def create(
     Raises SessionTooLarge.
     """
     size = commands.stored_size(fields)
-    if size > terms.max_bytes:
-        raise SessionTooLarge(place.id, size, terms.max_bytes)
-    (reply,) = yield (commands.create(place, token, expiry, fields, terms, user),)
+    if size > options.max_bytes:
+        raise SessionTooLarge(keys.id, size, options.max_bytes)
+    (reply,) = yield (commands.create(keys, token, expiry, fields, options, user),)
     return commands.parse_create(reply)
 
 
 def commit(
-    place: Place,
-    fields: Fields,
-    expiry_of: Callable[[Fields], Expiry],
-    terms: Terms,
-    token_of: Callable[[Delta], bytes],
-    asks: Callable[[], Asking],
+    keys: SessionKeys,
+    fields: SessionData,
+    expiry_of: Callable[[SessionData], Expiry],
+    options: WriteOptions,
+    token_of: Callable[[Changes], bytes],
+    asks: Callable[[], LockRequest],
     fence: Fence = NO_LOCK,
     *,
     whose: bytes = b"",
@@ -245,70 +245,72 @@ def commit(
     SessionLockTimeout.
     """
     conflicts = merged = 0
-    asking: Asking | None = None
-    turn: Turn | None = None
+    lock_request: LockRequest | None = None
+    turn: LockOutcome | None = None
     try:
         while True:
-            delta = fields.delta()
-            if not delta:
-                alive = yield from _renew(place, terms, fence, again)
-                return alive if isinstance(alive, Gone) else Committed(alive, delta, merged, turn)
-            expiry = expiry_of(fields) if delta.expiry_changed else None
-            token = token_of(delta)
-            user = fields.user if delta.changes_user else b""
+            changes = fields.changes()
+            if not changes:
+                alive = yield from _renew(keys, options, fence, again)
+                return alive if isinstance(alive, Gone) else Committed(alive, changes, merged, turn)
+            expiry = expiry_of(fields) if changes.expiry_changed else None
+            token = token_of(changes)
+            user = fields.user if changes.changes_user else b""
             (reply,) = yield (
-                commands.commit(place, token, expiry, delta, terms, fence, user, whose),
+                commands.commit(keys, token, expiry, changes, options, fence, user, whose),
             )
             queues = False
             match commands.parse_commit(reply):
                 case Gone() as gone:
                     return gone
                 case TooLarge(size=size):
-                    raise SessionTooLarge(place.id, size, terms.max_bytes)
+                    raise SessionTooLarge(keys.id, size, options.max_bytes)
                 case Lost(holder=holder) if turn is None and not merge_lost:
-                    raise SessionLockLost(place.id, holder)
+                    raise SessionLockLost(keys.id, holder)
                 case Held() | Lost():
                     queues = True
                 case Conflict(values=theirs):
                     # To add to what is no counter in the store is no conflict: it is given the
                     # sum.
-                    if not theirs.keys() <= delta.sums:
+                    if not theirs.keys() <= changes.sums:
                         conflicts += 1
                         merged += len(theirs)
-                        if terms.on_conflict == "error":
-                            raise SessionConflict(place.id, [_readable(field) for field in theirs])
+                        if options.on_conflict == "error":
+                            raise SessionConflict(keys.id, [_readable(field) for field in theirs])
                     fields.rebase(theirs)
                     queues = fence.token is None and conflicts >= _PATIENCE
                 case Alive() as alive:
-                    fields.written(delta, token, list(alive.counters))
-                    return Committed(alive, delta, merged, turn, token)
+                    fields.written(changes, token, list(alive.counters))
+                    return Committed(alive, changes, merged, turn, token)
             if queues:
-                asking = asks()
-                turn, _ = yield from locks.take(place, asking)
+                lock_request = asks()
+                turn, _ = yield from locks.take(keys, lock_request)
                 if isinstance(turn.found, Gone):
                     return turn.found
-                fence = Fence(asking.token, release=True)
+                fence = Fence(lock_request.token, release=True)
     except Exception:
-        if asking and turn:
+        if lock_request and turn:
             with suppress(SessionStoreUnavailable):
-                yield (commands.release(place, asking.token),)
+                yield (commands.release(keys, lock_request.token),)
         raise
 
 
-def _renew(place: Place, terms: Terms, fence: Fence, again: bool) -> Flow[Alive | Gone]:
-    trip: Trip = (commands.touch(place, terms, always=again),)
+def _renew(
+    keys: SessionKeys, options: WriteOptions, fence: Fence, again: bool
+) -> Flow[Alive | Gone]:
+    trip: Trip = (commands.touch(keys, options, always=again),)
     if fence.token and fence.release:
-        trip += (commands.release(place, fence.token),)
+        trip += (commands.release(keys, fence.token),)
     reply, *_ = yield trip
     return commands.parse_touch(reply)
 
 
 def rotate(
-    old: Place,
-    new: Place,
-    terms: Terms,
+    old: SessionKeys,
+    new: SessionKeys,
+    options: WriteOptions,
     token_of: Callable[[], bytes],
-    asks: Callable[[], Asking],
+    asks: Callable[[], LockRequest],
     fence: Fence = NO_LOCK,
     *,
     apart: bool = False,
@@ -323,40 +325,42 @@ def rotate(
 
     Raises SessionLockLost, SessionLockTimeout.
     """
-    asking: Asking | None = None
+    lock_request: LockRequest | None = None
     while True:
         if apart:
-            moved = yield from _move(old, new, terms, token_of(), asking or asks(), fence, found)
+            moved = yield from _move(
+                old, new, options, token_of(), lock_request or asks(), fence, found
+            )
             found = None
         else:
-            (reply,) = yield (commands.rotate(old, new, token_of(), terms, fence),)
+            (reply,) = yield (commands.rotate(old, new, token_of(), options, fence),)
             moved = commands.parse_rotate(reply)
         match moved:
             case Conflict():
                 # Others wrote between the two steps.
                 continue
-            case Lost(holder=holder) if asking is None:
+            case Lost(holder=holder) if lock_request is None:
                 raise SessionLockLost(old.id, holder)
             case Held() | Lost():
-                asking = asks()
-                turn, _ = yield from locks.take(old, asking)
+                lock_request = asks()
+                turn, _ = yield from locks.take(old, lock_request)
                 if isinstance(turn.found, Gone):
                     return turn.found
-                fence = Fence(asking.token, release=True)
+                fence = Fence(lock_request.token, release=True)
             case Exists() as exists:
-                if asking:
-                    yield (commands.release(old, asking.token),)
+                if lock_request:
+                    yield (commands.release(old, lock_request.token),)
                 return exists
             case done:
                 return done
 
 
 def _move(
-    old: Place,
-    new: Place,
-    terms: Terms,
+    old: SessionKeys,
+    new: SessionKeys,
+    options: WriteOptions,
     token: bytes,
-    asking: Asking,
+    lock_request: LockRequest,
     fence: Fence,
     found: Loaded | None,
 ) -> Flow[Alive | Gone | Exists | Conflict | Held | Lost]:
@@ -369,15 +373,15 @@ def _move(
         if isinstance(read.found, EndReason):
             return Gone(read.now_ms, read.found)
         found = read.found
-    trip: Trip = (commands.copy(new, token, found, terms),)
+    trip: Trip = (commands.copy(new, token, found, options),)
     if fence.token and not fence.release:
         # The lock goes along.
-        trip += (commands.acquire(new, fence.token, asking.terms, 0),)
+        trip += (commands.acquire(new, fence.token, lock_request.options, 0),)
     reply, *_ = yield trip
     copied = commands.parse_create(reply)
     if isinstance(copied, Exists):
         return copied
-    leave = commands.leave(old, token, found.meta.version, new, terms.events_kept, fence)
+    leave = commands.leave(old, token, found.meta.version, new, options.events_kept, fence)
     (reply,) = yield (leave,)
     refusal = commands.parse_leave(reply)
     if refusal is None:
@@ -386,18 +390,18 @@ def _move(
     return refusal
 
 
-def release(place: Place, token: str) -> Flow[int | None]:
+def release(keys: SessionKeys, token: str) -> Flow[int | None]:
     """Give up a session's lock, or the place in its queue.
 
     Return how long it was held, in ms; None where it was no more held.
     """
-    (reply,) = yield (commands.release(place, token),)
+    (reply,) = yield (commands.release(keys, token),)
     return commands.parse_release(reply)
 
 
-def end(place: Place, reason: EndReason, events_kept: int) -> Flow[Ended | None]:
+def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Flow[Ended | None]:
     """End a session for good; return None where there was none. ``events_kept`` as in Terms."""
-    (reply,) = yield (commands.end(place, reason, events_kept),)
+    (reply,) = yield (commands.end(keys, reason, events_kept),)
     return commands.parse_end(reply)
 
 
@@ -425,7 +429,9 @@ def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
     return _between(flow, _Riding(rider))
 
 
-def acknowledged(flow: Flow[T], sync: Sync, heard: Callable[[Acknowledged], None]) -> Flow[T]:
+def acknowledged(
+    flow: Flow[T], sync: SyncOptions, heard: Callable[[Acknowledged], None]
+) -> Flow[T]:
     """Run ``flow``, and let each write that users rely on wait for its replicas, on its own trip.
 
     ``heard`` is told of those that landed. What asks goes last: where the driver repeats a part
@@ -474,7 +480,7 @@ class _Riding(_Between):
 
 
 class _Acknowledging(_Between):
-    def __init__(self, sync: Sync, heard: Callable[[Acknowledged], None]) -> None:
+    def __init__(self, sync: SyncOptions, heard: Callable[[Acknowledged], None]) -> None:
         self._sync, self._heard = sync, heard
         self._at: int | None = None
 

@@ -21,8 +21,8 @@ from django_clustered_sessions.exceptions import (
 
 from . import commands
 from .effects import Call, Flow, Trip, Wait
-from .options import Locking
-from .record import Place
+from .options import LockOptions
+from .record import SessionKeys
 from .results import Gone, Held, Taken
 
 #: How much later each place in the queue looks after a lease that is over, in ms: the first one
@@ -39,7 +39,7 @@ class Refusal:
     advice: str
 
 
-class Asking(NamedTuple):
+class LockRequest(NamedTuple):
     """Who asks for a lock, and how long it sleeps at a time (ms).
 
     ``refusal`` returns None, or why waiting makes no sense and what to do about it. ``waiting`` is
@@ -48,14 +48,14 @@ class Asking(NamedTuple):
     """
 
     token: str
-    terms: Locking
+    options: LockOptions
     slice_ms: float
     refusal: Callable[[], Refusal | None]
     waiting: Callable[[], AbstractContextManager[Refusal | None]]
     inside: str = ""
 
 
-class Turn(NamedTuple):
+class LockOutcome(NamedTuple):
     """What came of asking for a lock.
 
     ``waited_ms`` is how long that took, None without a wait; ``handed_on``: the one who released
@@ -69,84 +69,94 @@ class Turn(NamedTuple):
     seen: Sequence[Any] = ()
 
 
-def take(place: Place, asking: Asking, then: Trip = ()) -> Flow[tuple[Turn, Sequence[Any]]]:
+def take(
+    keys: SessionKeys, lock_request: LockRequest, then: Trip = ()
+) -> Flow[tuple[LockOutcome, Sequence[Any]]]:
     """Take a session's lock, and ask ``then`` with it; return both replies.
 
     Where the session is gone there is no lock to take, and ``then`` was asked all the same.
 
     Raises SessionLockTimeout; SessionLockRefused where waiting makes no sense.
     """
-    refusal = asking.refusal()
-    wait_ms = 0 if refusal else asking.terms.wait_ms
-    reply, *rest = yield (_acquire(place, asking, wait_ms), *then)
+    refusal = lock_request.refusal()
+    wait_ms = 0 if refusal else lock_request.options.wait_ms
+    reply, *rest = yield (_acquire(keys, lock_request, wait_ms), *then)
     found = commands.parse_acquire(reply)
     if not isinstance(found, Held):
-        return Turn(found), rest
-    if found.place == 0:
-        raise _refused(place, asking, found, refusal)
+        return LockOutcome(found), rest
+    if found.queue_position == 0:
+        raise _refused(keys, lock_request, found, refusal)
     try:
-        with asking.waiting() as refusal:
+        with lock_request.waiting() as refusal:
             if refusal:
-                raise _refused(place, asking, found, refusal)
-            turn, replies = yield from _wait(place, asking, found, then)
+                raise _refused(keys, lock_request, found, refusal)
+            turn, replies = yield from _wait(keys, lock_request, found, then)
             return turn._replace(seen=rest), replies
     except SessionLockTimeout:
         # Its place in the queue is somebody else's now.
         with suppress(SessionStoreUnavailable):
-            yield (commands.release(place, asking.token),)
+            yield (commands.release(keys, lock_request.token),)
         raise
 
 
-def _wait(place: Place, asking: Asking, held: Held, then: Trip) -> Flow[tuple[Turn, Sequence[Any]]]:
+def _wait(
+    keys: SessionKeys, lock_request: LockRequest, held: Held, then: Trip
+) -> Flow[tuple[LockOutcome, Sequence[Any]]]:
     began_ms, slept_ms = held.now_ms, 0.0
     while True:
         # By the store's clock, which a failover may set back: then by what was slept.
-        left_ms = asking.terms.wait_ms - max(held.now_ms - began_ms, slept_ms)
+        left_ms = lock_request.options.wait_ms - max(held.now_ms - began_ms, slept_ms)
         if left_ms <= 0:
-            raise _timeout(place, asking, held)
-        lease_ms = max(held.lease_left_ms, 0) + held.place * _STAGGER_MS
-        nap_ms = min(left_ms, lease_ms, asking.slice_ms)
-        woken = yield Wait(place.mailbox(asking.token), nap_ms / 1000)
+            raise _timeout(keys, lock_request, held)
+        lease_ms = max(held.lease_left_ms, 0) + held.queue_position * _STAGGER_MS
+        nap_ms = min(left_ms, lease_ms, lock_request.slice_ms)
+        woken = yield Wait(keys.mailbox(lock_request.token), nap_ms / 1000)
         if woken is False:
             slept_ms += nap_ms
             left_ms -= nap_ms
         # One that was woken has the lock, most likely, and loads on the same trip.
-        trip = (_acquire(place, asking, round(left_ms)), *(then if woken else ()))
+        trip = (_acquire(keys, lock_request, round(left_ms)), *(then if woken else ()))
         reply, *rest = yield trip
         found = commands.parse_acquire(reply)
         if not isinstance(found, Held):
             if then and not woken:
                 rest = yield then
-            return Turn(found, found.now_ms - began_ms, bool(woken)), rest
-        if found.place == 0:
-            raise _timeout(place, asking, found) if left_ms <= 0 else _refused(place, asking, found)
+            return LockOutcome(found, found.now_ms - began_ms, bool(woken)), rest
+        if found.queue_position == 0:
+            raise (
+                _timeout(keys, lock_request, found)
+                if left_ms <= 0
+                else _refused(keys, lock_request, found)
+            )
         held = found
 
 
-def _acquire(place: Place, asking: Asking, wait_ms: int) -> Call:
-    return commands.acquire(place, asking.token, asking.terms, wait_ms, asking.inside)
+def _acquire(keys: SessionKeys, lock_request: LockRequest, wait_ms: int) -> Call:
+    return commands.acquire(
+        keys, lock_request.token, lock_request.options, wait_ms, lock_request.inside
+    )
 
 
 def _refused(
-    place: Place, asking: Asking, held: Held, refusal: Refusal | None = None
+    keys: SessionKeys, lock_request: LockRequest, held: Held, refusal: Refusal | None = None
 ) -> SessionLockTimeout:
     if refusal is None:
-        if not asking.terms.wait_ms:
-            return _timeout(place, asking, held)
+        if not lock_request.options.wait_ms:
+            return _timeout(keys, lock_request, held)
         refusal = Refusal(
             SessionLockRefused,
             f"{held.waiting} requests wait for it already",
             "CLUSTERED_SESSIONS_LOCK_MAX_WAITERS says how many may.",
         )
-    return refusal.error(place.id, held.holder, _age_s(held), refusal.why, refusal.advice)
+    return refusal.error(keys.id, held.holder, _age_s(held), refusal.why, refusal.advice)
 
 
-def _timeout(place: Place, asking: Asking, held: Held) -> SessionLockTimeout:
+def _timeout(keys: SessionKeys, lock_request: LockRequest, held: Held) -> SessionLockTimeout:
     return SessionLockTimeout(
-        place.id,
+        keys.id,
         held.holder,
         _age_s(held),
-        f"waited {asking.terms.wait_ms / 1000:.1f} s in vain",
+        f"waited {lock_request.options.wait_ms / 1000:.1f} s in vain",
         "Make that view faster, or let it commit() before its slow part. Where a view calls its "
         "own site, give the call session.lock_headers().",
     )

@@ -16,7 +16,7 @@ from django_clustered_sessions.exceptions import SessionLimitReached
 
 from . import commands, user_index
 from .effects import Flow
-from .record import NOBODY, Place, user_tag
+from .record import NOBODY, SessionKeys, user_tag
 from .user_index import Listed
 
 #: How long a look at a user's sessions may be relied on, in seconds.
@@ -49,11 +49,11 @@ def lapse_ms(wait_s: float, trip_s: float) -> int:
 
 
 def claim(
-    place: Place,
+    keys: SessionKeys,
     prefix: str,
     user: str,
     limit: Limit,
-    end: Callable[[Sequence[Place]], Flow[None]],
+    end: Callable[[Sequence[SessionKeys]], Flow[None]],
     clock: Callable[[], float],
 ) -> Flow[None]:
     """Claim for the session at ``place``, which has to be there, that the user may log in.
@@ -68,7 +68,7 @@ def claim(
         looked_s = clock()
         found = yield from user_index.of_user(prefix, user, limit.events_kept)
         found.sort(key=lambda one: one.meta.created_ms)
-        counting = [one.place for one in found if one.place.id != place.id]
+        counting = [one.keys for one in found if one.keys.id != keys.id]
         others: list[bytes] = []
         kept: list[str] = []
         while clock() - looked_s < _LOOK_S:
@@ -80,8 +80,8 @@ def claim(
                 others += (ended.id.encode() for ended in counting[:surplus])
                 del counting[:surplus]
             known = [*(counted.id for counted in counting), *kept]
-            terms = place.id, limit.most, limit.lapse_ms
-            (reply,) = yield (commands.claim(prefix, tag, *terms, known, others),)
+            options = keys.id, limit.most, limit.lapse_ms
+            (reply,) = yield (commands.claim(prefix, tag, *options, known, others),)
             unknown = commands.parse_claim(reply)
             if unknown is None:
                 # Damage by somebody else.
@@ -95,20 +95,20 @@ def claim(
                 break
             # Another user's session counts, for it may be about to change hands, and is not ended.
             mine = [one for one in seen.values() if one and one.meta.user == NOBODY]
-            counting += (one.place for one in mine)
-            kept += (one.place.id for one in seen.values() if one and one not in mine)
+            counting += (one.keys for one in mine)
+            kept += (one.keys.id for one in seen.values() if one and one not in mine)
             others += (public_id for public_id, one in seen.items() if one is None)
     raise SessionLimitReached(limit.most)
 
 
 def _seen(prefix: str, ids: Sequence[bytes]) -> Flow[dict[bytes, Listed | None]]:
     """Find what is behind claims; nothing: it was ended, or has expired."""
-    places = user_index.places_of(prefix, ids)
-    found = yield from user_index.looked_up(list(places.values()))
-    return dict.fromkeys(ids) | dict(zip(places, found, strict=True))
+    all_keys = user_index.places_of(prefix, ids)
+    found = yield from user_index.looked_up(list(all_keys.values()))
+    return dict.fromkeys(ids) | dict(zip(all_keys, found, strict=True))
 
 
-def keep(new: Place, prefix: str, user: bytes, limit: Limit) -> Flow[None]:
+def keep(new: SessionKeys, prefix: str, user: bytes, limit: Limit) -> Flow[None]:
     """Claim that a session which moves to ``new`` stays that of a user, by tag.
 
     Who looks at the indexes meanwhile may find it in neither bucket.
@@ -116,6 +116,6 @@ def keep(new: Place, prefix: str, user: bytes, limit: Limit) -> Flow[None]:
     yield (commands.claim(prefix, user, new.id, 0, limit.lapse_ms),)
 
 
-def give_back(place: Place, prefix: str, user: str) -> Flow[None]:
+def give_back(keys: SessionKeys, prefix: str, user: str) -> Flow[None]:
     """Give up the claim of a login that will not be written."""
-    yield (commands.unclaim(prefix, user_tag(user), place.id),)
+    yield (commands.unclaim(prefix, user_tag(user), keys.id),)

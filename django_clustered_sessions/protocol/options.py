@@ -13,7 +13,7 @@ _LONGEST_MS: Final = 100 * 365 * 24 * 60 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Sync:
+class SyncOptions:
     """What a write waits for, and for how long, in ms: so many replicas, with ``fsync`` on disk.
 
     With ``fsync`` the primary's own disk as well.
@@ -24,7 +24,7 @@ class Sync:
     timeout_ms: int
 
 
-class Terms(NamedTuple):
+class WriteOptions(NamedTuple):
     """What the settings say about every write: times in ms, ``max_bytes`` in stored bytes.
 
     ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``. ``client`` is from
@@ -47,7 +47,7 @@ class Terms(NamedTuple):
         return bounded(self.default_age_ms), self.idle_ms, self.absolute_ms
 
 
-class Locking(NamedTuple):
+class LockOptions(NamedTuple):
     """What the settings say about a lock; times in ms.
 
     ``wait_ms``: how long a request waits; ``lease_ms``: how long a silent holder keeps the lock;

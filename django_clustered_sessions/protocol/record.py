@@ -188,7 +188,7 @@ class HiddenKey:
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SessionKeys:
     """Where a session is kept: the keys of its record, and of its bucket's index, locks and users.
 
     All of a bucket's keys share one hash tag, so that one script can change them together, on
@@ -203,13 +203,13 @@ class Place:
 
     @staticmethod
     @lru_cache(maxsize=_REMEMBERED)
-    def of(prefix: str, session_key: str) -> Place:
+    def of(prefix: str, session_key: str) -> SessionKeys:
         """Return the place of the session ``session_key`` under the setting KEY_PREFIX."""
         digest = _digest(session_key)
-        return Place._in(bucket_tag(prefix, digest[0] << 2 | digest[1] >> 6), _text(digest))
+        return SessionKeys._in(bucket_tag(prefix, digest[0] << 2 | digest[1] >> 6), _text(digest))
 
     @classmethod
-    def of_id(cls, prefix: str, public_id: str) -> Place:
+    def of_id(cls, prefix: str, public_id: str) -> SessionKeys:
         """Return the place of the session with this public id.
 
         Raises ValueError for what is no id.
@@ -220,7 +220,7 @@ class Place:
         return cls._in(bucket_tag(prefix, first << 2 | second >> 6), public_id)
 
     @classmethod
-    def _in(cls, bucket: str, public_id: str) -> Place:
+    def _in(cls, bucket: str, public_id: str) -> SessionKeys:
         # By position, one string each: every request makes one.
         return cls(
             public_id,
@@ -287,7 +287,7 @@ class Meta(NamedTuple):
             raise Damaged("its meta field is damaged") from error
 
 
-class Known(NamedTuple):
+class CachedSession(NamedTuple):
     """A session's values, raw by field, and the version of the record that they are."""
 
     version: bytes

@@ -85,7 +85,7 @@ class Taken(NamedTuple):
 class Held:
     """Another has the lock, and since when.
 
-    ``place`` is the asker's in the queue, from 1; 0 where it is not in it. ``waiting`` is how
+    ``queue_position`` is the asker's, from 1; 0 where it is not in it. ``waiting`` is how
     many wait where that are too many.
     """
 
@@ -93,7 +93,7 @@ class Held:
     since_ms: int
     holder: str
     lease_left_ms: int = 0
-    place: int = 0
+    queue_position: int = 0
     waiting: int = 0
 
 

@@ -66,18 +66,18 @@ class Change(NamedTuple):
     operand: bytes
 
 
-class Delta(NamedTuple):
+class Changes(NamedTuple):
     """What a request changed; with ``cleared``, after all that was stored is forgotten.
 
     ``sums`` are the fields that are added to.
     """
 
-    changes: tuple[Change, ...]
+    fields: tuple[Change, ...]
     cleared: bool
     sums: frozenset[bytes] = frozenset()
 
     def __bool__(self) -> bool:
-        return self.cleared or bool(self.changes)
+        return self.cleared or bool(self.fields)
 
     @property
     def expiry_changed(self) -> bool:
@@ -90,33 +90,33 @@ class Delta(NamedTuple):
         return self._is_about(USER_FIELD)
 
     def _is_about(self, field: bytes) -> bool:
-        return self.cleared or any(change.field == field for change in self.changes)
+        return self.cleared or any(change.field == field for change in self.fields)
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """What a copy of a session had changed at some time, what was stored, and whose that was."""
 
-    delta: Delta
+    changes: Changes
     added: Mapping[Any, int]
     stored: dict[bytes, bytes]
     owner: bytes
 
 
 def _alone(
-    method: Callable[Concatenate[Fields, P], T],
-) -> Callable[Concatenate[Fields, P], T]:
+    method: Callable[Concatenate[SessionData, P], T],
+) -> Callable[Concatenate[SessionData, P], T]:
     """Let no other thread change the values while ``method`` runs."""
 
     @wraps(method)
-    def alone(self: Fields, *args: P.args, **named: P.kwargs) -> T:
+    def alone(self: SessionData, *args: P.args, **named: P.kwargs) -> T:
         with self._guard:
             return method(self, *args, **named)
 
     return alone  # type: ignore[return-value]
 
 
-class Fields(MutableMapping[Any, Any]):
+class SessionData(MutableMapping[Any, Any]):
     """A session's values by key: what the store holds, as far as it was decoded, and changes.
 
     ``stored`` has each field's bytes as loaded (version, codec, payload), ``owner`` is the tag of
@@ -259,7 +259,7 @@ class Fields(MutableMapping[Any, Any]):
         return self._owner if self._is_unread(_USER) else record.NOBODY
 
     @_alone
-    def delta(self) -> Delta:
+    def changes(self) -> Changes:
         """Return what differs from what the store is known to hold.
 
         All of it anew where the user is another one: what cannot be read is not the new user's.
@@ -268,8 +268,8 @@ class Fields(MutableMapping[Any, Any]):
         """
         if self._changes_hands():
             anew = (Change(Operation.SET, field, b"", value) for field, value in self._readable())
-            return Delta(tuple(anew), cleared=True)
-        changes: dict[bytes, Change] = {}
+            return Changes(tuple(anew), cleared=True)
+        found: dict[bytes, Change] = {}
         sums: set[bytes] = set()
         for key, value in list(self._values.items()):
             if self._atoms.get(key, MISSING) is value:
@@ -277,14 +277,14 @@ class Fields(MutableMapping[Any, Any]):
             field = self._field(key)
             if self._is_sum(key, field, value):
                 if self._added[key]:
-                    changes[field] = self._addition(key, field, value)
+                    found[field] = self._addition(key, field, value)
                     sums.add(field)
             elif (serialized := self._if_changed(key, field, value)) is not None:
                 packed = self._pack(key, field, value, serialized)
-                changes[field] = Change(Operation.SET, field, self._version(field), packed)
+                found[field] = Change(Operation.SET, field, self._version(field), packed)
         for field in self._missing():
-            changes[field] = Change(Operation.REMOVE, field, self._version(field), b"")
-        return Delta(tuple(changes.values()), self._cleared, frozenset(sums))
+            found[field] = Change(Operation.REMOVE, field, self._version(field), b"")
+        return Changes(tuple(found.values()), self._cleared, frozenset(sums))
 
     @_alone
     def everything(self) -> list[tuple[bytes, bytes]]:
@@ -307,7 +307,7 @@ class Fields(MutableMapping[Any, Any]):
         return list(packed.items())
 
     @_alone
-    def written(self, delta: Delta, version: bytes, counters: list[int]) -> None:
+    def written(self, changes: Changes, version: bytes, counters: list[int]) -> None:
         """Take note that the store now holds ``delta`` under ``version``.
 
         ``counters`` are the new values of what was added to, in the order of the delta. What was
@@ -319,14 +319,14 @@ class Fields(MutableMapping[Any, Any]):
                 change.field: self._sum(change)
                 if change.operation is Operation.ADD
                 else change.operand
-                for change in delta.changes
+                for change in changes.fields
             }
         )
-        if delta.cleared:
+        if changes.cleared:
             self._stored = {}
             self._cleared = False
             self._set_aside = set()
-        for change in delta.changes:
+        for change in changes.fields:
             if change.operation is Operation.REMOVE:
                 self._stored.pop(change.field, None)
                 continue
@@ -399,7 +399,7 @@ class Fields(MutableMapping[Any, Any]):
         """
         if self._cleared:
             return
-        changed = {change.field for change in self.delta().changes}
+        changed = {change.field for change in self.changes().fields}
         self._owner = owner
         moved = {
             field: stored.get(field, b"")
@@ -433,7 +433,7 @@ class Fields(MutableMapping[Any, Any]):
 
         Raises TypeError, as ``delta`` does.
         """
-        return Snapshot(self.delta(), dict(self._added), self._stored, self._owner)
+        return Snapshot(self.changes(), dict(self._added), self._stored, self._owner)
 
     @_alone
     def restore(self, snapshot: Snapshot) -> None:
@@ -443,11 +443,11 @@ class Fields(MutableMapping[Any, Any]):
         """
         self._values, self._atoms, self._added, self._removed = {}, {}, {}, set()
         self._stored, self._owner = snapshot.stored, snapshot.owner
-        self._cleared = snapshot.delta.cleared
+        self._cleared = snapshot.changes.cleared
         self._waiting = dict.fromkeys(
             field for field in self._stored if field not in self._set_aside and not self._cleared
         )
-        for change in snapshot.delta.changes:
+        for change in snapshot.changes.fields:
             key = self._key(change.field)
             if change.operation is Operation.REMOVE:
                 self._waiting.pop(change.field, None)

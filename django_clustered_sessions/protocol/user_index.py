@@ -13,7 +13,17 @@ from typing import Final, NamedTuple
 
 from . import commands
 from .effects import Flow, batches
-from .record import BUCKETS, FIRST, LAST, Damaged, EndReason, Meta, NewerFormat, Place, user_tag
+from .record import (
+    BUCKETS,
+    FIRST,
+    LAST,
+    Damaged,
+    EndReason,
+    Meta,
+    NewerFormat,
+    SessionKeys,
+    user_tag,
+)
 from .results import Ended
 from .session_data import USER_FIELD
 
@@ -27,7 +37,7 @@ class Listed(NamedTuple):
     ``user`` is raw, empty where nobody is; so is from where it was used, ``first`` and ``last``.
     """
 
-    place: Place
+    keys: SessionKeys
     meta: Meta
     user: bytes
     first: bytes
@@ -44,39 +54,39 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
     replies = yield tuple(commands.owned(prefix, bucket, tag) for bucket in range(BUCKETS))
     ids = (public_id for reply in replies for public_id in commands.parse_owned(reply))
     found: list[Listed] = []
-    for places in batches(places_of(prefix, ids).values(), _PER_TRIP):
-        listed = yield from looked_up(places)
+    for all_keys in batches(places_of(prefix, ids).values(), _PER_TRIP):
+        listed = yield from looked_up(all_keys)
         mine = [one for one in listed if one and one.meta.user == tag]
         found += mine
-        gone = {place.id for place in places} - {one.place.id for one in mine}
+        gone = {keys.id for keys in all_keys} - {one.keys.id for one in mine}
         if gone:
-            lost = (place for place in places if place.id in gone)
-            yield tuple(commands.unlist(place, tag, events_kept) for place in lost)
+            lost = (keys for keys in all_keys if keys.id in gone)
+            yield tuple(commands.unlist(keys, tag, events_kept) for keys in lost)
     found.sort(key=lambda one: one.meta.seen_ms, reverse=True)
     return found
 
 
-def places_of(prefix: str, ids: Iterable[bytes]) -> dict[bytes, Place]:
+def places_of(prefix: str, ids: Iterable[bytes]) -> dict[bytes, SessionKeys]:
     """Return the place of each public id, without those that are none: somebody else wrote them."""
-    places: dict[bytes, Place] = {}
+    all_keys: dict[bytes, SessionKeys] = {}
     for public_id in ids:
         with suppress(ValueError):
-            places[public_id] = Place.of_id(prefix, public_id.decode("ascii", "replace"))
-    return places
+            all_keys[public_id] = SessionKeys.of_id(prefix, public_id.decode("ascii", "replace"))
+    return all_keys
 
 
-def one(place: Place) -> Flow[Listed | None]:
+def one(keys: SessionKeys) -> Flow[Listed | None]:
     """Find one session."""
-    (found,) = yield from looked_up([place])
+    (found,) = yield from looked_up([keys])
     return found
 
 
-def looked_up(places: Sequence[Place]) -> Flow[list[Listed | None]]:
+def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
     """Find some sessions, whoever is logged in there; None for each that is not there."""
-    *replies, clock = yield commands.described(places, USER_FIELD, FIRST, LAST)
+    *replies, clock = yield commands.described(all_keys, USER_FIELD, FIRST, LAST)
     now_ms = commands.milliseconds(clock)
     found: list[Listed | None] = []
-    for place, reply in zip(places, replies, strict=True):
+    for keys, reply in zip(all_keys, replies, strict=True):
         try:
             if isinstance(reply, Exception):
                 raise reply
@@ -86,25 +96,25 @@ def looked_up(places: Sequence[Place]) -> Flow[list[Listed | None]]:
             found.append(None)
         else:
             is_alive = meta.deadline_ms > now_ms
-            found.append(Listed(place, meta, *(part or b"" for part in rest)) if is_alive else None)
+            found.append(Listed(keys, meta, *(part or b"" for part in rest)) if is_alive else None)
     return found
 
 
 def end(
-    places: Sequence[Place], reason: EndReason, events_kept: int
-) -> Flow[list[tuple[Place, Ended]]]:
+    all_keys: Sequence[SessionKeys], reason: EndReason, events_kept: int
+) -> Flow[list[tuple[SessionKeys, Ended]]]:
     """End sessions of one bucket on one trip; return those that there were.
 
     ``events_kept`` as in Terms.
     """
-    replies = yield tuple(commands.end(place, reason, events_kept) for place in places)
-    found = zip(places, map(commands.parse_end, replies), strict=True)
-    return [(place, ended) for place, ended in found if ended]
+    replies = yield tuple(commands.end(keys, reason, events_kept) for keys in all_keys)
+    found = zip(all_keys, map(commands.parse_end, replies), strict=True)
+    return [(keys, ended) for keys, ended in found if ended]
 
 
-def by_bucket(places: Iterable[Place]) -> Iterable[list[Place]]:
+def by_bucket(all_keys: Iterable[SessionKeys]) -> Iterable[list[SessionKeys]]:
     """Return the places in groups that are on one node, wherever the store has its nodes."""
     buckets = defaultdict(list)
-    for place in places:
-        buckets[place.index].append(place)
+    for keys in all_keys:
+        buckets[keys.index].append(keys)
     return buckets.values()

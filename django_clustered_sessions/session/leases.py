@@ -23,7 +23,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Flow, Pause
-from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip
 
@@ -43,7 +43,7 @@ class Grant:
     renews and releases it.
     """
 
-    place: Place
+    keys: SessionKeys
     token: str
     name: str
     lease_ms: int
@@ -85,13 +85,13 @@ def let_go(grant: Grant) -> None:
     counters.maximum(lock_longest_hold_ms=round(grant.held_s * 1000))
 
 
-def holds(place: Place, besides: Grant | None = None) -> bool:
+def holds(keys: SessionKeys, besides: Grant | None = None) -> bool:
     """Return whether this thread or task holds a session's lock: it would wait for itself.
 
     ``besides`` is a grant that does not count: one that was lost.
     """
     return any(
-        grant.is_held and grant is not besides and grant.place.record == place.record
+        grant.is_held and grant is not besides and grant.keys.record == keys.record
         for grant in _held.get()
     )
 
@@ -115,16 +115,16 @@ class _WaitingRoom:
         """Return how many wait for a session."""
         return sum(waiter.record == record for waiter in self._waiting)
 
-    def is_full(self, place: Place) -> bool:
-        return self.waiting(place.record) >= conf.lock_process_waiters
+    def is_full(self, keys: SessionKeys) -> bool:
+        return self.waiting(keys.record) >= conf.lock_process_waiters
 
     @contextmanager
-    def entered(self, place: Place) -> Iterator[bool]:
+    def entered(self, keys: SessionKeys) -> Iterator[bool]:
         """Wait here; gives whether there was room."""
-        waiter = _Waiter(place.record)
+        waiter = _Waiter(keys.record)
         try:
             with self._lock:
-                if has_room := not self.is_full(place):
+                if has_room := not self.is_full(keys):
                     self._waiting.add(waiter)
             yield has_room
         finally:
@@ -184,21 +184,21 @@ class _Renewer:
             ]
 
     def _renewing(self, due: list[Grant]) -> Flow[None]:
-        places = [grant.place for grant in due]
+        all_keys = [grant.keys for grant in due]
         try:
             replies = yield tuple(
-                commands.renew(grant.place, grant.token, grant.lease_ms, grant.hold_ms)
+                commands.renew(grant.keys, grant.token, grant.lease_ms, grant.hold_ms)
                 for grant in due
             )
         except SessionStoreUnavailable as error:
             level = logging.DEBUG if error.is_told else logging.WARNING
             logger.log(level, "the leases of %d locks could not be renewed: %s", len(due), error)
             return
-        for grant, place, reply in zip(due, places, replies, strict=True):
+        for grant, keys, reply in zip(due, all_keys, replies, strict=True):
             left_ms = commands.parse_renew(reply)
             grant.renewed_at_s = time.monotonic()
             grant.leased_until_s = grant.renewed_at_s + (left_ms or 0) / 1000
-            if not grant.is_held or grant.place is not place:
+            if not grant.is_held or grant.keys is not keys:
                 # It was given up, or has moved to another key, while this was under way.
                 continue
             if left_ms is None:
@@ -210,7 +210,7 @@ class _Renewer:
                 continue
             logger.warning(
                 "session %s: %s %s, held for %.1f s",
-                *(place.id[:12], grant.name, problem, grant.held_s),
+                *(keys.id[:12], grant.name, problem, grant.held_s),
             )
             with self._lock:
                 self._grants.discard(grant)

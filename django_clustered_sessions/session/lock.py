@@ -18,26 +18,26 @@ from django_clustered_sessions.exceptions import (
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
-from django_clustered_sessions.protocol.locks import Asking, Refusal, Turn
-from django_clustered_sessions.protocol.options import NO_LOCK, Fence, Locking
-from django_clustered_sessions.protocol.record import Place, locker_name
+from django_clustered_sessions.protocol.locks import LockOutcome, LockRequest, Refusal
+from django_clustered_sessions.protocol.options import NO_LOCK, Fence, LockOptions
+from django_clustered_sessions.protocol.record import SessionKeys, locker_name
 from django_clustered_sessions.protocol.results import Gone
 
 from . import leases
 from .leases import Grant
-from .request_policy import Usage
+from .request_policy import Policy
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
 
-class Hold:
+class SessionLock:
     """What one session object has of its session's lock."""
 
     #: The lock, as far as this object knows.
     grant: Grant | None = None
     #: What the store may have under a token, the lock or a place in its queue: asked for, or to be
     #: given up, and no answer has come.
-    _asked: tuple[Place, str] | None = None
+    _asked: tuple[SessionKeys, str] | None = None
 
     @property
     def is_in_doubt(self) -> bool:
@@ -49,9 +49,9 @@ class Hold:
         """Whether the lock is held, or was asked for and nobody knows what came of it."""
         return self.grant is not None or self.is_in_doubt
 
-    def asking(self, place: Place, usage: Usage, *, capped: bool) -> Asking:
+    def lock_request(self, keys: SessionKeys, usage: Policy, *, capped: bool) -> LockRequest:
         """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
-        terms = Locking(
+        options = LockOptions(
             wait_ms=round(conf.lock_wait * 1000),
             lease_ms=round(conf.lock_lease * 1000),
             hold_ms=round(conf.lock_max_hold * 1000),
@@ -62,36 +62,38 @@ class Hold:
 
         def refusal() -> Refusal | None:
             # From here on it may be in the store's queue.
-            self._asked = place, token
-            return _refusal(place, capped, self.grant)
+            self._asked = keys, token
+            return _refusal(keys, capped, self.grant)
 
-        return Asking(
+        return LockRequest(
             token,
-            terms,
+            options,
             slice_ms=conf.store_timeout * 500,
             refusal=refusal,
-            waiting=partial(_waiting, place, capped),
-            inside=usage.outer_token(place.id),
+            waiting=partial(_waiting, keys, capped),
+            inside=usage.outer_token(keys.id),
         )
 
-    def take(self, place: Place, asking: Asking | None, turn: Turn | None) -> None:
+    def take(
+        self, keys: SessionKeys, lock_request: LockRequest | None, turn: LockOutcome | None
+    ) -> None:
         """Take what came of asking; nothing where nobody asked, or the session is gone."""
-        if asking is None or turn is None or isinstance(turn.found, Gone):
+        if lock_request is None or turn is None or isinstance(turn.found, Gone):
             self._asked = None
             return
         is_inside = turn.found.inside
         self.grant = Grant(
-            place,
-            asking.inside if is_inside else asking.token,
-            asking.terms.name.decode("utf-8", "replace"),
-            asking.terms.lease_ms,
-            asking.terms.hold_ms,
+            keys,
+            lock_request.inside if is_inside else lock_request.token,
+            lock_request.options.name.decode("utf-8", "replace"),
+            lock_request.options.lease_ms,
+            lock_request.options.hold_ms,
             is_inside,
         )
         leases.hold(self.grant)
         self.count(turn)
 
-    def count(self, turn: Turn) -> None:
+    def count(self, turn: LockOutcome) -> None:
         """Count a lock that was taken, for a single write too."""
         self._asked = None
         counters.add(locks_acquired=1, lock_handoffs=int(turn.handed_on))
@@ -103,11 +105,11 @@ class Hold:
         grant = self.grant
         return Fence(grant.token, release and not grant.is_inside) if grant else NO_LOCK
 
-    def move(self, place: Place) -> None:
+    def move(self, keys: SessionKeys) -> None:
         """Take note that the session has another key, and the lock with it."""
         self._asked = None
         if self.grant:
-            self.grant.place = place
+            self.grant.keys = keys
 
     def let_go(self) -> None:
         """Take note that the lock is given up."""
@@ -129,7 +131,7 @@ class Hold:
         """
         grant = self.grant
         if grant and not grant.is_inside:
-            self._asked = grant.place, grant.token
+            self._asked = grant.keys, grant.token
         asked = self._asked
         if grant:
             # Not renewed from here on, whatever comes.
@@ -137,22 +139,20 @@ class Hold:
             self.grant = None
         if asked is None:
             return
-        place, token = asked
+        keys, token = asked
         try:
-            held_ms = yield from flows.release(place, token)
+            held_ms = yield from flows.release(keys, token)
         except SessionStoreUnavailable as error:
             # Nothing is lost by it but time: its lease will end.
             level = logging.DEBUG if error.is_told else logging.WARNING
-            logger.log(
-                level, "session %s: the lock could not be released: %s", place.id[:12], error
-            )
+            logger.log(level, "session %s: the lock could not be released: %s", keys.id[:12], error)
         else:
             # Given up before, by a trip whose reply was lost, or ended with its session.
             if grant and held_ms is None and not grant.is_leased:
                 counters.add(locks_lost=1)
         self._asked = None
 
-    def not_locked(self, error: SessionLockTimeout, usage: Usage) -> SessionLockTimeout:
+    def not_locked(self, error: SessionLockTimeout, usage: Policy) -> SessionLockTimeout:
         """Count, log and return the error of one who asked in vain."""
         self._asked = None
         is_refusal = isinstance(error, SessionLockRefused)
@@ -167,7 +167,7 @@ class Hold:
             logger.error(
                 "session %s: a write by %s was refused: its lock (lease %.1f s, held for %.1f s) "
                 "went to %s",
-                grant.place.id[:12],
+                grant.keys.id[:12],
                 grant.name,
                 grant.lease_ms / 1000,
                 grant.held_s,
@@ -178,27 +178,27 @@ class Hold:
         return error
 
 
-def _refusal(place: Place, capped: bool, lost: Grant | None) -> Refusal | None:
+def _refusal(keys: SessionKeys, capped: bool, lost: Grant | None) -> Refusal | None:
     """Return why waiting for a session's lock makes no sense in this process, if so.
 
     ``lost`` is the grant of who asks: it has one only if that was lost.
     """
-    if leases.holds(place, besides=lost):
+    if leases.holds(keys, besides=lost):
         return Refusal(
             SessionLockTimeout,
             "this thread or task holds the lock itself, through another session object",
             "Use that object: request.session in a view.",
         )
-    return _crowded() if capped and leases.waiting_room.is_full(place) else None
+    return _crowded() if capped and leases.waiting_room.is_full(keys) else None
 
 
 @contextmanager
-def _waiting(place: Place, capped: bool) -> Iterator[Refusal | None]:
+def _waiting(keys: SessionKeys, capped: bool) -> Iterator[Refusal | None]:
     """Wait for a session's lock; gives why that makes no sense, if so."""
     if not capped:
         yield None
         return
-    with leases.waiting_room.entered(place) as has_room:
+    with leases.waiting_room.entered(keys) as has_room:
         yield None if has_room else _crowded()
 
 

@@ -13,9 +13,9 @@ from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows, login_limit
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.login_limit import Limit
-from django_clustered_sessions.protocol.options import Sync
-from django_clustered_sessions.protocol.record import NOBODY, EndReason, Place
-from django_clustered_sessions.signals import Notices
+from django_clustered_sessions.protocol.options import SyncOptions
+from django_clustered_sessions.protocol.record import NOBODY, EndReason, SessionKeys
+from django_clustered_sessions.signals import PendingSignals
 
 from .near_cache import near_cache
 from .replication import Replication
@@ -25,18 +25,18 @@ from .replication import Replication
 class Claim:
     """A session's claim to be a user's, and when it was made, in seconds."""
 
-    place: Place
+    keys: SessionKeys
     user: str
     made_s: float
 
 
-class Admission:
+class LoginLimit:
     """The claim of a login that this object has not written yet."""
 
     _claim: Claim | None = None
     _may_be_written: bool = False
 
-    def __init__(self, notices: Notices) -> None:
+    def __init__(self, notices: PendingSignals) -> None:
         self._notices = notices
 
     @property
@@ -44,7 +44,7 @@ class Admission:
         """Whether there is such a claim."""
         return self._claim is not None
 
-    def claiming(self, place: Place, user: str, sync: Sync | None) -> Flow[None]:
+    def claiming(self, keys: SessionKeys, user: str, sync: SyncOptions | None) -> Flow[None]:
         """Claim that the session at ``place`` may become a user's, unless that was done just now.
 
         Raises SessionLimitReached.
@@ -52,35 +52,37 @@ class Admission:
         if (limit := _limit()) is None:
             return
         claim, now_s = self._claim, time.monotonic()
-        if claim and (claim.place, claim.user) == (place, user):
+        if claim and (claim.keys, claim.user) == (keys, user):
             if now_s - claim.made_s < login_limit.FRESH_S:
                 return
         else:
             yield from self.giving_back()
 
-        def end(places: Sequence[Place]) -> Flow[None]:
-            return self._ending(places, user, sync)
+        def end(all_keys: Sequence[SessionKeys]) -> Flow[None]:
+            return self._ending(all_keys, user, sync)
 
-        yield from login_limit.claim(place, conf.key_prefix, user, limit, end, time.monotonic)
-        self._claim, self._may_be_written = Claim(place, user, now_s), False
+        yield from login_limit.claim(keys, conf.key_prefix, user, limit, end, time.monotonic)
+        self._claim, self._may_be_written = Claim(keys, user, now_s), False
 
-    def _ending(self, places: Sequence[Place], user: str, sync: Sync | None) -> Flow[None]:
-        for place in places:
+    def _ending(
+        self, all_keys: Sequence[SessionKeys], user: str, sync: SyncOptions | None
+    ) -> Flow[None]:
+        for keys in all_keys:
             replication = Replication()
-            ending = flows.end(place, EndReason.LIMIT, conf.events_kept)
-            ended = yield from replication.awaited(place, ending, sync)
-            near_cache.end(place.record)
+            ending = flows.end(keys, EndReason.LIMIT, conf.events_kept)
+            ended = yield from replication.awaited(keys, ending, sync)
+            near_cache.end(keys.record)
             if ended:
                 counters.ended([ended.lifetime_ms])
                 # A login that was not written yet has no user.
-                self._notices.ended(place, user if ended.user else None, EndReason.LIMIT)
+                self._notices.ended(keys, user if ended.user else None, EndReason.LIMIT)
             replication.answer()
 
     def writing(self) -> None:
         """Take note that the login is about to be written."""
         self._may_be_written = True
 
-    def moving(self, new: Place, user: bytes) -> Flow[None]:
+    def moving(self, new: SessionKeys, user: bytes) -> Flow[None]:
         """Have the session counted while it moves to a new place; ``user`` is the user's tag."""
         if (limit := _limit()) and user != NOBODY:
             yield from login_limit.keep(new, conf.key_prefix, user, limit)
@@ -93,7 +95,7 @@ class Admission:
         claim, self._claim = self._claim, None
         if claim and not self._may_be_written:
             with suppress(SessionStoreUnavailable):
-                yield from login_limit.give_back(claim.place, conf.key_prefix, claim.user)
+                yield from login_limit.give_back(claim.keys, conf.key_prefix, claim.user)
 
 
 def _limit() -> Limit | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.protocol.record import CachedSession
 
 #: What Python takes for a session and for one of its fields, beside the bytes in it.
 _SESSION_BYTES: Final = 600
@@ -40,7 +40,7 @@ class Renewal(NamedTuple):
     """
 
     at_ms: int
-    terms: Any
+    options: Any
 
 
 class Life(NamedTuple):
@@ -59,9 +59,9 @@ class Life(NamedTuple):
         """Return the seconds that it has left, by the store's clock."""
         return (self.deadline_ms - self.seen_ms) / 1000 - (now_s - self.seen_at_s)
 
-    def is_renewed(self, now_s: float, terms: object) -> bool:
+    def is_renewed(self, now_s: float, options: object) -> bool:
         """Return whether the store would take another renewal for none: it does once a second."""
-        if self.renewal is None or self.renewal.terms != terms:
+        if self.renewal is None or self.renewal.options != options:
             return False
         now_ms = self.seen_ms + (now_s - self.seen_at_s) * 1000
         return now_ms < self.renewal.at_ms + RENEWED_EACH_MS
@@ -69,7 +69,7 @@ class Life(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class _Kept:
-    known: Known
+    known: CachedSession
     size: int
     life: Life | None
 
@@ -88,7 +88,7 @@ class NearCache:
         self.bytes = 0
         self._told_at_s = float("-inf")
 
-    def get(self, record: str) -> Known | None:
+    def get(self, record: str) -> CachedSession | None:
         """Return what is known of a session, and take note that it was used."""
         with self._lock:
             kept = self._kept.get(record)
@@ -102,7 +102,7 @@ class NearCache:
         kept = self._kept.get(record)
         return kept.life if kept else None
 
-    def put(self, record: str, known: Known, limit: int, life: Life | None = None) -> None:
+    def put(self, record: str, known: CachedSession, limit: int, life: Life | None = None) -> None:
         """Keep a session; forget those used longest ago beyond ``limit`` bytes."""
         size = memory(known)
         with self._lock:
@@ -151,7 +151,7 @@ class NearCache:
             self.bytes -= kept.size
 
 
-def memory(known: Known) -> int:
+def memory(known: CachedSession) -> int:
     """Return how many bytes of memory a session takes here, about."""
     parts = chain(known.values, known.values.values())
     return sum(map(len, parts)) + len(known.values) * _FIELD_BYTES + _SESSION_BYTES

@@ -15,7 +15,7 @@ _LOOK_S: Final = 0.005
 _unfinished: set[asyncio.Task[Any]] = set()
 
 
-class Turns:
+class OperationLock:
     """Whose turn it is. Threads enter ``lock``; tasks use ``aenter()`` and ``leave()``.
 
     Not a class with ``__enter__``: a signal's exception between its lines would leave the lock
@@ -32,7 +32,7 @@ class Turns:
         self.values = threading.RLock()
         self._sleepers: list[asyncio.Future[None]] = []
 
-    def __reduce__(self) -> tuple[type[Turns], tuple[()]]:
+    def __reduce__(self) -> tuple[type[OperationLock], tuple[()]]:
         return type(self), ()
 
     async def aenter(self) -> None:

@@ -34,43 +34,43 @@ from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.flows import Read
-from django_clustered_sessions.protocol.locks import Asking
-from django_clustered_sessions.protocol.options import Expiry, Sync, Terms
+from django_clustered_sessions.protocol.locks import LockRequest
+from django_clustered_sessions.protocol.options import Expiry, SyncOptions, WriteOptions
 from django_clustered_sessions.protocol.record import (
     DATA,
     NOBODY,
     NODE_BYTES,
     VERSION_BYTES,
+    CachedSession,
     Damaged,
     EndReason,
     HiddenKey,
-    Known,
     Loaded,
     Meta,
     Mode,
-    Place,
+    SessionKeys,
     node_tag,
     user_tag,
 )
 from django_clustered_sessions.protocol.results import Alive, Exists, Gone
 from django_clustered_sessions.protocol.session_data import (
     USER_FIELD,
-    Delta,
-    Fields,
+    Changes,
+    SessionData,
     Snapshot,
     user_id,
 )
-from django_clustered_sessions.signals import Notices, session_created, session_ended
+from django_clustered_sessions.signals import PendingSignals, session_created, session_ended
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.budget import Budget, RequestBudget
 
 from .lifetime import Lifetime
-from .lock import Hold
-from .login_limit import Admission
+from .lock import SessionLock
+from .login_limit import LoginLimit
 from .near_cache import Life, Renewal, near_cache
-from .operation_lock import Turns
+from .operation_lock import OperationLock
 from .replication import Replication, wanted
-from .request_policy import Usage
+from .request_policy import Policy
 from .value_serializer import serializer_of
 
 T = TypeVar("T")
@@ -93,7 +93,7 @@ class Scope:
     """
 
     by: object
-    fields: Fields | None = None
+    fields: SessionData | None = None
     snapshot: Snapshot | None = None
     modified: bool = False
     writes: int = 0
@@ -109,7 +109,7 @@ class Operations(SessionBase):
     #: Whether it was read from this process's near cache alone, for the store is away.
     is_local: bool = False
     #: How the request uses its session.
-    usage: Usage = Usage()
+    usage: Policy = Policy()
     #: Why there was no session under the key that this object was made with, once it has looked.
     ended: EndReason | None = None
     #: Whether a load also renews the session's deadline, on the same trip.
@@ -125,12 +125,12 @@ class Operations(SessionBase):
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
 
-    _fields: Fields | None = None
+    _fields: SessionData | None = None
     _modified: bool = False
     _tolerates_outage: bool = False
     #: Whether something failed that the request must not go on without, such as a logout.
     _failure_stands: bool = False
-    _unanswered: tuple[Delta, bytes] | None = None
+    _unanswered: tuple[Changes, bytes] | None = None
     _writes: int = 0
     #: Whether the lock ends with the last block of ``lock()``, and not with the request.
     _ends_with_scopes: bool = False
@@ -141,18 +141,18 @@ class Operations(SessionBase):
     #: The tag of the user whose session it is in the store, None while nobody knows.
     _owner: bytes | None = None
     #: Where the session goes on since others have cycled its key, and the key of before.
-    _successor: tuple[str | None, Place] | None = None
+    _successor: tuple[str | None, SessionKeys] | None = None
 
     def __init__(self, session_key: str | None = None) -> None:
         super().__init__(session_key)
         self._lifetime = Lifetime()
-        self._hold = Hold()
-        self._turns = Turns()
+        self._hold = SessionLock()
+        self._turns = OperationLock()
         #: The blocks of ``lock()`` that are open, in any thread or task.
         self._scopes: set[Scope] = set()
         self._replication = Replication()
-        self._notices = Notices()
-        self._admission = Admission(self._notices)
+        self._notices = PendingSignals()
+        self._admission = LoginLimit(self._notices)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has and a pickle: the key, the values, and what is to be saved.
@@ -245,53 +245,56 @@ class Operations(SessionBase):
             return meta.deadline_ms
         return round(min(meta.deadline_ms, self._limit_ms(meta)))
 
-    def _expiry(self, fields: Fields) -> Expiry:
+    def _expiry(self, fields: SessionData) -> Expiry:
         return self._lifetime.expiry(fields.get(EXPIRY))
 
     # The flows.
 
-    def filling(self) -> Flow[Fields]:
+    def filling(self) -> Flow[SessionData]:
         """Return the session's values; load them unless that was done, by another task for one."""
         if self._fields is None:
             self._fields = yield from self.loading()
         return self._fields
 
-    def loading(self) -> Flow[Fields]:
+    def loading(self) -> Flow[SessionData]:
         """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
-        place = self._here
-        if place is None:
+        keys = self._here
+        if keys is None:
             return self._new_fields()
         if isinstance(self.failure, _LOCK_ERRORS):
             # It was told so before, to somebody who did not listen.
             raise self.failure
         renews = self.usage.touches and (self.renew_on_load or conf.idle_timeout)
-        terms = self._terms() if renews else None
-        life = self._renewed_just_now(place, terms) if terms else None
+        options = self._terms() if renews else None
+        life = self._renewed_just_now(keys, options) if options else None
         if life:
-            terms = None
-        locks, joins = self._locks_on_load(place)
+            options = None
+        locks, joins = self._locks_on_load(keys)
         try:
-            place, asking, read = yield from self._reading(terms, asks=locks or joins, joins=joins)
+            keys, lock_request, read = yield from self._reading(
+                options, asks=locks or joins, joins=joins
+            )
         except SessionLockTimeout as error:
             self.failure = error
             raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
-            logger.warning("session %s is damaged and not used: %s", place.id[:12], damage)
+            logger.warning("session %s is damaged and not used: %s", keys.id[:12], damage)
             self._vanish(EndReason.UNKNOWN)
             return self._new_fields()
         except SessionStoreUnavailable as error:
             if locks and not self._is_lock_optional:
                 raise
-            return self._read_without_store(place, error)
-        loaded = yield from self._loaded(place, asking, read)
-        if loaded and terms:
-            self._lifetime.renewal = Renewal(loaded.meta.seen_ms, terms.ages)
-            self._keep_life(place)
+            return self._read_without_store(keys, error)
+        loaded = yield from self._loaded(keys, lock_request, read)
+        if loaded and options:
+            self._lifetime.renewal = Renewal(loaded.meta.seen_ms, options.ages)
+            self._keep_life(keys)
         if self.is_over:
             # Its client left while a thread waited here.
             yield from self.releasing()
         self.renewed = loaded is not None and (
-            terms is not None or (life is not None and loaded.meta.deadline_ms >= life.deadline_ms)
+            options is not None
+            or (life is not None and loaded.meta.deadline_ms >= life.deadline_ms)
         )
         if renews and not self.renewed:
             # Somebody has shortened its life meanwhile: the answer makes up for it.
@@ -299,64 +302,66 @@ class Operations(SessionBase):
         return self._new_fields(loaded)
 
     def _reading(
-        self, terms: Terms | None, *, asks: bool, joins: bool = False
-    ) -> Flow[tuple[Place, Asking | None, Read]]:
+        self, options: WriteOptions | None, *, asks: bool, joins: bool = False
+    ) -> Flow[tuple[SessionKeys, LockRequest | None, Read]]:
         """Read the session; return where that was, and how its lock was asked for."""
         while True:
-            place = cast(Place, self._here)
-            asking = self._hold.asking(place, self.usage, capped=True) if asks else None
-            read = yield from flows.load(place, terms, asking, self._known(place), joins=joins)
+            keys = cast(SessionKeys, self._here)
+            lock_request = self._hold.lock_request(keys, self.usage, capped=True) if asks else None
+            read = yield from flows.load(
+                keys, options, lock_request, self._known(keys), joins=joins
+            )
             if not isinstance(read.found, EndReason):
                 break
             # Who has waited for the lock had seen the session before it moved.
             self._owner = self._owner or read.whose or None
-            if not (yield from self._finding(place, read.found)):
-                return place, asking, read
+            if not (yield from self._finding(keys, read.found)):
+                return keys, lock_request, read
         if conf.absolute_timeout is None:
-            return place, asking, read
+            return keys, lock_request, read
         if read.found.meta.created_ms + self._terms().absolute_ms > read.now_ms:
-            return place, asking, read
+            return keys, lock_request, read
         # Its deadline is from before the timeout was set; a renewal lets it expire.
-        yield from flows.touch(place, self._terms())
-        near_cache.end(place.record)
-        return place, asking, read._replace(found=EndReason.UNKNOWN)
+        yield from flows.touch(keys, self._terms())
+        near_cache.end(keys.record)
+        return keys, lock_request, read._replace(found=EndReason.UNKNOWN)
 
     def _looking(self) -> Flow[None]:
         """Ask how long the session lives, which is no use of it."""
-        place = self._here
-        if place is None or self.goes_on:
+        keys = self._here
+        if keys is None or self.goes_on:
             return
         try:
-            meta, now_ms = yield from flows.look(place)
+            meta, now_ms = yield from flows.look(keys)
         except Damaged:
             return
         except SessionStoreUnavailable as error:
-            self._read_without_store(place, error)
+            self._read_without_store(keys, error)
             return
         if meta:
-            self._see(place, now_ms, self._deadline_ms(meta), meta.mode)
+            self._see(keys, now_ms, self._deadline_ms(meta), meta.mode)
 
-    def _finding(self, place: Place, reason: EndReason) -> Flow[bool]:
+    def _finding(self, keys: SessionKeys, reason: EndReason) -> Flow[bool]:
         """Find what is not at its place; return whether it may be at ``self._here`` now."""
         if reason is EndReason.ROTATED:
-            return (yield from self._following(place))
-        return reason is EndReason.UNKNOWN and (yield from self._moving_in(place))
+            return (yield from self._following(keys))
+        return reason is EndReason.UNKNOWN and (yield from self._moving_in(keys))
 
-    def _following(self, place: Place) -> Flow[bool]:
+    def _following(self, keys: SessionKeys) -> Flow[bool]:
         """Go on where the session does whose key others have cycled, if it is still this user's.
 
         Only what was loaded before is followed: a key that somebody brings later is worth nothing.
         """
-        if not self._whose or place != self._here:
+        if not self._whose or keys != self._here:
             return False
-        successor = yield from flows.follow(place, conf.key_prefix, self._whose)
+        successor = yield from flows.follow(keys, conf.key_prefix, self._whose)
         if successor is None:
             return False
-        near_cache.end(place.record)
+        near_cache.end(keys.record)
         self._successor = self._session_key, successor
         return True
 
-    def _moving_in(self, place: Place, key: HiddenKey | None = None) -> Flow[bool]:
+    def _moving_in(self, keys: SessionKeys, key: HiddenKey | None = None) -> Flow[bool]:
         """Take over from the site's old engine what the store knows nothing of.
 
         ``key`` is the one of the session at ``place``, None where that is this one. Return whether
@@ -368,16 +373,16 @@ class Operations(SessionBase):
         if key is None:
             return False
         serializer = serializer_of(self.serializer)
-        return (yield from on_demand.take_over(key, place, self._terms(), serializer))
+        return (yield from on_demand.take_over(key, keys, self._terms(), serializer))
 
-    def _read_without_store(self, place: Place, error: SessionStoreUnavailable) -> Fields:
+    def _read_without_store(self, keys: SessionKeys, error: SessionStoreUnavailable) -> SessionData:
         """Return what there is to read while the store is away, or raise its error."""
         if self.nonstop == "exception":
             raise error
         if self.nonstop == "noop":
             self._go_on_without_store(error)
             return self._new_fields()
-        known, life = self._known(place), near_cache.life(place.record)
+        known, life = self._known(keys), near_cache.life(keys.record)
         if known is None or life is None or life.left_s(time.monotonic()) <= 0:
             raise error
         self._go_on_without_store(error)
@@ -405,36 +410,38 @@ class Operations(SessionBase):
             return False
         if self._hold.grant and not self._is_lock_optional:
             return False
-        return self._fields is None or not self._fields.delta().changes_user
+        return self._fields is None or not self._fields.changes().changes_user
 
-    def _loaded(self, place: Place, asking: Asking | None, read: Read) -> Flow[Loaded | None]:
+    def _loaded(
+        self, keys: SessionKeys, lock_request: LockRequest | None, read: Read
+    ) -> Flow[Loaded | None]:
         """Take what a load found, and the lock that came with it; None: the session is gone."""
-        self._hold.take(place, asking, read.turn)
+        self._hold.take(keys, lock_request, read.turn)
         found = read.found
         if isinstance(found, EndReason):
             counters.add(loads=1)
-            if found is EndReason.UNKNOWN and near_cache.misses(place.record, time.monotonic()):
+            if found is EndReason.UNKNOWN and near_cache.misses(keys.record, time.monotonic()):
                 logger.warning(
                     "the session store knows nothing of session %s, which it had a short while "
                     "ago: it has come back without some of its data, or without all of it, and "
                     "whose sessions are gone is logged out",
-                    place.id[:12],
+                    keys.id[:12],
                 )
-            near_cache.drop(place.record)
+            near_cache.drop(keys.record)
             self._vanish(found)
             return None
         if self._is_anothers(found.meta.user):
             yield from self.releasing()
             self._vanish(EndReason.ROTATED)
             return None
-        self._see(place, read.now_ms, self._deadline_ms(found.meta), found.meta.mode)
+        self._see(keys, read.now_ms, self._deadline_ms(found.meta), found.meta.mode)
         if read.is_known:
             counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
         else:
             counters.add(loads=1)
             if conf.near_cache_bytes:
-                known = Known(found.meta.version, found.values)
-                near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
+                known = CachedSession(found.meta.version, found.values)
+                near_cache.put(keys.record, known, conf.near_cache_bytes, self._lifetime.life)
         self._version, self._found, self._owner = found.meta.version, found, found.meta.user
         return found
 
@@ -465,8 +472,8 @@ class Operations(SessionBase):
     def _saving(self, must_create: bool, release: bool) -> Flow[None]:
         if not self._may_write():
             return
-        place = self._here
-        if place is None:
+        keys = self._here
+        if keys is None:
             if self.ended is EndReason.ROTATED and self._without_loading().user == NOBODY:
                 # Not for a login, which has a session of its own.
                 raise UpdateError("the session has moved to another key, as at a login")
@@ -482,12 +489,12 @@ class Operations(SessionBase):
             yield from self.renewing()
             if self.ended is not None:
                 raise UpdateError
-        elif gone := (yield from self._committing(place, self._fields, release)):
+        elif gone := (yield from self._committing(keys, self._fields, release)):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
         else:
             self._answer()
 
-    def _admitting(self, fields: Fields, user: object) -> Flow[None]:
+    def _admitting(self, fields: SessionData, user: object) -> Flow[None]:
         """Claim a place among a user's sessions, before the user is set."""
         if self.goes_on and self.outage is not None:
             raise self.outage
@@ -498,19 +505,19 @@ class Operations(SessionBase):
                 return
             # There has to be one that can be ended while it is on its way.
             yield from self.creating()
-        place = cast(Place, self._here)
-        yield from self._admission.claiming(place, str(user), self._sync())
+        keys = cast(SessionKeys, self._here)
+        yield from self._admission.claiming(keys, str(user), self._sync())
 
     def renewing(self) -> Flow[None]:
         """Renew the session's deadline, unless its load has."""
-        place = self._here
-        if place is None or self.renewed or self.goes_on:
+        keys = self._here
+        if keys is None or self.renewed or self.goes_on:
             return
         try:
-            found = yield from flows.touch(place, self._terms())
-            while isinstance(found, Gone) and (yield from self._finding(place, found.reason)):
-                place = cast(Place, self._here)
-                found = yield from flows.touch(place, self._terms())
+            found = yield from flows.touch(keys, self._terms())
+            while isinstance(found, Gone) and (yield from self._finding(keys, found.reason)):
+                keys = cast(SessionKeys, self._here)
+                found = yield from flows.touch(keys, self._terms())
         except SessionStoreUnavailable as error:
             if self.nonstop == "exception":
                 raise
@@ -519,26 +526,26 @@ class Operations(SessionBase):
         if isinstance(found, Gone):
             self._vanish(found.reason)
         else:
-            self._see(place, found.now_ms, found.deadline_ms, found.mode)
+            self._see(keys, found.now_ms, found.deadline_ms, found.mode)
             self.renewed = True
 
     def _committing(
-        self, place: Place, fields: Fields, release: bool = False, *, waits: bool = True
+        self, keys: SessionKeys, fields: SessionData, release: bool = False, *, waits: bool = True
     ) -> Flow[Gone | None]:
-        terms = self._terms()
-        if conf.max_sessions_per_user is not None and fields.delta().changes_user:
+        options = self._terms()
+        if conf.max_sessions_per_user is not None and fields.changes().changes_user:
             if fields.user != NOBODY:
-                yield from self._admission.claiming(place, str(fields[USER]), self._sync())
+                yield from self._admission.claiming(keys, str(fields[USER]), self._sync())
             self._admission.writing()
         merge_lost = conf.on_lock_lost == "merge" and conf.on_conflict == "merge"
         try:
             committing = flows.commit(
-                place,
+                keys,
                 fields,
                 self._expiry,
-                terms,
+                options,
                 self._token_of,
-                partial(self._hold.asking, place, self.usage, capped=False),
+                partial(self._hold.lock_request, keys, self.usage, capped=False),
                 self._hold.fence(release=release),
                 whose=self._whose,
                 merge_lost=merge_lost,
@@ -546,7 +553,7 @@ class Operations(SessionBase):
             )
             # Others have moved it on, so that no move of this request's comes after.
             sync = self._sync() if waits or self.has_moved_on else None
-            outcome = yield from self._replication.awaited(place, committing, sync)
+            outcome = yield from self._replication.awaited(keys, committing, sync)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
         except SessionLockLost as error:
@@ -554,13 +561,13 @@ class Operations(SessionBase):
             raise
         self._unanswered = None
         if isinstance(outcome, Gone):
-            if (yield from self._finding(place, outcome.reason)):
-                here = cast(Place, self._here)
+            if (yield from self._finding(keys, outcome.reason)):
+                here = cast(SessionKeys, self._here)
                 return (yield from self._committing(here, fields, release, waits=waits))
             self._hold.let_go()
             return outcome
         self._writes += 1
-        if outcome.delta.changes_user:
+        if outcome.changes.changes_user:
             self._owner = fields.user
         if outcome.turn:
             # The commit had to take a lock of its own, which ended with it.
@@ -570,16 +577,16 @@ class Operations(SessionBase):
             self._hold.let_go()
         alive = outcome.alive
         self._lifetime.see(alive.now_ms, alive.deadline_ms, alive.mode)
-        self._lifetime.renewal = Renewal(alive.now_ms, terms.ages)
+        self._lifetime.renewal = Renewal(alive.now_ms, options.ages)
         self.renewed = True
         if outcome.version:
             is_all = alive.before != b"" and alive.before == self._version
-            self._wrote(place, fields, outcome.version, is_all=is_all)
+            self._wrote(keys, fields, outcome.version, is_all=is_all)
         else:
-            self._keep_life(place)
+            self._keep_life(keys)
         counters.add(
             commits=1,
-            fields_written=len(outcome.delta.changes),
+            fields_written=len(outcome.changes.fields),
             fields_held=fields.size,
             conflicts_merged=outcome.merged,
             conflicts_overwritten=alive.overwritten,
@@ -601,7 +608,7 @@ class Operations(SessionBase):
         is_whose = self._fields is not None or self.has_moved_on
         return is_whose and self._whose not in (b"", user)
 
-    def _without_loading(self) -> Fields:
+    def _without_loading(self) -> SessionData:
         """Return the values that this object has, which are none where nothing was loaded."""
         self.accessed = True
         if self._fields is None:
@@ -613,64 +620,68 @@ class Operations(SessionBase):
         found = self._found
         return found if found and found.meta.version == self._version else None
 
-    def _see(self, place: Place, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
+    def _see(
+        self, keys: SessionKeys, now_ms: int, deadline_ms: int, mode: Mode | None = None
+    ) -> None:
         """Take what the store said of the session's deadline, for later requests too."""
         self._lifetime.see(now_ms, deadline_ms, mode)
-        self._keep_life(place)
+        self._keep_life(keys)
 
-    def _keep_life(self, place: Place) -> None:
+    def _keep_life(self, keys: SessionKeys) -> None:
         """Take note of when the session ends and was renewed last, for later requests."""
         if life := self._lifetime.life:
-            near_cache.renew(place.record, life)
+            near_cache.renew(keys.record, life)
 
-    def _renewed_just_now(self, place: Place, terms: Terms) -> Life | None:
+    def _renewed_just_now(self, keys: SessionKeys, options: WriteOptions) -> Life | None:
         """Return what is known of a session that was renewed within this second, None of others.
 
         Another renewal would change nothing.
         """
-        life = near_cache.life(place.record)
-        if life is None or not life.is_renewed(time.monotonic(), terms.ages):
+        life = near_cache.life(keys.record)
+        if life is None or not life.is_renewed(time.monotonic(), options.ages):
             return None
         self._lifetime.renewal = life.renewal
         return life
 
-    def _known(self, place: Place) -> Known | None:
-        return near_cache.get(place.record) if conf.near_cache_bytes else None
+    def _known(self, keys: SessionKeys) -> CachedSession | None:
+        return near_cache.get(keys.record) if conf.near_cache_bytes else None
 
-    def _wrote(self, place: Place, fields: Fields, version: bytes, *, is_all: bool) -> None:
+    def _wrote(
+        self, keys: SessionKeys, fields: SessionData, version: bytes, *, is_all: bool
+    ) -> None:
         """Keep at hand what was written, if it ``is_all`` that the record has now."""
         self._version = version if is_all else b""
         if not is_all:
-            near_cache.drop(place.record)
+            near_cache.drop(keys.record)
         elif conf.near_cache_bytes:
-            known = Known(version, fields.stored)
-            near_cache.put(place.record, known, conf.near_cache_bytes, self._lifetime.life)
+            known = CachedSession(version, fields.stored)
+            near_cache.put(keys.record, known, conf.near_cache_bytes, self._lifetime.life)
 
-    def _token_of(self, delta: Delta) -> bytes:
+    def _token_of(self, changes: Changes) -> bytes:
         """Return a new token; the last one where the same write is tried again unanswered.
 
         A view may save again after an outage, and the first write may have landed.
         """
-        if self._unanswered is None or self._unanswered[0] != delta:
-            self._unanswered = delta, _token()
+        if self._unanswered is None or self._unanswered[0] != changes:
+            self._unanswered = changes, _token()
         return self._unanswered[1]
 
-    def _inserting(self, fields: Fields, key: HiddenKey) -> Flow[bool]:
+    def _inserting(self, fields: SessionData, key: HiddenKey) -> Flow[bool]:
         values, token, expiry = fields.everything(), _token(), self._expiry(fields)
-        place, user = self._place(key.value), fields.user
+        keys, user = self._place(key.value), fields.user
         is_limited = fields.user_id is not None and conf.max_sessions_per_user is not None
         if is_limited:
             # A login is a commit, to a session that is there.
             values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
-        creating = flows.create(place, values, expiry, self._terms(), token, user)
-        found = yield from self._replication.awaited(place, creating, self._sync())
+        creating = flows.create(keys, values, expiry, self._terms(), token, user)
+        found = yield from self._replication.awaited(keys, creating, self._sync())
         if isinstance(found, Exists):
             return False
         fields.created(values, token)
         self._session_key, self._owner = key.value, user
         self._writes += 1
         self._lifetime.see(found.now_ms, found.deadline_ms)
-        self._wrote(place, fields, token, is_all=True)
+        self._wrote(keys, fields, token, is_all=True)
         self.renewed = True
         counters.add(
             created=1,
@@ -680,41 +691,41 @@ class Operations(SessionBase):
             expired=found.swept + int(found.deadline_ms <= found.now_ms),
         )
         if found.deadline_ms > found.now_ms and session_created.has_listeners(type(self)):
-            self._notices.created(place, fields.user_id)
-        if is_limited and (gone := (yield from self._committing(place, fields))):
+            self._notices.created(keys, fields.user_id)
+        if is_limited and (gone := (yield from self._committing(keys, fields))):
             raise UpdateError(f"the session is gone{_because(gone.reason)}")
         return True
 
     def _rotating(self) -> Flow[None]:
-        place, fields = self._here, self._fields
+        keys, fields = self._here, self._fields
         if self.outage is not None and self.nonstop != "exception":
             # The cookie stays as it is, and so the session has to stay under its key.
             raise self.outage
         if not self._may_write():
             return
-        if place is None and self.ended is EndReason.ROTATED:
+        if keys is None and self.ended is EndReason.ROTATED:
             # It has moved before this request came. A new session would take its cookie's place,
             # so there is none before somebody logs in.
             return
-        if conf.max_sessions_per_user is not None and place is not None and fields is None:
+        if conf.max_sessions_per_user is not None and keys is not None and fields is None:
             # Whose it is has to be known.
             fields = self._fields = yield from self.loading()
-            place = self._here
+            keys = self._here
         found: Alive | Gone | Exists | None = None
-        if place is not None and fields is not None and fields.delta():
+        if keys is not None and fields is not None and fields.changes():
             # The move comes after it, and what has the one has the other.
-            found = yield from self._committing(place, fields, waits=False)
-            place = self._here
-        while place is not None and not isinstance(found, Alive | Gone):
+            found = yield from self._committing(keys, fields, waits=False)
+            keys = self._here
+        while keys is not None and not isinstance(found, Alive | Gone):
             if self.has_moved_on and fields is not None and fields.user_id is not None:
                 # Others have cycled the key meanwhile, and that is as good.
                 self._answer()
                 return
             new_key = HiddenKey(self._new_key())
             new_place = self._place(new_key.value)
-            asks = partial(self._hold.asking, place, self.usage, capped=False)
+            asks = partial(self._hold.lock_request, keys, self.usage, capped=False)
             rotating = flows.rotate(
-                place,
+                keys,
                 new_place,
                 self._terms(),
                 _token,
@@ -724,7 +735,7 @@ class Operations(SessionBase):
                 # What is at hand may not say from where the session was used.
                 found=None if conf.track_clients else self._as_loaded(),
             )
-            near_cache.drop(place.record)
+            near_cache.drop(keys.record)
             if fields is not None:
                 yield from self._admission.moving(new_place, fields.user)
             try:
@@ -734,8 +745,8 @@ class Operations(SessionBase):
             except SessionLockLost as error:
                 self.failure = self._hold.refused(error)
                 raise
-            if isinstance(found, Gone) and (yield from self._finding(place, found.reason)):
-                place = self._here
+            if isinstance(found, Gone) and (yield from self._finding(keys, found.reason)):
+                keys = self._here
                 found = None
         # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
         # logged in, so a session of its own takes nothing from anybody.
@@ -746,18 +757,18 @@ class Operations(SessionBase):
         ):
             raise UpdateError(f"the session is gone{_because(found.reason)}")
         self.has_moved = True
-        if place is not None and isinstance(found, Alive):
+        if keys is not None and isinstance(found, Alive):
             counters.add(expired=found.swept)
             old_key = HiddenKey.of(self.session_key)
             self._session_key, self._found = new_key.value, None
             self._hold.move(new_place)
-            near_cache.end(place.record)
+            near_cache.end(keys.record)
             self._lifetime.see(found.now_ms, found.deadline_ms)
             self.renewed = True
             self.modified = True
             if session_ended.has_listeners(type(self)):
                 user = fields.user_id if fields is not None else None
-                self._notices.ended(place, user, EndReason.ROTATED, new_place)
+                self._notices.ended(keys, user, EndReason.ROTATED, new_place)
             if old_key and conf.migrate_from:
                 yield from on_demand.leave(old_key)
             self._answer()
@@ -772,13 +783,13 @@ class Operations(SessionBase):
         if self.session_key is None:
             yield from self.creating()
         try:
-            place, asking, read = yield from self._reading(None, asks=True)
+            keys, lock_request, read = yield from self._reading(None, asks=True)
         except SessionLockTimeout as error:
             raise self._hold.not_locked(error, self.usage) from None
         except Damaged as damage:
             yield from self.releasing()
             raise UpdateError(f"the session is damaged: {damage}") from damage
-        loaded = yield from self._loaded(place, asking, read)
+        loaded = yield from self._loaded(keys, lock_request, read)
         if loaded is None:
             raise UpdateError(f"the session is gone{_because(self.ended)}")
         if self._fields is None:
@@ -865,7 +876,7 @@ class Operations(SessionBase):
             return False
         return bool(self._scopes) or not (self._ends_with_scopes and self._hold.is_asked_for)
 
-    def _locks_on_load(self, place: Place) -> tuple[bool, bool]:
+    def _locks_on_load(self, keys: SessionKeys) -> tuple[bool, bool]:
         """Return whether a load takes the lock, and whether it joins an outer request in its own.
 
         The latter is for a view that asks for none: the header is no reason to wait for anybody.
@@ -874,7 +885,7 @@ class Operations(SessionBase):
             return False, False
         access = self.usage.access
         is_unlocked = access is Access.UNLOCKED
-        return access is Access.LOCKED, is_unlocked and bool(self.usage.outer_token(place.id))
+        return access is Access.LOCKED, is_unlocked and bool(self.usage.outer_token(keys.id))
 
     def _may_write(self) -> bool:
         """Return whether the view may change its session.
@@ -883,7 +894,7 @@ class Operations(SessionBase):
         """
         if self.usage.access is not Access.READ_ONLY or self._hold.grant is not None:
             return True
-        if self.session_key and not (self._fields and self._fields.delta()):
+        if self.session_key and not (self._fields and self._fields.changes()):
             return True
         error = SessionReadOnly(self.usage.route)
         if conf.on_read_only_change == "error":
@@ -894,11 +905,11 @@ class Operations(SessionBase):
     def _asking(self, key: HiddenKey | None) -> Flow[bool]:
         if key is None:
             return False
-        place = self._place(key.value)
-        if (yield from flows.exists(place)):
+        keys = self._place(key.value)
+        if (yield from flows.exists(keys)):
             return True
-        if (yield from self._moving_in(place, key)):
-            return (yield from flows.exists(place))
+        if (yield from self._moving_in(keys, key)):
+            return (yield from flows.exists(keys))
         return False
 
     def _ending(self, key: HiddenKey | None) -> Flow[None]:
@@ -908,40 +919,40 @@ class Operations(SessionBase):
             key, reason, self.ended = HiddenKey.of(self.session_key), EndReason.FLUSHED, None
         if key is None:
             return
-        place, replication = self._place(key.value), Replication()
-        near_cache.drop(place.record)
-        ending = flows.end(place, reason, conf.events_kept)
-        ended = yield from replication.awaited(place, ending, self._sync())
+        keys, replication = self._place(key.value), Replication()
+        near_cache.drop(keys.record)
+        ending = flows.end(keys, reason, conf.events_kept)
+        ended = yield from replication.awaited(keys, ending, self._sync())
         if not ended and (
-            (yield from self._following_to_end(place)) or (yield from self._moving_in(place, key))
+            (yield from self._following_to_end(keys)) or (yield from self._moving_in(keys, key))
         ):
             # Only what was here leaves a trace that no request in flight gets past.
-            place = self._place(key.value)
-            ending = flows.end(place, reason, conf.events_kept)
-            ended = yield from replication.awaited(place, ending, self._sync())
+            keys = self._place(key.value)
+            ending = flows.end(keys, reason, conf.events_kept)
+            ended = yield from replication.awaited(keys, ending, self._sync())
         if ended and session_ended.has_listeners(type(self)):
             user = user_id(ended.user, serializer_of(self.serializer))
-            self._notices.ended(place, user, reason)
+            self._notices.ended(keys, user, reason)
         if conf.migrate_from:
             yield from on_demand.leave(key)
-        near_cache.end(place.record)
+        near_cache.end(keys.record)
         if ended:
             counters.ended([ended.lifetime_ms])
-        if place == self._here:
+        if keys == self._here:
             self._hold.let_go()
             self._lifetime, self._owner = Lifetime(), None
         replication.answer()
 
-    def _following_to_end(self, place: Place) -> Flow[bool]:
+    def _following_to_end(self, keys: SessionKeys) -> Flow[bool]:
         """Follow the session that is to be ended; not with a user's hash from before its move.
 
         Django flushes a session whose hash is not the user's any more, as this object's is not
         after a new password; the one that goes on has the new hash, and its cookie stays.
         """
         before = self._found
-        if not (yield from self._following(place)):
+        if not (yield from self._following(keys)):
             return False
-        now = (yield from flows.load(cast(Place, self._here))).found
+        now = (yield from flows.load(cast(SessionKeys, self._here))).found
         if before and isinstance(now, Loaded) and _hash_in(now) != _hash_in(before):
             self._vanish(EndReason.ROTATED)
             return False
@@ -965,18 +976,18 @@ class Operations(SessionBase):
     # Small things.
 
     @property
-    def _here(self) -> Place | None:
+    def _here(self) -> SessionKeys | None:
         """Where this session is kept, None without a key: what flows hold in the key's place."""
         key = self.session_key
         return None if key is None else self._place(key)
 
-    def _place(self, session_key: str) -> Place:
+    def _place(self, session_key: str) -> SessionKeys:
         if self._successor is not None and self._successor[0] == session_key:
             return self._successor[1]
-        return Place.of(conf.key_prefix, session_key)
+        return SessionKeys.of(conf.key_prefix, session_key)
 
-    def _terms(self) -> Terms:
-        return Terms(
+    def _terms(self) -> WriteOptions:
+        return WriteOptions(
             default_age_ms=round(self.get_session_cookie_age() * 1000),
             idle_ms=round((conf.idle_timeout or 0) * 1000),
             absolute_ms=round((conf.absolute_timeout or 0) * 1000),
@@ -987,15 +998,17 @@ class Operations(SessionBase):
             events_kept=conf.events_kept,
         )
 
-    def _sync(self) -> Sync | None:
+    def _sync(self) -> SyncOptions | None:
         return wanted(self._budget().left)
 
     def _new_key(self) -> str:
         # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
         return b32encode(secrets.token_bytes(20)).decode().lower()
 
-    def _new_fields(self, loaded: Loaded | Known | None = None, *, cleared: bool = False) -> Fields:
-        return Fields(
+    def _new_fields(
+        self, loaded: Loaded | CachedSession | None = None, *, cleared: bool = False
+    ) -> SessionData:
+        return SessionData(
             serializer_of(self.serializer),
             loaded.values if loaded else None,
             owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
@@ -1010,12 +1023,12 @@ class Operations(SessionBase):
         self.ended = reason
 
 
-def _note_unreadable(place: Place | None, key: Any, error: Exception) -> None:
+def _note_unreadable(keys: SessionKeys | None, key: Any, error: Exception) -> None:
     # Not a method: a session that its own values know would live until Python looks for cycles.
     counters.add(values_set_aside=1)
     logger.warning(
         "session %s: the value of %r cannot be read and is set aside: %s: %s",
-        place.id[:12] if place else "without a key",
+        keys.id[:12] if keys else "without a key",
         key,
         type(error).__name__,
         error,

@@ -10,8 +10,8 @@ from django_clustered_sessions.exceptions import SessionNotReplicated
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
-from django_clustered_sessions.protocol.options import Sync
-from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.options import SyncOptions
+from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.protocol.results import Acknowledged
 
 T = TypeVar("T")
@@ -23,13 +23,13 @@ logger = logging.getLogger("django_clustered_sessions")
 SHARE: Final = 0.4
 
 
-def wanted(left_s: float) -> Sync | None:
+def wanted(left_s: float) -> SyncOptions | None:
     """Return what the settings want a write to wait for; ``left_s`` is the store's time for it."""
     if not conf.sync_replicas and not conf.sync_fsync:
         return None
     timeout_ms = int(min(conf.sync_timeout, SHARE * left_s) * 1000)
     # 0 would be for ever.
-    return Sync(conf.sync_replicas, conf.sync_fsync, max(timeout_ms, 1))
+    return SyncOptions(conf.sync_replicas, conf.sync_fsync, max(timeout_ms, 1))
 
 
 class Replication:
@@ -38,7 +38,7 @@ class Replication:
     #: The error of the last write that landed, where too few acknowledged it.
     shortfall: SessionNotReplicated | None = None
 
-    def awaited(self, place: Place, flow: Flow[T], sync: Sync | None) -> Flow[T]:
+    def awaited(self, keys: SessionKeys, flow: Flow[T], sync: SyncOptions | None) -> Flow[T]:
         """Run a flow, and have its writes acknowledged as ``sync`` says."""
         if sync is None:
             return (yield from flow)
@@ -47,7 +47,7 @@ class Replication:
             return (yield from flows.acknowledged(flow, sync, heard.append))
         finally:
             if heard:
-                self._take(place, sync, heard)
+                self._take(keys, sync, heard)
 
     def answer(self) -> None:
         """Say so if too few have acknowledged the last write.
@@ -61,7 +61,7 @@ class Replication:
         logger.warning("%s", self.shortfall)
         self.shortfall = None
 
-    def _take(self, place: Place, sync: Sync, heard: list[Acknowledged]) -> None:
+    def _take(self, keys: SessionKeys, sync: SyncOptions, heard: list[Acknowledged]) -> None:
         """Count, and remember the worst of the writes; a move to another node is two."""
         short = [one for one in heard if not _is_enough(one, sync)]
         counters.add(
@@ -69,15 +69,15 @@ class Replication:
             sync_shortfalls=len(short),
             sync_wait_ms=sum(max(one.after_ms, 0) for one in heard if one not in short),
         )
-        self.shortfall = _error(place, sync, short[0]) if short else None
+        self.shortfall = _error(keys, sync, short[0]) if short else None
 
 
-def _is_enough(found: Acknowledged, sync: Sync) -> bool:
+def _is_enough(found: Acknowledged, sync: SyncOptions) -> bool:
     has_all = found.replicas >= sync.replicas and (found.is_on_disk or not sync.fsync)
     return has_all and not found.problem
 
 
-def _error(place: Place, sync: Sync, found: Acknowledged) -> SessionNotReplicated:
+def _error(keys: SessionKeys, sync: SyncOptions, found: Acknowledged) -> SessionNotReplicated:
     if found.problem:
         why = f"the store does not tell whether it is replicated: {found.problem}"
     else:
@@ -88,4 +88,4 @@ def _error(place: Place, sync: Sync, found: Acknowledged) -> SessionNotReplicate
         )
         if sync.fsync and not found.is_on_disk:
             why += ", and the primary did not say so"
-    return SessionNotReplicated(place.id, found.replicas, sync.replicas, why)
+    return SessionNotReplicated(keys.id, found.replicas, sync.replicas, why)

@@ -23,7 +23,7 @@ _SALT: Final = "django_clustered_sessions.lock"
 _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
-class Usage:
+class Policy:
     """How a session is used outside a request: without a lock, except by ``session.lock()``."""
 
     access: Access = Access.UNLOCKED
@@ -50,7 +50,7 @@ class Usage:
         return ""
 
 
-class RequestUsage(Usage):
+class RequestPolicy(Policy):
     """How a request uses its session.
 
     The path is resolved here where a middleware touches the session before Django has done it.

@@ -22,7 +22,7 @@ from django_clustered_sessions.protocol.commands import is_acknowledgement, is_p
 from django_clustered_sessions.protocol.effects import Argument, Call, Trip, Wait
 from django_clustered_sessions.protocol.record import Damaged
 
-from .circuit_breaker import Breaker
+from .circuit_breaker import CircuitBreaker
 from .cluster import Addressed
 from .errors import LOST, is_mended_by_connecting, unavailable
 from .redis_parser import SHORTEST_S
@@ -48,7 +48,7 @@ class Exchange(NamedTuple):
 Attempt = Generator[Connect | Exchange, Any, list[Any]]
 
 
-def attempt(trip: Trip, breaker: Breaker, seconds: float) -> Attempt:
+def attempt(trip: Trip, breaker: CircuitBreaker, seconds: float) -> Attempt:
     """Ask a node, and return its replies; what is addressed to a node may have errors among them.
 
     Raises SessionStoreUnavailable.
@@ -111,10 +111,10 @@ def _asking(trip: Trip, deadline: float) -> Attempt:
     replies: list[Any] = yield Exchange(_pack(trip), deadline)
     if not _has_error(replies):
         return replies
-    if places := _unknown(trip, replies):
-        packed = _pack([trip[at] for at in places], by_source=True)
+    if positions := _unknown(trip, replies):
+        packed = _pack([trip[at] for at in positions], by_source=True)
         again = yield Exchange(packed, deadline)
-        for at, reply in zip(places, again, strict=True):
+        for at, reply in zip(positions, again, strict=True):
             replies[at] = reply
     if isinstance(trip, Addressed):
         return replies
@@ -153,11 +153,11 @@ def _unknown(trip: Trip, replies: Sequence[Any]) -> list[int]:
     Those are the scripts that the store does not know, and what comes after one, as it may build on
     it. Nothing builds on a passenger.
     """
-    places: list[int] = []
+    positions: list[int] = []
     builds = False
     for at, reply in enumerate(replies):
         is_unknown = isinstance(reply, NoScriptError)
         if is_unknown or builds:
-            places.append(at)
+            positions.append(at)
         builds = builds or (is_unknown and not is_passenger(trip, at))
-    return places
+    return positions

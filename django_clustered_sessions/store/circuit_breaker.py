@@ -33,7 +33,7 @@ LONGEST_PROBE_S: Final = 0.5
 class _Trip(AbstractContextManager[float | None]):
     """A trip to a node; a probe, which finds out whether it is back, gives the time it has."""
 
-    def __init__(self, breaker: Breaker, is_probe: bool) -> None:
+    def __init__(self, breaker: CircuitBreaker, is_probe: bool) -> None:
         self._breaker, self._is_probe = breaker, is_probe
 
     def __enter__(self) -> float | None:
@@ -45,7 +45,7 @@ class _Trip(AbstractContextManager[float | None]):
         self._breaker.ended(error, self._is_probe)
 
 
-class Breaker:
+class CircuitBreaker:
     """What this process has seen of one node lately, and so whether it is asked now."""
 
     def __init__(
@@ -160,11 +160,11 @@ class Breakers:
     """The breakers of this process, one for each node, whichever pools lead there."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, Breaker] = {}
+        self._nodes: dict[str, CircuitBreaker] = {}
 
-    def of(self, node: str) -> Breaker:
+    def of(self, node: str) -> CircuitBreaker:
         """Return a node's breaker; ``node`` is what the log calls it."""
-        return self._nodes.setdefault(node, Breaker(node))
+        return self._nodes.setdefault(node, CircuitBreaker(node))
 
     def forget(self) -> None:
         """Give new pools new breakers; the old ones keep theirs."""

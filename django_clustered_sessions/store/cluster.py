@@ -50,14 +50,14 @@ _SLOTS: Final = plain("CLUSTER SLOTS")
 _REDIRECTS: Final = (AskError, MovedError, TryAgainError, ClusterDownError)
 
 
-class Address(NamedTuple):
+class NodeAddress(NamedTuple):
     """Where a node listens."""
 
     host: str
     port: int
 
     @classmethod
-    def of(cls, url: str) -> Address:
+    def of(cls, url: str) -> NodeAddress:
         """Return where the node listens that a URL names.
 
         Raises ValueError.
@@ -71,11 +71,11 @@ class Address(NamedTuple):
 class Addressed(tuple[Call, ...]):
     """A trip to one node of a cluster, which has ``seconds`` at most; its replies may be errors."""
 
-    node: Address
+    node: NodeAddress
     seconds: float
 
     @classmethod
-    def to(cls, node: Address, trip: Iterable[Call], seconds: float) -> Self:
+    def to(cls, node: NodeAddress, trip: Iterable[Call], seconds: float) -> Self:
         """Return a trip to ``node``."""
         addressed = cls(trip)
         addressed.node, addressed.seconds = node, seconds
@@ -85,19 +85,19 @@ class Addressed(tuple[Call, ...]):
 class SlotMap:
     """Which primary has which slot, as far as this process knows."""
 
-    def __init__(self, start: Sequence[Address]) -> None:
+    def __init__(self, start: Sequence[NodeAddress]) -> None:
         self._start = start
         self._pid = os.getpid()
         self._forget()
 
     def _forget(self) -> None:
-        self._slots: dict[int, Address] = {}
+        self._slots: dict[int, NodeAddress] = {}
         self._refreshing = threading.Lock()
         #: Whether it has to be asked for anew, and a node that is better not asked.
         self.is_stale = True
-        self._suspect: Address | None = None
+        self._suspect: NodeAddress | None = None
 
-    def node(self, slot: int | None) -> Address:
+    def node(self, slot: int | None) -> NodeAddress:
         """Return the primary of a slot, any for None; where nobody knows, who may know."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
@@ -107,26 +107,26 @@ class SlotMap:
         return next(iter(self._candidates()))
 
     @property
-    def primaries(self) -> Sequence[Address]:
+    def primaries(self) -> Sequence[NodeAddress]:
         """All nodes that have slots, in the order of their first one."""
         return list(dict.fromkeys(self._slots[slot] for slot in sorted(self._slots)))
 
     @property
-    def ranges(self) -> Mapping[Address, Sequence[tuple[int, int]]]:
+    def ranges(self) -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
         """Each primary's slots, in ranges with both ends included."""
-        found: dict[Address, list[tuple[int, int]]] = {}
+        found: dict[NodeAddress, list[tuple[int, int]]] = {}
         for slot in sorted(self._slots):
             its = found.setdefault(self._slots[slot], [])
             first = its.pop()[0] if its and its[-1][1] == slot - 1 else slot
             its.append((first, slot))
         return found
 
-    def moved(self, slot: int, node: Address) -> None:
+    def moved(self, slot: int, node: NodeAddress) -> None:
         """Take a node's word for where one slot is; the others may have moved too."""
         self._slots[slot] = node
         self.is_stale = True
 
-    def doubt(self, node: Address | None = None) -> None:
+    def doubt(self, node: NodeAddress | None = None) -> None:
         """Ask anew before the next trip, and not ``node``, which does not answer."""
         self.is_stale, self._suspect = True, node or self._suspect
 
@@ -147,18 +147,18 @@ class SlotMap:
         finally:
             self._refreshing.release()
 
-    def _candidates(self) -> list[Address]:
+    def _candidates(self) -> list[NodeAddress]:
         found = list(dict.fromkeys((*self.primaries, *self._start)))
         # Last, and not left out: there may be no other.
         found.sort(key=lambda node: node == self._suspect)
         return found
 
 
-def _parse_slots(reply: Sequence[Any], asked: Address) -> Iterator[tuple[int, Address]]:
+def _parse_slots(reply: Sequence[Any], asked: NodeAddress) -> Iterator[tuple[int, NodeAddress]]:
     for first, last, (host, port, *_), *_ in reply:
         # A node that does not know its own name is the one that was asked.
         name = (host or b"").decode()
-        node = Address(asked.host if name in ("", "?") else name, int(port))
+        node = NodeAddress(asked.host if name in ("", "?") else name, int(port))
         for slot in range(first, last + 1):
             yield slot, node
 
@@ -169,12 +169,12 @@ class Nodes:
     ``build`` makes the pool for an address.
     """
 
-    def __init__(self, slots: SlotMap, build: Callable[[Address], Any]) -> None:
+    def __init__(self, slots: SlotMap, build: Callable[[NodeAddress], Any]) -> None:
         self._slots, self._build = slots, build
-        self._pools: dict[Address, Any] = {}
+        self._pools: dict[NodeAddress, Any] = {}
 
     @property
-    def slots(self) -> Mapping[Address, Sequence[tuple[int, int]]]:
+    def slots(self) -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
         """All primaries that are known, each with its ranges of slots."""
         return self._slots.ranges
 
@@ -183,7 +183,7 @@ class Nodes:
         """All pools that were made."""
         return list(self._pools.values())
 
-    def node(self, key: str) -> Address:
+    def node(self, key: str) -> NodeAddress:
         """Return the primary that has a key, as far as this process knows."""
         return self._slots.node(_slot(key))
 
@@ -217,7 +217,7 @@ class Nodes:
         calls = [_guarded(call) for call in trip]
         pending: Sequence[int] = range(len(trip))
         hops = in_vain = 0
-        asked_to: Address | None = None
+        asked_to: NodeAddress | None = None
         lost: SessionStoreUnavailable | None = None
         refused: Exception | None = None
         while pending:
@@ -272,8 +272,8 @@ class Nodes:
         return replies
 
     def _batch(
-        self, pending: Sequence[int], slots: Sequence[int | None], asked_to: Address | None
-    ) -> tuple[Address, list[int], list[int]]:
+        self, pending: Sequence[int], slots: Sequence[int | None], asked_to: NodeAddress | None
+    ) -> tuple[NodeAddress, list[int], list[int]]:
         """Return whom to ask next, what of the pending calls, and what is left then."""
         slot = next((slots[at] for at in pending if slots[at] is not None), None)
         node = asked_to or self._slots.node(slot)
@@ -285,11 +285,11 @@ class Nodes:
             (batch if fits else others).append(at)
         return node, batch, others
 
-    def _follow(self, refusal: Exception, asked: Address) -> tuple[Address | None, bool]:
+    def _follow(self, refusal: Exception, asked: NodeAddress) -> tuple[NodeAddress | None, bool]:
         """Learn from a refusal; return whom to ask this once, and whether to pause before."""
         if isinstance(refusal, AskError):
             # MovedError is derived from it.
-            node = Address(refusal.host or asked.host, refusal.port)
+            node = NodeAddress(refusal.host or asked.host, refusal.port)
             if not isinstance(refusal, MovedError):
                 return node, False
             self._slots.moved(refusal.slot_id, node)

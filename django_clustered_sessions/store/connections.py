@@ -31,8 +31,8 @@ from django_clustered_sessions.protocol.effects import Asks, Wait
 
 from . import exchange, pools, sentinel
 from .circuit_breaker import breakers
-from .cluster import Address, Nodes, SlotMap
-from .redis_parser import Replies
+from .cluster import NodeAddress, Nodes, SlotMap
+from .redis_parser import TripParser
 
 #: Backend of a CACHES entry that this package can use.
 BACKEND: Final = "django_redis.cache.RedisCache"
@@ -172,7 +172,7 @@ def is_cluster() -> bool:
 
 
 @cache
-def _slot_map(start: tuple[Address, ...]) -> SlotMap:
+def _slot_map(start: tuple[NodeAddress, ...]) -> SlotMap:
     """Return the map of slots that all pools of this process share."""
     return SlotMap(start)
 
@@ -208,7 +208,7 @@ def _build(
     timeout_s = conf.store_timeout
     try:
         location = parse(url(found))
-        start = tuple(map(Address.of, _urls(found))) if named == CLUSTER else ()
+        start = tuple(map(NodeAddress.of, _urls(found))) if named == CLUSTER else ()
     except ValueError as error:
         raise ImproperlyConfigured(
             f"The sessions' CACHES entry has no good LOCATION: {error}"
@@ -241,7 +241,7 @@ def _build(
         keywords["db"] = str(keywords["db"])
     pool_class = twins[world]
     if world == 0:
-        keywords["parser_class"] = Replies
+        keywords["parser_class"] = TripParser
     if named == SENTINEL:
         sentinels = options.get("SENTINELS", ())
         # One that hangs leaves time to ask the next one, and the primary.
@@ -422,13 +422,13 @@ def pool_at(address: sentinel.Address) -> pools.Pool:
     return built
 
 
-def watcher() -> sentinel.Watcher | None:
+def watcher() -> sentinel.SentinelWatcher | None:
     """Return who asks the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
     found = pool()
     return None if isinstance(found, Nodes) else found.connection_kwargs.get("watcher")
 
 
-def nodes() -> Mapping[Address, Sequence[tuple[int, int]]]:
+def nodes() -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
     """Return a cluster's primaries, as far as this process knows, each with its ranges of slots.
 
     Empty where the store is no cluster. Raises ImproperlyConfigured.
@@ -437,7 +437,7 @@ def nodes() -> Mapping[Address, Sequence[tuple[int, int]]]:
     return found.slots if isinstance(found, Nodes) else {}
 
 
-def node(key: str) -> Address | None:
+def node(key: str) -> NodeAddress | None:
     """Return the primary of a cluster that has a key, as far as this process knows.
 
     None where the store is no cluster. Raises ImproperlyConfigured.

@@ -13,8 +13,8 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.effects import (
     Asks,
-    Elsewhere,
     Flow,
+    OutsideCall,
     Pause,
     Step,
     Trip,
@@ -126,9 +126,9 @@ async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     return await aperform(attempt(trip, pool.breaker, seconds), pool)
 
 
-def _rest(step: Wait | Pause | Elsewhere, pools: Callable[[Asks], Any]) -> Any:
+def _rest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
     """Do what is no trip: read a mailbox, sleep, or ask another than the store."""
-    if isinstance(step, Elsewhere):
+    if isinstance(step, OutsideCall):
         try:
             return step.call()
         except Exception as error:
@@ -143,9 +143,9 @@ def _rest(step: Wait | Pause | Elsewhere, pools: Callable[[Asks], Any]) -> Any:
     return mail is not None
 
 
-async def _arest(step: Wait | Pause | Elsewhere, pools: Callable[[Asks], Any]) -> Any:
+async def _arest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
     """See _rest()."""
-    if isinstance(step, Elsewhere):
+    if isinstance(step, OutsideCall):
         try:
             return await (step.twin or sync_to_async(step.call))()
         except Exception as error:

@@ -16,7 +16,7 @@ from redis.exceptions import RedisError, ResponseError, TimeoutError
 
 from .attempt import Attempt, Connect
 from .errors import unavailable
-from .redis_parser import SHORTEST_S, Replies
+from .redis_parser import SHORTEST_S, TripParser
 
 
 def perform(attempt: Attempt, pool: Any) -> list[Any]:
@@ -179,7 +179,7 @@ def exchange(connection: Any, commands: Sequence[bytes], deadline: float) -> lis
         return []
     connection.is_sound = False
     try:
-        parser: Replies = connection._parser
+        parser: TripParser = connection._parser
         parser.limit(deadline)
         connection.send_packed_command([b"".join(commands)], check_health=False)
         replies = parser.read_all(len(commands), deadline)

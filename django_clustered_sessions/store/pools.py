@@ -16,14 +16,14 @@ from weakref import WeakSet, ref
 import redis
 from redis import asyncio as aioredis
 
-from .circuit_breaker import Breaker
+from .circuit_breaker import CircuitBreaker
 from .errors import AllLent
 
 
 class Pool(redis.ConnectionPool):
     """Connections for synchronous use; as many as ``max_connections``, and one more is refused."""
 
-    breaker: Breaker
+    breaker: CircuitBreaker
 
     def reset(self) -> None:
         """Start without connections."""
@@ -57,7 +57,7 @@ class Pool(redis.ConnectionPool):
 class AsyncPool(aioredis.ConnectionPool):
     """See Pool; for one event loop."""
 
-    breaker: Breaker
+    breaker: CircuitBreaker
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -20,7 +20,7 @@ SHORTEST_S: Final = 0.001
 _LITTLE_S: Final = 0.1
 
 
-class Replies(_HiredisParser):
+class TripParser(_HiredisParser):
     """redis-py's parser for a connection whose replies are read trip by trip."""
 
     def read_all(self, count: int, deadline: float) -> list[Any]:

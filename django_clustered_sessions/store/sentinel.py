@@ -43,7 +43,7 @@ class Answer(NamedTuple):
     epoch: int
 
 
-class Watcher:
+class SentinelWatcher:
     """Knows the primary of one service; its thread runs while connections are lent.
 
     ``options`` are those of a connection to a Sentinel. Each answer has the epoch of the failover
@@ -212,7 +212,7 @@ class _Watched:
     host: str
     port: int
 
-    def __init__(self, *, watcher: Watcher, **options: Any) -> None:
+    def __init__(self, *, watcher: SentinelWatcher, **options: Any) -> None:
         super().__init__(**options)
         self._watcher = watcher
 
@@ -266,15 +266,17 @@ class AsyncWatchedTLSConnection(AsyncWatchedConnection, aioredis.SSLConnection):
 
 
 _lock = threading.Lock()
-_watcher: Watcher | None = None
+_watcher: SentinelWatcher | None = None
 
 
-def watcher(service: str, sentinels: Sequence[Address], options: Mapping[str, Any]) -> Watcher:
+def watcher(
+    service: str, sentinels: Sequence[Address], options: Mapping[str, Any]
+) -> SentinelWatcher:
     """Return this process's watcher; it is made for what was asked first, until forget()."""
     global _watcher
     with _lock:
         if _watcher is None:
-            _watcher = Watcher(service, sentinels, options)
+            _watcher = SentinelWatcher(service, sentinels, options)
         return _watcher
 
 

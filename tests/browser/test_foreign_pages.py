@@ -17,7 +17,7 @@ from playwright.sync_api import Page
 import django_clustered_sessions
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.devices.rows import rows
-from django_clustered_sessions.registry import Entry
+from django_clustered_sessions.registry import SessionInfo
 from tests.example import conftest
 
 browser, new_context, page = conftest.browser, conftest.new_context, conftest.page
@@ -70,7 +70,7 @@ def shipped(settings: Any) -> dict[str, str]:
     )
     settings.STATIC_URL = "/static/"
     now = timezone.now()
-    entries = [Entry(letter * 43, "1", now, now, now, letter == "A") for letter in "ABC"]
+    entries = [SessionInfo(letter * 43, "1", now, now, now, letter == "A") for letter in "ABC"]
     pages = Paginator(rows(entries), 2)
     request = RequestFactory().get("/")
     request.session = SessionStore()

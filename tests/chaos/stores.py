@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from redis.crc import key_slot
 
-from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.store import connections
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE
@@ -177,7 +177,9 @@ class Moving(_OnCluster):
         while True:
             era = int((time.monotonic() - began_s) // ERA_S)
             # The first session has most of the work.
-            record = Place.of("session", self._plan.key(era, self._dice.choice((0, 0, 1)))).record
+            record = SessionKeys.of(
+                "session", self._plan.key(era, self._dice.choice((0, 0, 1)))
+            ).record
             await asyncio.to_thread(self._move, record)
             self.counts["moves"] += 1
             await asyncio.sleep(self._dice.uniform(0.2, 1.0))

@@ -39,7 +39,7 @@ from django_clustered_sessions.exceptions import (
     SessionStoreUnavailable,
 )
 from django_clustered_sessions.protocol import scripts
-from django_clustered_sessions.protocol.record import Place
+from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.session.request_policy import read_header
 from django_clustered_sessions.store import connections
 from tests import settings as test_settings
@@ -216,7 +216,7 @@ def take(work: Work, session: Any) -> None:
     ids = list(session.get(operation.log, []))
     operation.seen = Seen(len(ids), digest(ids), session.get("n"), session.get("hits"))
     for header in session.lock_headers().values():
-        operation.token = read_header(header, Place.of("session", operation.session).id)
+        operation.token = read_header(header, SessionKeys.of("session", operation.session).id)
     if work.fault:
         work.actor.note(operation)
         os.kill(os.getpid(), work.fault)

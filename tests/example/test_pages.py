@@ -23,8 +23,8 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.devices.rows import rows
-from django_clustered_sessions.protocol.record import Place
-from django_clustered_sessions.registry import Entry
+from django_clustered_sessions.protocol.record import SessionKeys
+from django_clustered_sessions.registry import SessionInfo
 from tests.conftest import use_store
 from tests.example.conftest import EXAMPLE, Demo
 
@@ -115,7 +115,7 @@ def visitors(demo: Demo, new_context: NewContext, logins: Logins, settings: Any)
 def public_id(page: Page) -> str:
     """Return the public id of the session of a page's browser."""
     (key,) = (cookie["value"] for cookie in page.context.cookies() if cookie["name"] == "sessionid")
-    return Place.of("session", key).id
+    return SessionKeys.of("session", key).id
 
 
 def listed(page: Page) -> list[str]:
@@ -260,7 +260,7 @@ def test_page_without_a_base_template_is_accessible(page: Page, settings: Any) -
     """The whole page by axe, with messages, browsers and more than one page of rows."""
     settings.ROOT_URLCONF = (path("devices/", include("django_clustered_sessions.devices.urls")),)
     now = timezone.now()
-    entries = [Entry(letter * 43, "1", now, now, now, letter == "A") for letter in "ABC"]
+    entries = [SessionInfo(letter * 43, "1", now, now, now, letter == "A") for letter in "ABC"]
     pages = Paginator(rows(entries), 2)
     context = {
         "rows": pages.page(1),

@@ -28,8 +28,8 @@ from django_clustered_sessions.models import Session
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.options import Expiry, Terms
-from django_clustered_sessions.protocol.record import Mode, Place, pack, user_tag
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions
+from django_clustered_sessions.protocol.record import Mode, SessionKeys, pack, user_tag
 from tests.gateways import Browser, load_scripts, place
 
 pytestmark = pytest.mark.django_db
@@ -93,7 +93,7 @@ def test_odd_record_breaks_no_list(
     for field, (at, patch) in patches.items():
         before = store.hget(record, field) or b""
         store.hset(record, field, before[:at] + patch + before[at + len(patch) :])
-    ours = Place.of("session", other.session.session_key).id
+    ours = SessionKeys.of("session", other.session.session_key).id
     assert ours in {entry.id for entry in registry.sessions_of(ada)}
     for client, page in ((other, "/devices/"), (grace, page_of(ada)), (grace, SESSIONS)):
         assert client.get(page).status_code == 200, page
@@ -124,10 +124,10 @@ def log_in_often(user: User, store: redis.Redis, times: int) -> None:
     """Create that many sessions of a user as the engine would, but in few round trips."""
     load_scripts(store)
     fields = [("d:_auth_user_id", pack(JSONSerializer().dumps(str(user.pk))))]
-    terms = Terms(3_600_000, 0, 0, 1 << 20, 4000, "merge")
+    terms = WriteOptions(3_600_000, 0, 0, 1 << 20, 4000, "merge")
     pipeline = store.pipeline(transaction=False)
     for number in range(times):
-        place = Place.of("session", f"{number:032}")
+        place = SessionKeys.of("session", f"{number:032}")
         expiry = Expiry(Mode.DEFAULT, 0)
         call = commands.create(place, token_bytes(8), expiry, fields, terms, user_tag(user.pk))
         assert call.script

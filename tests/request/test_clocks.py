@@ -34,7 +34,7 @@ from django.utils.timezone import make_naive
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol.record import Meta, Place
+from django_clustered_sessions.protocol.record import Meta, SessionKeys
 from tests import settings as test_settings
 from tests.children import ROOT
 from tests.clocks import libfaketime
@@ -295,7 +295,7 @@ class Watch:
 
     def __init__(self, store: redis.Redis, key: str) -> None:
         self.store = store
-        self.record = Place.of("session", key).record
+        self.record = SessionKeys.of("session", key).record
 
     @property
     def deadline_ms(self) -> int:
@@ -569,7 +569,7 @@ def test_offset_of_each_node_is_measured_and_reported(
     store: redis.Redis, nodes: dict[str, Node]
 ) -> None:
     key = nodes["right"].ask(make, "default", None, False)
-    bucket = Place.of("session", key).index.removesuffix(":index")
+    bucket = SessionKeys.of("session", key).index.removesuffix(":index")
 
     def reported() -> dict[str, int]:
         for node in nodes.values():

@@ -24,7 +24,7 @@ from django_clustered_sessions import endings
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.channels import EndsWithSession
 from django_clustered_sessions.protocol import flows
-from django_clustered_sessions.protocol.record import EndReason, Place
+from django_clustered_sessions.protocol.record import EndReason, SessionKeys
 from tests.clusters import ClusterServers
 from tests.conftest import store_binary
 from tests.pages import page
@@ -240,7 +240,7 @@ async def test_session_that_is_no_more_closes_its_socket(
     store: redis.Redis, told: Told, looks: list[float], how: str
 ) -> None:
     key = await new_key()
-    record = Place.of("session", key).record
+    record = SessionKeys.of("session", key).record
     async with opened(Async, told, key) as socket:
         await some_more(looks)
         match how:
@@ -303,7 +303,7 @@ async def test_login_by_the_socket_is_no_end_before_its_reply(
     key = await new_key()
     async with opened(Obedient, told, key):
         (watch,) = watches()
-        place = watch.place()
+        place = watch.keys()
         assert place is not None
         told_ends: list[EndReason] = []
         watch._on_end = told_ends.append
@@ -404,7 +404,7 @@ async def test_what_a_socket_writes_is_there_and_makes_no_orphans(
     assert await SessionStore(key).aget("n") == 7
     beside = (b":index", b":figures", b":history", b"writes")
     records = {name.decode() for name in store.scan_iter() if not name.endswith(beside)}
-    assert records == {Place.of("session", key).record}
+    assert records == {SessionKeys.of("session", key).record}
 
 
 @pytest.mark.parametrize("fault", [pytest.param("silent", marks=pytest.mark.full), "gone"])
@@ -717,7 +717,7 @@ async def test_cluster_node_that_is_away_holds_up_no_other(
         for key in keys:
             endings.begin(endings.Watch(SessionStore(key), lambda _, key=key: ended.append(key)))  # type: ignore[misc]
         await some_more(looks)
-        at = {key: servers.owner(Place.of("session", key).record) for key in keys}
+        at = {key: servers.owner(SessionKeys.of("session", key).record) for key in keys}
         away = at[keys[0]]
         assert len(set(map(id, at.values()))) == 3
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.5

@@ -16,7 +16,7 @@ from django.test import AsyncRequestFactory, RequestFactory
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol.record import FIRST, LAST, Place
+from django_clustered_sessions.protocol.record import FIRST, LAST, SessionKeys
 from django_clustered_sessions.session.client_info import Client
 from tests.clusters import ClusterServers
 from tests.servers import StoreServer, wait_for
@@ -81,7 +81,7 @@ def test_first_and_last_client_of_a_user_are_kept(store: redis.Redis, tracking: 
 
 
 def fields(store: redis.Redis, key: str | None) -> set[bytes]:
-    return {FIRST, LAST} & set(store.hkeys(Place.of("session", key or "").record))
+    return {FIRST, LAST} & set(store.hkeys(SessionKeys.of("session", key or "").record))
 
 
 def test_renewal_tells_of_a_client_as_well(

@@ -18,9 +18,9 @@ from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.monitoring.counters import KEPT, NAMES, counters
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.locks import Turn
-from django_clustered_sessions.protocol.record import Locker, Place
-from django_clustered_sessions.session.lock import Hold
+from django_clustered_sessions.protocol.locks import LockOutcome
+from django_clustered_sessions.protocol.record import Locker, SessionKeys
+from django_clustered_sessions.session.lock import SessionLock
 from django_clustered_sessions.store import connections
 from tests.conftest import use_store
 from tests.pages import page, shape
@@ -36,7 +36,7 @@ def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
     counts = ("0" if name == "sync_shortfalls" else "1" for name in NAMES)
     store.hset("session:{000}:figures", "web-1", " ".join(["1", "0", *counts]))
     at, future, since = (
-        Place.of("session", session.session_key or ""),
+        SessionKeys.of("session", session.session_key or ""),
         (2**47).to_bytes(6),
         bytes(6),
     )
@@ -56,8 +56,8 @@ def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
 
 def assert_waiters_are_woken(session: SessionStore) -> None:
     """Wait for a lock; who is not allowed to read its mailbox would find out later."""
-    place = Place.of(conf.key_prefix, session.session_key or "")
-    turns: list[Turn] = []
+    place = SessionKeys.of(conf.key_prefix, session.session_key or "")
+    turns: list[LockOutcome] = []
 
     def wait() -> None:
         waiter = SessionStore(session.session_key)
@@ -70,7 +70,7 @@ def assert_waiters_are_woken(session: SessionStore) -> None:
 
     thread = threading.Thread(target=wait)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Hold, "count", lambda self, turn: turns.append(turn))
+        patch.setattr(SessionLock, "count", lambda self, turn: turns.append(turn))
         with session.lock():
             thread.start()
             wait_for(is_waited_for, "somebody waits for the lock")

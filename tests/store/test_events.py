@@ -24,7 +24,7 @@ from django.core.management import CommandError, call_command
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.events import Entry, Event
+from django_clustered_sessions.events import Event, StreamEntry
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.management.commands.sessionevents import Worker
@@ -32,16 +32,16 @@ from django_clustered_sessions.monitoring.counters import NAMES, Counters, count
 from django_clustered_sessions.protocol import commands, scripts
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
-from django_clustered_sessions.protocol.options import Expiry, Terms
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import (
     NOBODY,
     EndReason,
     Mode,
-    Place,
+    SessionKeys,
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.session_data import Delta
+from django_clustered_sessions.protocol.session_data import Changes
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -101,8 +101,8 @@ def public_id(session: Any) -> str:
     return session_id(session.session_key)
 
 
-def place_of(session: Any) -> Place:
-    return Place.of("session", session.session_key)
+def place_of(session: Any) -> SessionKeys:
+    return SessionKeys.of("session", session.session_key)
 
 
 def waiting(client: redis.Redis) -> int:
@@ -262,8 +262,8 @@ def test_taking_a_session_over_tells_of_expired_ones(events: redis.Redis) -> Non
     session = new_session(user=5)
     expired_by_now(events, session)
     handled_before = waiting(events)
-    terms = Terms(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
-    place = Place.of("session", key_in(place_of(session)))
+    terms = WriteOptions(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
+    place = SessionKeys.of("session", key_in(place_of(session)))
     expiry, field = Expiry(Mode.DEFAULT, 0), [(b"d:n", b"s1")]
     ask(commands.adopt(place, b"token--1", expiry, field, terms, NOBODY, 60_000, 60_000))
     assert waiting(events) == handled_before + 1
@@ -285,13 +285,13 @@ def test_expiries_that_a_worker_finds_are_counted(
     assert dict(zip(NAMES, counters.take(now=True), strict=True))["expired"] == 1
 
 
-def key_in(place: Place) -> str:
+def key_in(place: SessionKeys) -> str:
     """Return a key that nobody has had, of a session in the bucket of ``place``."""
     keys = (f"{number:032}" for number in KEYS)
-    return next(key for key in keys if Place.of("session", key).index == place.index)
+    return next(key for key in keys if SessionKeys.of("session", key).index == place.index)
 
 
-def create_in(place: Place) -> SessionStore:
+def create_in(place: SessionKeys) -> SessionStore:
     """Create a session in the bucket of ``place``."""
     session = SessionStore(key_in(place))
     session.save(must_create=True)
@@ -355,8 +355,8 @@ def test_session_in_its_last_millisecond_is_not_told_of(
 
 def test_a_write_that_is_repeated_tells_once(events: redis.Redis) -> None:
     """The driver repeats a trip whose reply is lost."""
-    terms = Terms(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
-    first, second, third, other = (Place.of("session", name * 32) for name in "abcd")
+    terms = WriteOptions(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
+    first, second, third, other = (SessionKeys.of("session", name * 32) for name in "abcd")
     expiry, at_once = Expiry(Mode.DEFAULT, 0), Expiry(Mode.ABSOLUTE, 0)
     field = [(b"d:n", b"s1")]
     calls = [
@@ -366,7 +366,7 @@ def test_a_write_that_is_repeated_tells_once(events: redis.Redis) -> None:
         commands.create(third, b"token--3", expiry, field, terms),
         commands.leave(third, b"token--4", b"token--3", other, KEPT),
         commands.create(other, b"token--5", expiry, field, terms),
-        commands.commit(other, b"token--6", at_once, Delta((), True), terms),
+        commands.commit(other, b"token--6", at_once, Changes((), True), terms),
     ]
     for call in calls:
         ask(call, call)
@@ -416,7 +416,7 @@ def test_events_cost_no_round_trip(
 
 def test_bound_keeps_the_newest_events(events: redis.Redis, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1
-    place = Place.of("session", "some key")
+    place = SessionKeys.of("session", "some key")
     sessions = [create_in(place) for _ in range(12)]
     assert events.xlen(place.events) == 5
     assert [event.session_id for event in handled()] == [public_id(one) for one in sessions[-5:]]
@@ -424,7 +424,7 @@ def test_bound_keeps_the_newest_events(events: redis.Redis, settings: Any) -> No
 
 def test_event_pushed_out_while_handled_leaves_nothing(events: redis.Redis, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_EVENTS_KEPT = 1
-    place = Place.of("session", "some key")
+    place = SessionKeys.of("session", "some key")
     create_in(place)
     bucket = int(place.index.partition("{")[2][:3], 16)
     (taken,) = commands.parse_take(ask(commands.take("session", bucket, 10, 1))[0])
@@ -435,7 +435,7 @@ def test_event_pushed_out_while_handled_leaves_nothing(events: redis.Redis, sett
     assert events.xpending(place.events, "workers")["pending"] == 0
 
 
-def idle_ms(client: redis.Redis, place: Place) -> int:
+def idle_ms(client: redis.Redis, place: SessionKeys) -> int:
     pending = client.xpending_range(place.events, "workers", "-", "+", 1)
     return int(pending[0]["time_since_delivered"])
 
@@ -505,7 +505,7 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_does(
 
 def test_a_worker_that_stops_gives_back_what_it_has_taken(events: redis.Redis) -> None:
     """It takes one, two, four at once, and stops at the second of the four."""
-    sessions = [create_in(Place.of("session", "some key")) for _ in range(8)]
+    sessions = [create_in(SessionKeys.of("session", "some key")) for _ in range(8)]
     found: list[Event] = []
 
     def handle(event: Event) -> None:
@@ -522,13 +522,13 @@ def test_a_worker_that_stops_gives_back_what_it_has_taken(events: redis.Redis) -
 
 
 def test_slow_handler_gives_back_what_it_is_late_for(events: redis.Redis) -> None:
-    place = Place.of("session", "some key")
+    place = SessionKeys.of("session", "some key")
     sessions = [create_in(place) for _ in range(3)]
     found: list[Event] = []
     slow = Worker(found.append, LEASE_S)
     bucket = int(place.index.partition("{")[2][:3], 16)
     reply = ask(commands.take("session", bucket, 10, LEASE_S * 1000))[0]
-    taken = [Entry(bucket, *one) for one in commands.parse_take(reply)]
+    taken = [StreamEntry(bucket, *one) for one in commands.parse_take(reply)]
     slow._handle(taken[:1], time.monotonic())
     slow._handle(taken[1:], time.monotonic() - LEASE_S / 2 - 1)
     assert [event.session_id for event in found] == [public_id(sessions[0])]

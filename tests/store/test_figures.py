@@ -18,7 +18,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.monitoring import collect, reporting
 from django_clustered_sessions.monitoring import statistics as ours
 from django_clustered_sessions.monitoring.counters import MINIMA, NAMES, Counters, counters
-from django_clustered_sessions.protocol.record import Place, session_id, user_tag
+from django_clustered_sessions.protocol.record import SessionKeys, session_id, user_tag
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import PerTrip
 from tests.servers import CountingProxy, wait_for
@@ -49,8 +49,8 @@ def new(**values: Any) -> SessionStore:
     return session
 
 
-def place(session: SessionStore) -> Place:
-    return Place.of("session", session.session_key or "")
+def place(session: SessionStore) -> SessionKeys:
+    return SessionKeys.of("session", session.session_key or "")
 
 
 # Lifetimes.
@@ -157,7 +157,7 @@ def test_expired_session_is_counted_as_it_leaves_the_index(store: redis.Redis) -
     for at in (one, two):
         session = SessionStore()
         keys = (session._new_key() for _ in range(100_000))
-        key = next(key for key in keys if Place.of("session", key).index == at.index)
+        key = next(key for key in keys if SessionKeys.of("session", key).index == at.index)
         session._session_key = key
         session.save(must_create=True)
     assert counted("expired", "created", "ended") == [2, 4, 0]

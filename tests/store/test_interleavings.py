@@ -35,9 +35,9 @@ from django_clustered_sessions.exceptions import SessionConflict, SessionLockLos
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Trip, Wait
 from django_clustered_sessions.protocol.flows import Flow
-from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, Place
+from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, SessionKeys
 from django_clustered_sessions.session import leases
-from django_clustered_sessions.session.request_policy import Usage
+from django_clustered_sessions.session.request_policy import Policy
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests import machines
@@ -503,7 +503,7 @@ def once(trip: Trip) -> Flow[Any]:
     return (yield trip)
 
 
-class LockedUsage(Usage):
+class LockedUsage(Policy):
     """How a request of LOCKING="all" uses its session."""
 
     access = Access.LOCKED
@@ -1036,8 +1036,8 @@ class Interleavings(RuleBasedStateMachine):
 
     # What has to hold at any time.
 
-    def place(self, key: str) -> Place:
-        return Place.of("session", key)
+    def place(self, key: str) -> SessionKeys:
+        return SessionKeys.of("session", key)
 
     @invariant()
     def the_store_holds_what_the_model_holds(self) -> None:

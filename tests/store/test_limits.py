@@ -37,7 +37,7 @@ from django_clustered_sessions.protocol.effects import Flow, Trip
 from django_clustered_sessions.protocol.login_limit import Limit
 from django_clustered_sessions.protocol.record import (
     EndReason,
-    Place,
+    SessionKeys,
     claims_key,
     session_id,
     user_tag,
@@ -271,7 +271,7 @@ def test_session_that_is_no_more_makes_room_at_once(
 ) -> None:
     limit(1, "refuse")
     session = log_in(ANN)
-    place = Place.of("session", session.session_key or "")
+    place = SessionKeys.of("session", session.session_key or "")
     match way:
         case "logout":
             request = HttpRequest()
@@ -520,7 +520,7 @@ def test_session_that_moves_while_a_login_looks_is_counted(store: redis.Redis, l
     lapse(store)
     other = SessionStore()
     other.create()
-    place = Place.of("session", other.session_key or "")
+    place = SessionKeys.of("session", other.session_key or "")
     bound = Limit(1, False, 60_000)
     flow = login_limit.claim(place, "session", "1", bound, _must_not_end, lambda: 0.0)
     step = next(flow)
@@ -543,7 +543,7 @@ def _must_not_end(places: Any) -> Flow[None]:
 
 
 def bucket(session: SessionStore) -> int:
-    return int(Place.of("session", session.session_key or "").index.split("{")[1][:3], 16)
+    return int(SessionKeys.of("session", session.session_key or "").index.split("{")[1][:3], 16)
 
 
 def ask(trip: Trip) -> list[Any]:
@@ -558,7 +558,7 @@ def test_a_look_that_is_old_is_not_relied_on(store: redis.Redis, limit: Any) -> 
     limit(1, "refuse")
     session = SessionStore()
     session.create()
-    place = Place.of("session", session.session_key or "")
+    place = SessionKeys.of("session", session.session_key or "")
     now = iter([0.0, 10.0, 10.0, 10.0, 10.0])
     flow = login_limit.claim(
         place, "session", "1", Limit(1, False, 60_000), _must_not_end, lambda: next(now)

@@ -20,8 +20,8 @@ from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.monitoring.held_locks import HeldLock, collect_locks
 from django_clustered_sessions.protocol import commands, locks
 from django_clustered_sessions.protocol.effects import Wait
-from django_clustered_sessions.protocol.locks import Asking, Turn
-from django_clustered_sessions.protocol.options import Locking
+from django_clustered_sessions.protocol.locks import LockOutcome, LockRequest
+from django_clustered_sessions.protocol.options import LockOptions
 from django_clustered_sessions.protocol.record import EndReason
 from django_clustered_sessions.protocol.results import Gone, Held, Taken
 from django_clustered_sessions.protocol.scripts import script
@@ -214,9 +214,9 @@ def test_no_more_than_so_many_wait_and_writers_are_not_counted(store: redis.Redi
 # Doubt.
 
 
-def asking(token: str, *, slice_ms: float = 60_000, wait_ms: int = 60_000) -> Asking:
-    terms = Locking(wait_ms, 60_000, 120_000, 16, b"here")
-    return Asking(token, terms, slice_ms, lambda: None, nullcontext)
+def asking(token: str, *, slice_ms: float = 60_000, wait_ms: int = 60_000) -> LockRequest:
+    terms = LockOptions(wait_ms, 60_000, 120_000, 16, b"here")
+    return LockRequest(token, terms, slice_ms, lambda: None, nullcontext)
 
 
 def step(flow: Any, reply: Any = None) -> Any:
@@ -238,7 +238,7 @@ def test_wake_up_that_was_lost_costs_one_question(store: redis.Redis) -> None:
     assert store.delete(sleep.mailbox) == 1
     trip = step(flow, False)
     turn, _ = step(flow, [ask(*trip)])
-    assert isinstance(turn, Turn) and isinstance(turn.found, Taken)
+    assert isinstance(turn, LockOutcome) and isinstance(turn.found, Taken)
     assert owner(store, key) == mine
 
 

@@ -19,7 +19,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import SessionLockLost
 from django_clustered_sessions.protocol.record import EndReason, session_id
-from django_clustered_sessions.session.request_policy import Usage
+from django_clustered_sessions.session.request_policy import Policy
 from django_clustered_sessions.signals import session_ended
 from tests.gateways import place, records
 from tests.locking import Threads, free, new_session, outcome, seize, wait_for_queue
@@ -174,7 +174,7 @@ def test_lock_that_was_lost_is_lost_in_the_successor_too(store: redis.Redis, key
         late["mine"] = 1
 
 
-class Inside(Usage):
+class Inside(Policy):
     token = ""
 
     def outer_token(self, session_id: str) -> str:
@@ -196,7 +196,7 @@ def test_request_inside_a_lock_goes_on_inside(store: redis.Redis, key: str) -> N
     assert (values["inside"], values["outside"]) == (1, 2)
 
 
-class Locked(Usage):
+class Locked(Policy):
     access = Access.LOCKED
 
 

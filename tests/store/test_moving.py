@@ -39,8 +39,14 @@ from django_clustered_sessions.importing import on_demand
 from django_clustered_sessions.importing.old_engine import Pickled, engine
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.effects import Elsewhere
-from django_clustered_sessions.protocol.record import EndReason, HiddenKey, Mode, Place, session_id
+from django_clustered_sessions.protocol.effects import OutsideCall
+from django_clustered_sessions.protocol.record import (
+    EndReason,
+    HiddenKey,
+    Mode,
+    SessionKeys,
+    session_id,
+)
 from django_clustered_sessions.store import connections
 from tests.children import LIFE_S, finish, python
 from tests.conftest import DATABASE, use_store
@@ -161,7 +167,7 @@ def taken() -> int:
 
 def let_the_tombstone_go(store: redis.Redis, key: str) -> None:
     """Do what ten minutes do to what an ended session leaves behind."""
-    store.delete(Place.of("session", key).record)
+    store.delete(SessionKeys.of("session", key).record)
 
 
 def sessions(store: redis.Redis) -> set[bytes]:
@@ -322,7 +328,7 @@ def cycle(session: SessionStore) -> None:
 def expire(session: SessionStore) -> None:
     """Do what a timeout does that is shorter than the old engine's."""
     with redis.Redis(connection_pool=connections.pool()) as raw:
-        raw.delete(Place.of("session", session.session_key or "").record)
+        raw.delete(SessionKeys.of("session", session.session_key or "").record)
 
 
 #: How an old engine deletes is its own; that it is asked to, depends on the end.
@@ -395,11 +401,11 @@ def test_a_rollback_of_the_request_brings_nothing_back(old: Old, store: redis.Re
 
 def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
-    place, session = Place.of("session", key), SessionStore(key)
+    place, session = SessionKeys.of("session", key), SessionStore(key)
     late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
     asking = next(late)
     step = late.send([store.zscore(place.index.replace("index", "moved"), place.id), 0])
-    assert isinstance(step, Elsewhere) and asking
+    assert isinstance(step, OutsideCall) and asking
     row = step.call()
     session.flush()
     let_the_tombstone_go(store, key)
@@ -413,7 +419,7 @@ def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -
 
 def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
-    place, late_one = Place.of("session", key), SessionStore(key)
+    place, late_one = SessionKeys.of("session", key), SessionStore(key)
     late = on_demand.take_over(HiddenKey(key), place, late_one._terms(), late_one.serializer())
     next(late)
     row = late.send([None, 0]).call()
@@ -431,7 +437,7 @@ def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> N
 
 def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
-    place, session = Place.of("session", key), SessionStore(key)
+    place, session = SessionKeys.of("session", key), SessionStore(key)
     late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
     next(late)
     row = late.send([None, 0]).call()
@@ -444,7 +450,7 @@ def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> Non
 
 def test_session_taken_over_meanwhile_is_no_logout(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
-    place, session = Place.of("session", key), SessionStore(key)
+    place, session = SessionKeys.of("session", key), SessionStore(key)
     late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
     assert next(late) == commands.adopted(place)
     # Between the load that found nothing and this question.
@@ -460,7 +466,7 @@ def test_takeover_is_remembered_for_longer_than_the_session(old: Old, store: red
     long = old.create({"n": 1}, expiry=dt.datetime.now(dt.UTC) + dt.timedelta(days=100))
     for each, days in ((key, 14 + 30), (long, 100 + 30)):
         assert SessionStore(each)["n"] == 1
-        place = Place.of("session", each)
+        place = SessionKeys.of("session", each)
         moved = place.index.replace("index", "moved")
         left_s = store.zscore(moved, place.id) / 1000 - time.time()
         assert days * 86400 - 60 < left_s <= days * 86400

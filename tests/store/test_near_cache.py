@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.protocol.record import CachedSession
 from django_clustered_sessions.session import near_cache, operations
 from django_clustered_sessions.session.near_cache import Life, NearCache, Renewal, memory
 from tests.children import forked
@@ -254,8 +254,8 @@ def test_values_set_aside_stay(store: redis.Redis) -> None:
 # The cache by itself.
 
 
-def known(size: int) -> Known:
-    return Known(b"12345678", {b"d:a": b"x" * size})
+def known(size: int) -> CachedSession:
+    return CachedSession(b"12345678", {b"d:a": b"x" * size})
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:

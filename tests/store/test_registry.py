@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.protocol.record import BUCKETS, NOBODY, Place, session_id, user_tag
+from django_clustered_sessions.protocol.record import (
+    BUCKETS,
+    NOBODY,
+    SessionKeys,
+    session_id,
+    user_tag,
+)
 from tests.servers import wait_for
 
 ANN, BOB = User(pk=1, username="ann"), User(pk=2, username="bob")
@@ -155,7 +161,7 @@ def test_expired_session_is_not_listed(store: Any) -> None:
     session = logged_in(ANN)
     session.set_expiry(1)
     session.save()
-    place = Place.of("session", session.session_key or "")
+    place = SessionKeys.of("session", session.session_key or "")
     wait_for(lambda: not store.exists(place.record), "it has expired")
     assert ids(ANN) == set()
     # Whoever creates a session in the bucket sweeps it out.
@@ -166,12 +172,12 @@ def test_expired_session_is_not_listed(store: Any) -> None:
     assert counts(store) == {}
 
 
-def _create_in(place: Place, store: Any) -> None:
+def _create_in(place: SessionKeys, store: Any) -> None:
     """Create a session in the bucket of ``place``."""
     while True:
         session = SessionStore()
         key = session._new_key()
-        if Place.of("session", key).index == place.index:
+        if SessionKeys.of("session", key).index == place.index:
             session._session_key = key
             session.save(must_create=True)
             return
@@ -275,12 +281,12 @@ def test_id_that_nobody_has_finds_nothing(store: Any) -> None:
 
 @given(st.text())
 def test_an_id_leads_to_its_sessions_place(key: str) -> None:
-    assert Place.of_id("session", session_id(key)) == Place.of("session", key)
+    assert SessionKeys.of_id("session", session_id(key)) == SessionKeys.of("session", key)
 
 
 def test_a_record_that_is_gone_leaves_the_index(store: Any) -> None:
     evicted, other = logged_in(ANN), logged_in(ANN)
-    store.delete(Place.of("session", evicted.session_key or "").record)
+    store.delete(SessionKeys.of("session", evicted.session_key or "").record)
     assert ids(ANN) == {public_id(other)}
     assert counts(store) == {b"": 1, user_tag(1): 1}
 
@@ -288,7 +294,7 @@ def test_a_record_that_is_gone_leaves_the_index(store: Any) -> None:
 @pytest.mark.parametrize("damage", ["no users", "wrong count", "junk in index", "foreign user"])
 def test_an_index_that_was_damaged_by_hand_heals(store: Any, damage: str) -> None:
     session = logged_in(ANN)
-    place = Place.of("session", session.session_key or "")
+    place = SessionKeys.of("session", session.session_key or "")
     match damage:
         case "no users":
             store.delete(place.users)
@@ -306,7 +312,7 @@ def test_an_index_that_was_damaged_by_hand_heals(store: Any, damage: str) -> Non
 
 def test_index_that_is_none_hides_no_other_buckets_sessions(store: Any) -> None:
     session = logged_in(ANN)
-    bucket = Place.of("session", session.session_key or "").index
+    bucket = SessionKeys.of("session", session.session_key or "").index
     store.set("session:{000}:index" if "{000}" not in bucket else "session:{001}:index", "text")
     assert ids(ANN) == {public_id(session)}
     assert registry.end_sessions_of(ANN) == 1
@@ -314,7 +320,7 @@ def test_index_that_is_none_hides_no_other_buckets_sessions(store: Any) -> None:
 
 def test_member_of_the_index_that_is_no_id_hides_no_session(store: Any) -> None:
     session = logged_in(ANN)
-    place = Place.of("session", session.session_key or "")
+    place = SessionKeys.of("session", session.session_key or "")
     store.zadd(place.index, {b"?" * 43 + user_tag(1): 9e15})
     assert ids(ANN) == {public_id(session)}
 
@@ -323,7 +329,7 @@ def test_session_missing_in_the_index_comes_back_with_a_write(
     store: Any,
 ) -> None:
     session = logged_in(ANN)
-    place = Place.of("session", session.session_key or "")
+    place = SessionKeys.of("session", session.session_key or "")
     store.delete(place.index, place.users)
     assert ids(ANN) == set()
     session["x"] = 1

@@ -38,7 +38,7 @@ from django_clustered_sessions.protocol.record import (
     NEXT,
     NOBODY,
     Meta,
-    Place,
+    SessionKeys,
     bucket_tag,
     session_id,
     user_tag,
@@ -117,7 +117,7 @@ class Keys:
         while len(self._known) <= len(self.by_id):
             self._number += 1
             key = f"{self._number:032x}"
-            if int(Place.of("session", key).index.split("{")[1][:3], 16) < BUCKETS:
+            if int(SessionKeys.of("session", key).index.split("{")[1][:3], 16) < BUCKETS:
                 self._known.append(key)
         key = self._known[len(self.by_id)]
         self.by_id[session_id(key)] = key
@@ -177,7 +177,7 @@ class RegistryAndTruth(RuleBasedStateMachine):
         truth = self.truth()
         assert truth == self.expected
         listed = {bucket for client in self.clients for bucket in self.check_buckets(client, truth)}
-        assert {Place.of_id("session", public_id).index for public_id in truth} <= listed
+        assert {SessionKeys.of_id("session", public_id).index for public_id in truth} <= listed
         self.evicted.clear()
         for pk, user in USERS.items():
             entries = registry.sessions_of(user)
@@ -214,7 +214,7 @@ class RegistryAndTruth(RuleBasedStateMachine):
             assert listed == {
                 public_id: tag(user)
                 for public_id, user in truth.items()
-                if Place.of_id("session", public_id).index == index
+                if SessionKeys.of_id("session", public_id).index == index
             }
             counts = client.hgetall(index.replace(":index", ":users"))
             assert {name: int(count) for name, count in counts.items()} == counted
@@ -310,7 +310,7 @@ class RegistryAndTruth(RuleBasedStateMachine):
         """Return what the tombstone says, wherever that is."""
         for client in self.clients:
             with suppress(redis.ResponseError):
-                if found := client.hget(Place.of_id("session", public_id).record, NEXT):
+                if found := client.hget(SessionKeys.of_id("session", public_id).record, NEXT):
                     return str(found.decode())
         return None
 
@@ -459,7 +459,7 @@ class RegistryAndTruth(RuleBasedStateMachine):
 
     def evict(self, number: int) -> None:
         public_id = self.one(number, self.expected.get)
-        record = Place.of_id("session", public_id).record
+        record = SessionKeys.of_id("session", public_id).record
         for client in self.clients:
             with suppress(redis.ResponseError):
                 client.delete(record)

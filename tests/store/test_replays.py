@@ -20,11 +20,11 @@ from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands, results
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
-from django_clustered_sessions.protocol.options import Expiry, Terms
-from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, Place
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions
+from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, SessionKeys
 from django_clustered_sessions.protocol.results import Alive, Conflict, Exists, Gone
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.session_data import Change, Delta, Operation
+from django_clustered_sessions.protocol.session_data import Change, Changes, Operation
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.gateways import load_scripts
@@ -33,7 +33,7 @@ from tests.servers import CountingProxy, wait_for
 pytestmark = pytest.mark.each_server
 
 WINDOW_MS = 4000
-TERMS = Terms(60_000, 0, 0, 100_000, WINDOW_MS, "merge")
+TERMS = WriteOptions(60_000, 0, 0, 100_000, WINDOW_MS, "merge")
 DEFAULT = Expiry(Mode.DEFAULT, 0)
 
 
@@ -42,13 +42,13 @@ def token() -> bytes:
 
 
 @pytest.fixture
-def place() -> Place:
-    return Place.of("session", secrets.token_hex(16))
+def place() -> SessionKeys:
+    return SessionKeys.of("session", secrets.token_hex(16))
 
 
 @pytest.fixture
-def other_place() -> Place:
-    return Place.of("session", secrets.token_hex(16))
+def other_place() -> SessionKeys:
+    return SessionKeys.of("session", secrets.token_hex(16))
 
 
 def ask(call: Call) -> Any:
@@ -61,15 +61,15 @@ def ask(call: Call) -> Any:
     return drivers.run(flow(), connections.pool, Budget(5.0))
 
 
-def create(place: Place, as_token: bytes, **values: bytes) -> Alive | Exists:
+def create(place: SessionKeys, as_token: bytes, **values: bytes) -> Alive | Exists:
     fields = [(b"d:" + name.encode(), value) for name, value in values.items()]
     return commands.parse_create(ask(commands.create(place, as_token, DEFAULT, fields, TERMS)))
 
 
 def commit(
-    place: Place, as_token: bytes, *changes: Change, terms: Terms = TERMS
+    place: SessionKeys, as_token: bytes, *changes: Change, terms: WriteOptions = TERMS
 ) -> Alive | Gone | Conflict:
-    reply = ask(commands.commit(place, as_token, None, Delta(changes, False), terms))
+    reply = ask(commands.commit(place, as_token, None, Changes(changes, False), terms))
     answer = commands.parse_commit(reply)
     assert not isinstance(answer, results.TooLarge)
     return answer
@@ -87,23 +87,23 @@ def count(name: str, by: int) -> Change:
     return Change(Operation.ADD, b"d:" + name.encode(), b"", b"%d" % by)
 
 
-def raw(store: redis.Redis, place: Place) -> dict[bytes, bytes]:
+def raw(store: redis.Redis, place: SessionKeys) -> dict[bytes, bytes]:
     return store.hgetall(place.record)
 
 
-def recent(store: redis.Redis, place: Place) -> set[bytes]:
+def recent(store: redis.Redis, place: SessionKeys) -> set[bytes]:
     """Return the tokens of the writes that may come again, of the whole bucket."""
     return {name for log in place.writes for name in store.hkeys(log)}
 
 
-def data(store: redis.Redis, place: Place) -> dict[bytes, bytes]:
+def data(store: redis.Redis, place: SessionKeys) -> dict[bytes, bytes]:
     return {name: value for name, value in raw(store, place).items() if name[:2] == b"d:"}
 
 
 # The scripts.
 
 
-def test_create_again_is_the_first_answer(store: redis.Redis, place: Place) -> None:
+def test_create_again_is_the_first_answer(store: redis.Redis, place: SessionKeys) -> None:
     first = token()
     answer = create(place, first, a=b"s1")
     before = raw(store, place)
@@ -116,7 +116,7 @@ def test_create_again_is_the_first_answer(store: redis.Redis, place: Place) -> N
     assert raw(store, place) == before
 
 
-def test_create_does_not_make_an_ended_session_anew(store: redis.Redis, place: Place) -> None:
+def test_create_does_not_make_an_ended_session_anew(store: redis.Redis, place: SessionKeys) -> None:
     first = token()
     create(place, first, a=b"s1")
     ask(commands.end(place, EndReason.FLUSHED, 0))
@@ -124,7 +124,7 @@ def test_create_does_not_make_an_ended_session_anew(store: redis.Redis, place: P
     assert raw(store, place) == {b"m:end": b"flushed"}
 
 
-def test_commit_again_is_the_first_answer(store: redis.Redis, place: Place) -> None:
+def test_commit_again_is_the_first_answer(store: redis.Redis, place: SessionKeys) -> None:
     first, second = token(), token()
     create(place, first, a=b"s1", b=b"s1")
     changes = put("a", b"s2", first), remove("b", first), put("c", b"s3")
@@ -136,7 +136,7 @@ def test_commit_again_is_the_first_answer(store: redis.Redis, place: Place) -> N
 
 
 def test_count_again_is_the_first_answer_after_others_wrote(
-    store: redis.Redis, place: Place
+    store: redis.Redis, place: SessionKeys
 ) -> None:
     create(place, token(), n=b"i10")
     mine = token()
@@ -155,7 +155,9 @@ def test_count_again_is_the_first_answer_after_others_wrote(
     assert values == {b"d:n": b"i32", b"d:m": b"i-1", b"d:a": b"s9"}
 
 
-def test_commit_again_is_the_first_answer_after_a_removal(store: redis.Redis, place: Place) -> None:
+def test_commit_again_is_the_first_answer_after_a_removal(
+    store: redis.Redis, place: SessionKeys
+) -> None:
     create(place, token())
     mine = token()
     assert isinstance(commit(place, mine, put("a", b"s1")), Alive)
@@ -164,7 +166,9 @@ def test_commit_again_is_the_first_answer_after_a_removal(store: redis.Redis, pl
     assert data(store, place) == {}
 
 
-def test_a_refused_commit_may_come_again_with_its_merge(store: redis.Redis, place: Place) -> None:
+def test_a_refused_commit_may_come_again_with_its_merge(
+    store: redis.Redis, place: SessionKeys
+) -> None:
     first, theirs, mine = token(), token(), token()
     create(place, first, a=b"s1")
     commit(place, theirs, put("a", b"s2", first))
@@ -178,7 +182,7 @@ def test_a_refused_commit_may_come_again_with_its_merge(store: redis.Redis, plac
     assert data(store, place) == {b"d:a": mine + b"s4", b"d:n": mine + b"i1"}
 
 
-def test_versions_are_compared_for_equality_only(store: redis.Redis, place: Place) -> None:
+def test_versions_are_compared_for_equality_only(store: redis.Redis, place: SessionKeys) -> None:
     low, high = b"\x00" * 8, b"\xff" * 8
     create(place, high, a=b"s1")
     assert isinstance(commit(place, low, put("a", b"s2", high)), Alive)
@@ -196,8 +200,8 @@ def test_versions_are_compared_for_equality_only(store: redis.Redis, place: Plac
     assert isinstance(commit(place, token(), remove("a", version)), Alive)
 
 
-def test_the_window_is_long_enough_and_ends(store: redis.Redis, place: Place) -> None:
-    short = Terms(60_000, 0, 0, 100_000, 300, "merge")
+def test_the_window_is_long_enough_and_ends(store: redis.Redis, place: SessionKeys) -> None:
+    short = WriteOptions(60_000, 0, 0, 100_000, 300, "merge")
     create(place, token())
     mine = token()
     commit(place, mine, count("n", 1), terms=short)
@@ -215,7 +219,9 @@ def test_the_window_is_long_enough_and_ends(store: redis.Redis, place: Place) ->
     assert data(store, place)[b"d:n"][8:] == b"i1"
 
 
-def test_record_does_not_grow_with_the_rate_of_writes(store: redis.Redis, place: Place) -> None:
+def test_record_does_not_grow_with_the_rate_of_writes(
+    store: redis.Redis, place: SessionKeys
+) -> None:
     """Each load reads all of it, and each write would read and write it."""
     create(place, token())
     tokens = [token() for _ in range(1000)]
@@ -231,7 +237,7 @@ def test_record_does_not_grow_with_the_rate_of_writes(store: redis.Redis, place:
 
 
 def test_writes_are_forgotten_where_nobody_writes_any_more(
-    store: redis.Redis, place: Place
+    store: redis.Redis, place: SessionKeys
 ) -> None:
     create(place, token())
     short = TERMS._replace(replay_ms=300)
@@ -241,7 +247,9 @@ def test_writes_are_forgotten_where_nobody_writes_any_more(
     wait_for(lambda: not store.keys("*writes"), "they expire by themselves")
 
 
-def test_answer_outlasts_the_window_whenever_it_is_given(store: redis.Redis, place: Place) -> None:
+def test_answer_outlasts_the_window_whenever_it_is_given(
+    store: redis.Redis, place: SessionKeys
+) -> None:
     create(place, token())
     # Windows of many lengths, so that a write lands at many places of its stretch of time.
     for window_ms in range(1000, 5000, 97):
@@ -257,7 +265,7 @@ def test_answer_outlasts_the_window_whenever_it_is_given(store: redis.Redis, pla
 
 
 def test_newest_write_is_known_however_late_it_comes_again(
-    store: redis.Redis, place: Place
+    store: redis.Redis, place: SessionKeys
 ) -> None:
     create(place, token(), n=b"i10")
     mine = token()
@@ -269,12 +277,14 @@ def test_newest_write_is_known_however_late_it_comes_again(
     assert again.counters == (12, -1)
 
 
-def test_a_write_that_let_the_session_expire_comes_again(store: redis.Redis, place: Place) -> None:
+def test_a_write_that_let_the_session_expire_comes_again(
+    store: redis.Redis, place: SessionKeys
+) -> None:
     first, mine = token(), token()
     create(place, first, n=b"i1")
 
     def expire(as_token: bytes, window_ms: int = WINDOW_MS) -> Alive | Gone | Conflict:
-        delta = Delta((count("n", 2),), False)
+        delta = Changes((count("n", 2),), False)
         terms = TERMS._replace(replay_ms=window_ms)
         reply = ask(commands.commit(place, as_token, Expiry(Mode.FROM_NOW, -1), delta, terms))
         answer = commands.parse_commit(reply)
@@ -300,7 +310,7 @@ def test_a_write_that_let_the_session_expire_comes_again(store: redis.Redis, pla
 
 
 def test_rotate_again_is_the_first_answer(
-    store: redis.Redis, place: Place, other_place: Place
+    store: redis.Redis, place: SessionKeys, other_place: SessionKeys
 ) -> None:
     create(place, token(), a=b"s1")
     values = data(store, place)
@@ -317,7 +327,7 @@ def test_rotate_again_is_the_first_answer(
 
 
 def test_rotate_again_brings_no_ended_session_back(
-    store: redis.Redis, place: Place, other_place: Place
+    store: redis.Redis, place: SessionKeys, other_place: SessionKeys
 ) -> None:
     create(place, token(), a=b"s1")
     call = commands.rotate(place, other_place, token(), TERMS)
@@ -328,7 +338,7 @@ def test_rotate_again_brings_no_ended_session_back(
 
 
 def test_commit_again_after_a_rotation_changes_nothing(
-    store: redis.Redis, place: Place, other_place: Place
+    store: redis.Redis, place: SessionKeys, other_place: SessionKeys
 ) -> None:
     create(place, token())
     mine = token()
@@ -340,7 +350,7 @@ def test_commit_again_after_a_rotation_changes_nothing(
     assert data(store, other_place)[b"d:n"][8:] == b"i1"
 
 
-def test_end_again_changes_nothing(store: redis.Redis, place: Place) -> None:
+def test_end_again_changes_nothing(store: redis.Redis, place: SessionKeys) -> None:
     create(place, token(), a=b"s1")
     assert commands.parse_end(ask(commands.end(place, EndReason.FLUSHED, 0)))
     first = store.pttl(place.record)
@@ -350,7 +360,9 @@ def test_end_again_changes_nothing(store: redis.Redis, place: Place) -> None:
     assert store.zscore(place.index, place.id) is None
 
 
-def test_touch_again_changes_nothing_but_the_deadline(store: redis.Redis, place: Place) -> None:
+def test_touch_again_changes_nothing_but_the_deadline(
+    store: redis.Redis, place: SessionKeys
+) -> None:
     create(place, token(), a=b"s1")
     before = raw(store, place)
     for _ in range(3):
@@ -457,7 +469,7 @@ async def test_a_lost_creation_makes_one_session(
     session["a"] = 1
     proxy.cut_next(where, matching=b"EVALSHA")
     await run(is_async, session, lambda s: s.save(), lambda s: s.asave())
-    assert store.keys("*:index") == [Place.of("session", session.session_key).index.encode()]
+    assert store.keys("*:index") == [SessionKeys.of("session", session.session_key).index.encode()]
     assert await SessionStore(session.session_key).aload() == {"a": 1}
 
 
@@ -473,7 +485,7 @@ async def test_a_lost_rotation_moves_the_session_once(
     assert sent(proxy, b"EVALSHA") == 2
     assert session.session_key != old
     assert await SessionStore(session.session_key).aload() == {"a": 1}
-    assert raw(store, Place.of("session", old)) == {b"m:end": b"rotated"}
+    assert raw(store, SessionKeys.of("session", old)) == {b"m:end": b"rotated"}
 
 
 @LOSSES
@@ -484,7 +496,7 @@ async def test_a_lost_ending_ends_the_session(
     old = session.session_key
     proxy.cut_next(where, matching=b"EVALSHA")
     await run(is_async, session, lambda s: s.flush(), lambda s: s.aflush())
-    assert raw(store, Place.of("session", old)) == {b"m:end": b"flushed"}
+    assert raw(store, SessionKeys.of("session", old)) == {b"m:end": b"flushed"}
     late = SessionStore(old)
     await late.aset("b", 1)
     await late.asave()
@@ -515,7 +527,7 @@ async def test_a_lost_release_is_no_lost_lock(
     proxy.reset()
     await run(is_async, session, lock, alock)
     assert sent(proxy, script("release").sha) == 2
-    assert b"m:lock" not in raw(store, Place.of("session", session.session_key))
+    assert b"m:lock" not in raw(store, SessionKeys.of("session", session.session_key))
     assert counters._counts["locks_lost"] == before
 
 

@@ -11,14 +11,14 @@ from redis.crc import key_slot
 
 from django_clustered_sessions.protocol import commands, scripts
 from django_clustered_sessions.protocol.effects import Call, Flow
-from django_clustered_sessions.protocol.options import Expiry, Locking, Terms
-from django_clustered_sessions.protocol.record import Mode, Place
+from django_clustered_sessions.protocol.options import Expiry, LockOptions, WriteOptions
+from django_clustered_sessions.protocol.record import Mode, SessionKeys
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 
-PLACE = Place.of("p", "some key")
-TERMS = Terms(1000, 0, 0, 100, 4000, "merge")
-LOCKING = Locking(10_000, 8000, 120_000, 16, b"node GET /")
+PLACE = SessionKeys.of("p", "some key")
+TERMS = WriteOptions(1000, 0, 0, 100, 4000, "merge")
+LOCKING = LockOptions(10_000, 8000, 120_000, 16, b"node GET /")
 HOLDER, WAITER = "1" * 16, "2" * 16
 
 

@@ -33,7 +33,7 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import json_document, reporting, server_info, tables
 from django_clustered_sessions.monitoring import statistics as ours
 from django_clustered_sessions.monitoring.counters import MAXIMA, NAMES, WAITS
-from django_clustered_sessions.protocol.record import Locker, Meta, Place
+from django_clustered_sessions.protocol.record import Locker, Meta, SessionKeys
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.children import LIFE_S, line, python
@@ -106,9 +106,9 @@ def make(number: int, *, user: bool = False, age_s: int | None = None) -> list[S
     return made
 
 
-def place(session: SessionStore) -> Place:
+def place(session: SessionStore) -> SessionKeys:
     assert session.session_key
-    return Place.of("session", session.session_key)
+    return SessionKeys.of("session", session.session_key)
 
 
 def running(

@@ -18,7 +18,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionNotReplicated, SessionStoreUnavailable
 from django_clustered_sessions.management.commands.sessionevents import Worker
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol.record import Place, session_id
+from django_clustered_sessions.protocol.record import SessionKeys, session_id
 from django_clustered_sessions.signals import session_created, session_ended, session_expired
 from tests.servers import CountingProxy, wait_for
 
@@ -146,7 +146,7 @@ def test_an_expiry_is_told_by_the_worker(
     session = saved(7)
     session.set_expiry(1)
     session.save()
-    record = Place.of("session", session.session_key or "").record
+    record = SessionKeys.of("session", session.session_key or "").record
     wait_for(lambda: not store.exists(record), "it has expired")
     assert receiver.heard == [("created", public_id(session), "7")]
     Worker(lambda event: None, 60).run(once=True)
@@ -171,7 +171,7 @@ def test_an_expiry_that_a_receiver_fails_on_is_told_again(
         assert failing.failures == 1
     finally:
         session_expired.disconnect(dispatch_uid="fails")
-    assert store.xlen(Place.of("session", session.session_key or "").events) == 1
+    assert store.xlen(SessionKeys.of("session", session.session_key or "").events) == 1
 
 
 @pytest.mark.parametrize("is_async", [False, True])
@@ -252,8 +252,8 @@ def test_what_the_store_does_not_confirm_is_not_told(
 def test_without_receivers_nothing_is_noted(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(signals.Notices, "created", None)
-    monkeypatch.setattr(signals.Notices, "ended", None)
+    monkeypatch.setattr(signals.PendingSignals, "created", None)
+    monkeypatch.setattr(signals.PendingSignals, "ended", None)
     session = saved(7)
     session.cycle_key()
     session.flush()

@@ -19,7 +19,7 @@ from django_clustered_sessions.store.circuit_breaker import (
     FAILURES,
     FIRST_PROBE_S,
     LONGEST_PROBE_S,
-    Breaker,
+    CircuitBreaker,
 )
 from django_clustered_sessions.store.errors import AllLent, SentinelsSlow, unavailable
 
@@ -39,9 +39,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def breaker(clock: Clock) -> Breaker:
+def breaker(clock: Clock) -> CircuitBreaker:
     # No jitter: the whole interval each time.
-    return Breaker("store:1", clock, lambda: 1.0)
+    return CircuitBreaker("store:1", clock, lambda: 1.0)
 
 
 def away() -> SessionStoreUnavailable:
@@ -50,26 +50,26 @@ def away() -> SessionStoreUnavailable:
     return error
 
 
-def fail(breaker: Breaker, error: BaseException | None = None) -> BaseException:
+def fail(breaker: CircuitBreaker, error: BaseException | None = None) -> BaseException:
     """Let a trip fail, and return the error that comes of it."""
     with pytest.raises(BaseException) as caught, breaker.trip():  # noqa: PT012
         raise error or away()
     return caught.value
 
 
-def is_asked(breaker: Breaker, error: BaseException | None = None) -> bool:
+def is_asked(breaker: CircuitBreaker, error: BaseException | None = None) -> bool:
     """Return whether a trip, which then fails, gets through to the store."""
     error = error or away()
     return fail(breaker, error) is error
 
 
-def opened(breaker: Breaker) -> Breaker:
+def opened(breaker: CircuitBreaker) -> CircuitBreaker:
     for _ in range(FAILURES):
         assert is_asked(breaker)
     return breaker
 
 
-def test_breaker_opens_after_failures_in_a_row(breaker: Breaker) -> None:
+def test_breaker_opens_after_failures_in_a_row(breaker: CircuitBreaker) -> None:
     for _ in range(3):
         for _ in range(FAILURES - 1):
             assert is_asked(breaker)
@@ -87,7 +87,7 @@ def test_breaker_opens_after_failures_in_a_row(breaker: Breaker) -> None:
 
 @pytest.mark.usefixtures("figures")
 def test_figures_tell_the_last_and_the_longest_absence(
-    breaker: Breaker, clock: Clock, monkeypatch: pytest.MonkeyPatch
+    breaker: CircuitBreaker, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # This process's clock is an hour ahead of the store's.
     monkeypatch.setattr(counters, "clock_offset_ms", 3_600_000)
@@ -120,7 +120,9 @@ def test_figures_tell_the_last_and_the_longest_absence(
 
 
 @pytest.mark.parametrize("is_away", [False, None])
-def test_failures_that_are_no_absence_open_nothing(breaker: Breaker, is_away: bool | None) -> None:
+def test_failures_that_are_no_absence_open_nothing(
+    breaker: CircuitBreaker, is_away: bool | None
+) -> None:
     error = SessionStoreUnavailable("full")
     error.is_away = is_away
     for _ in range(FAILURES * 3):
@@ -128,7 +130,7 @@ def test_failures_that_are_no_absence_open_nothing(breaker: Breaker, is_away: bo
     assert not breaker.is_open
 
 
-def test_refusal_is_an_answer_to_the_probe(breaker: Breaker, clock: Clock) -> None:
+def test_refusal_is_an_answer_to_the_probe(breaker: CircuitBreaker, clock: Clock) -> None:
     opened(breaker)
     clock.now_s += FIRST_PROBE_S
     error = SessionStoreUnavailable("full")
@@ -137,7 +139,9 @@ def test_refusal_is_an_answer_to_the_probe(breaker: Breaker, clock: Clock) -> No
     assert not breaker.is_open
 
 
-def test_probes_go_one_at_a_time_at_growing_intervals(breaker: Breaker, clock: Clock) -> None:
+def test_probes_go_one_at_a_time_at_growing_intervals(
+    breaker: CircuitBreaker, clock: Clock
+) -> None:
     opened(breaker)
     intervals = [FIRST_PROBE_S]
     while len(intervals) < 6:
@@ -161,7 +165,7 @@ def test_probes_go_one_at_a_time_at_growing_intervals(breaker: Breaker, clock: C
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), asyncio.CancelledError(), ValueError()])
 def test_broken_off_probe_makes_room_for_the_next(
-    breaker: Breaker, clock: Clock, error: BaseException
+    breaker: CircuitBreaker, clock: Clock, error: BaseException
 ) -> None:
     opened(breaker)
     clock.now_s += FIRST_PROBE_S
@@ -174,7 +178,7 @@ def test_broken_off_probe_makes_room_for_the_next(
 @given(st.floats(0, 1, exclude_max=True))
 def test_jitter_takes_at_most_half_of_the_interval(chance: float) -> None:
     clock = Clock()
-    breaker = opened(Breaker("store:1", clock, lambda: chance))
+    breaker = opened(CircuitBreaker("store:1", clock, lambda: chance))
     clock.now_s += FIRST_PROBE_S / 2 - 0.001
     assert not is_asked(breaker)
     clock.now_s += FIRST_PROBE_S / 2 + 0.002
@@ -182,7 +186,7 @@ def test_jitter_takes_at_most_half_of_the_interval(chance: float) -> None:
 
 
 def test_log_has_one_line_for_each_change_of_state(
-    breaker: Breaker, clock: Clock, caplog: pytest.LogCaptureFixture
+    breaker: CircuitBreaker, clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:
     opened(breaker)
     for _ in range(20):
@@ -203,7 +207,7 @@ def test_log_has_one_line_for_each_change_of_state(
     ]
 
 
-def test_errors_know_whether_the_log_has_told_them(breaker: Breaker) -> None:
+def test_errors_know_whether_the_log_has_told_them(breaker: CircuitBreaker) -> None:
     errors = [fail(breaker) for _ in range(FAILURES + 1)]
     told = [error.is_told for error in errors if isinstance(error, SessionStoreUnavailable)]
     assert told == [False] * (FAILURES - 1) + [True, True]
@@ -243,7 +247,7 @@ def test_forked_process_begins_with_closed_breakers() -> None:
     # In a process of its own: this one has threads, and a fork of it would have their locks.
     code = """
 import os
-from django_clustered_sessions.store.breaker import FAILURES, breakers
+from django_clustered_sessions.store.circuit_breaker import FAILURES, breakers
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 
 breaker = breakers.of("store:1")

@@ -11,9 +11,9 @@ from redis.exceptions import AskError, MovedError
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.effects import Call, Pause
-from django_clustered_sessions.store.cluster import Address, Nodes, SlotMap
+from django_clustered_sessions.store.cluster import NodeAddress, Nodes, SlotMap
 
-NODES = [Address("a", 1), Address("b", 2), Address("c", 3)]
+NODES = [NodeAddress("a", 1), NodeAddress("b", 2), NodeAddress("c", 3)]
 
 
 class Money:

@@ -8,9 +8,15 @@ import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
 from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.record import Damaged, EndReason, Loaded, NewerFormat, Place
+from django_clustered_sessions.protocol.record import (
+    Damaged,
+    EndReason,
+    Loaded,
+    NewerFormat,
+    SessionKeys,
+)
 from django_clustered_sessions.protocol.results import Exists, Gone
-from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
+from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
 
 VERSION = b"8 bytes."
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)
@@ -67,7 +73,7 @@ def test_key_of_another_type_is_no_session(parse: Any, expected: Any) -> None:
 
 
 def test_refused_write_is_not_taken_for_acknowledged() -> None:
-    write = commands.end(Place.of("session", "key"), EndReason.FLUSHED, 0)
+    write = commands.end(SessionKeys.of("session", "key"), EndReason.FLUSHED, 0)
     assert commands.parse_acknowledged(write, NewerFormat(), 1, [b"5", b"0"]) is None
 
 
@@ -99,10 +105,10 @@ UNREADABLE = {
 each_unreadable = pytest.mark.parametrize("value", UNREADABLE.values(), ids=UNREADABLE)
 
 
-def session_with(value: bytes) -> tuple[Fields, list[Any]]:
+def session_with(value: bytes) -> tuple[SessionData, list[Any]]:
     """Return a session that holds the value, and the list of the keys that it sets aside."""
     told: list[Any] = []
-    session = Fields(
+    session = SessionData(
         JSONSerializer(),
         {b"d:n": VERSION + b"s7", b"d:odd": value},
         on_unreadable=lambda key, error: told.append(key),
@@ -124,7 +130,7 @@ def test_unreadable_value_is_set_aside(value: bytes) -> None:
     assert session.as_stored("odd")
     assert told == ["odd"]
     session["n"] += 1
-    assert [change.field for change in session.delta().changes] == [b"d:n"]
+    assert [change.field for change in session.changes().fields] == [b"d:n"]
     # As it is stored, for a session that moves to another key.
     assert dict(session.everything())[b"d:odd"] == value[len(VERSION) :]
 
@@ -137,7 +143,7 @@ def test_new_value_replaces_an_unreadable_one(value: bytes) -> None:
             assert "odd" not in session
         session["odd"] = "new"
         expected = Change(Operation.SET, b"d:odd", value[: len(VERSION)], b's"new"')
-        assert session.delta().changes == (expected,)
+        assert session.changes().fields == (expected,)
 
 
 @each_unreadable
@@ -145,13 +151,13 @@ def test_unreadable_counter_starts_anew(value: bytes) -> None:
     session, _ = session_with(value)
     assert session.increment("odd", 3) == 3
     expected = Change(Operation.SET_COUNTER, b"d:odd", value[: len(VERSION)], b"i3")
-    assert session.delta().changes == (expected,)
+    assert session.changes().fields == (expected,)
 
 
 def test_field_that_is_no_key_is_kept() -> None:
     odd = {b"d:\xff": b"x", b"k:{": b"y", b"z:new": b"z"}
     told: list[Any] = []
-    session = Fields(
+    session = SessionData(
         JSONSerializer(),
         {b"d:n": VERSION + b"s7"} | odd,
         on_unreadable=lambda key, error: told.append(key),
@@ -159,5 +165,5 @@ def test_field_that_is_no_key_is_kept() -> None:
     assert session.copy() == {"n": 7}
     assert len(told) == len(odd)
     session["n"] = 8
-    assert [change.field for change in session.delta().changes] == [b"d:n"]
+    assert [change.field for change in session.changes().fields] == [b"d:n"]
     assert odd.keys() < dict(session.everything()).keys()

@@ -12,7 +12,7 @@ from django.utils import timezone
 
 from django_clustered_sessions.devices import agents
 from django_clustered_sessions.devices.rows import Row
-from django_clustered_sessions.registry import Entry
+from django_clustered_sessions.registry import SessionInfo
 from django_clustered_sessions.session import client_info
 
 NOWHERE = "A" * 43
@@ -25,11 +25,11 @@ def site(settings: Any) -> None:
     settings.ROOT_URLCONF = (path("devices/", include("django_clustered_sessions.devices.urls")),)
 
 
-def tracked(user_agent: str, address: str = "2001:db8::7", **more: Any) -> Entry:
+def tracked(user_agent: str, address: str = "2001:db8::7", **more: Any) -> SessionInfo:
     """Return an entry of a site that keeps addresses and browsers."""
     now = timezone.now()
     last = client_info.Client(address, user_agent)
-    return Entry(NOWHERE, "1", now, now, now + timedelta(days=1), last=last, **more)
+    return SessionInfo(NOWHERE, "1", now, now, now + timedelta(days=1), last=last, **more)
 
 
 def rendered(rows: list[Row]) -> str:
@@ -49,9 +49,9 @@ def test_row_without_a_browser_is_named_by_its_times() -> None:
     created = now.replace(year=2026, month=5, day=3, hour=12)
     times = (created, now - timedelta(hours=2, minutes=5), now)
     known = "Logged in on May 3, 2026, last seen 2\xa0hours ago"
-    assert Row(Entry(NOWHERE, "1", *times)).name == known
-    assert known in rendered([Row(Entry(NOWHERE, "1", *times))])
-    assert Row(Entry(NOWHERE, "1", *times, is_current=True)).name == "This device"
+    assert Row(SessionInfo(NOWHERE, "1", *times)).name == known
+    assert known in rendered([Row(SessionInfo(NOWHERE, "1", *times))])
+    assert Row(SessionInfo(NOWHERE, "1", *times, is_current=True)).name == "This device"
     assert Row(tracked(FIREFOX)).name == "Firefox on Linux"
 
 
@@ -72,7 +72,7 @@ def test_words_of_a_browser_are_escaped() -> None:
 
 def test_first_use_is_shown_where_there_is_no_last() -> None:
     now = timezone.now()
-    entry = Entry(NOWHERE, "1", now, now, now, first=client_info.Client("192.0.2.1", ""))
+    entry = SessionInfo(NOWHERE, "1", now, now, now, first=client_info.Client("192.0.2.1", ""))
     assert (Row(entry).address, Row(entry).browser) == ("192.0.2.1", "")
 
 
@@ -112,4 +112,4 @@ def test_browser_has_its_own_words_without_the_extra(
 )
 def test_last_seen_is_told_in_words(ago_s: int, current: bool, words: str) -> None:
     then = timezone.now() - timedelta(seconds=ago_s)
-    assert Row(Entry(NOWHERE, "1", then, then, then, is_current=current)).seen == words
+    assert Row(SessionInfo(NOWHERE, "1", then, then, then, is_current=current)).seen == words

@@ -9,7 +9,7 @@ import pytest
 
 from django_clustered_sessions.protocol.merge import merge
 from django_clustered_sessions.protocol.record import VERSION_BYTES, pack
-from django_clustered_sessions.protocol.session_data import Fields
+from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.session.value_serializer import JSONSerializer
 
 VERSION = bytes(VERSION_BYTES)
@@ -38,8 +38,8 @@ class Interrupted(JSONSerializer):
         return super().dumps(obj)
 
 
-def fields() -> Fields:
-    return Fields(Interrupted(), {b"d:n": VERSION + pack(b"1")})
+def fields() -> SessionData:
+    return SessionData(Interrupted(), {b"d:n": VERSION + pack(b"1")})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def fields() -> Fields:
     [lambda it: it["n"], lambda it: it.get("n"), lambda it: "n" in it, lambda it: it.copy()],
     ids=["item", "get", "in", "copy"],
 )
-def test_value_that_a_signal_met_is_read_next_time(read: Callable[[Fields], Any]) -> None:
+def test_value_that_a_signal_met_is_read_next_time(read: Callable[[SessionData], Any]) -> None:
     interrupted = fields()
     with pytest.raises(SoftLimit):
         read(interrupted)
@@ -55,11 +55,11 @@ def test_value_that_a_signal_met_is_read_next_time(read: Callable[[Fields], Any]
 
 
 def test_value_that_a_signal_met_is_written_next_time() -> None:
-    interrupted = Fields(Interrupted())
+    interrupted = SessionData(Interrupted())
     interrupted["n"] = [1]
     with pytest.raises(SoftLimit):
-        interrupted.delta()
-    (change,) = interrupted.delta().changes
+        interrupted.changes()
+    (change,) = interrupted.changes().fields
     assert change.field == b"d:n"
 
 

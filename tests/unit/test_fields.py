@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from django_clustered_sessions.protocol.merge import same
-from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
+from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
 from tests.serializers import PickleSerializer, SaltedSerializer
 
 VERSION = b"loadedv1"
@@ -55,16 +55,16 @@ def stored(values, serializer=None):
 
 
 def fields(serializer=None, **values):
-    return Fields(serializer or JSONSerializer(), stored(values, serializer))
+    return SessionData(serializer or JSONSerializer(), stored(values, serializer))
 
 
 def changes(fields):
-    return {change.field: change for change in fields.delta().changes}
+    return {change.field: change for change in fields.changes().fields}
 
 
 def test_only_values_asked_for_are_decoded():
     serializer = Counting()
-    session = Fields(serializer, stored({"a": 1, "b": [2], "c": 3}))
+    session = SessionData(serializer, stored({"a": 1, "b": [2], "c": 3}))
     assert session["b"] == [2]
     assert serializer.read == [b"[2]"]
 
@@ -86,15 +86,15 @@ def test_whole_session_has_values_and_nothing_raw():
 def test_reading_is_no_change():
     session = fields(a=1, b={"x": [1]}, c="s")
     assert session.copy()
-    assert not session.delta()
+    assert not session.changes()
     assert not session.changed_in_place()
 
 
 def test_immutable_values_are_not_serialised_again():
     serializer = Counting()
-    session = Fields(serializer, stored({"n": 1, "s": "text", "l": [1]}))
+    session = SessionData(serializer, stored({"n": 1, "s": "text", "l": [1]}))
     session.copy()
-    session.delta()
+    session.changes()
     assert serializer.written == [[1]]
 
 
@@ -102,7 +102,7 @@ def test_change_in_place_is_found():
     session = fields(cart={"tea": [1]}, other=1)
     session["cart"]["tea"].append(2)
     assert session.changed_in_place()
-    assert session.delta().changes == (
+    assert session.changes().fields == (
         Change(Operation.SET, b"d:cart", VERSION, b's{"tea":[1,2]}'),
     )
 
@@ -113,7 +113,7 @@ def test_change_and_change_back_are_no_change():
     session["cart"]["tea"] = 1
     session["new"] = 1
     del session["new"]
-    assert not session.delta()
+    assert not session.changes()
 
 
 def test_same_value_of_another_type_is_a_change():
@@ -134,20 +134,20 @@ def test_new_and_removed_keys_are_changes():
 
 def test_unstable_bytes_are_compared_as_values():
     serializer = Unstable()
-    session = Fields(serializer, stored({"a": [1], "b": [2]}, serializer))
+    session = SessionData(serializer, stored({"a": [1], "b": [2]}, serializer))
     session.copy()
-    assert not session.delta()
+    assert not session.changes()
     session["b"].append(3)
     assert set(changes(session)) == {b"d:b"}
 
 
 @pytest.mark.parametrize("value", [("a", ("b",)), {"a": ("b",)}, {1: 2}, ["a"]])
 def test_value_that_reads_differently_is_no_change(value):
-    session = Fields(SaltedSerializer())
+    session = SessionData(SaltedSerializer())
     session["v"] = value
     for version in (b"version1", b"version2"):
-        session.written(session.delta(), version, [])
-        assert not session.delta()
+        session.written(session.changes(), version, [])
+        assert not session.changes()
         assert not session.changed_in_place()
         assert session.as_stored("v")
     session.settle()
@@ -190,7 +190,7 @@ def test_value_that_is_written_alike_is_no_change():
 def test_equal_keys_that_are_no_strings_are_the_same_key(same):
     values = {b"k:" + pickle.dumps(1): "one", b"d:two": 2}
     packed = {field: VERSION + b"s" + pickle.dumps(value) for field, value in values.items()}
-    session = Fields(PickleSerializer(), packed)
+    session = SessionData(PickleSerializer(), packed)
     assert session[same] == "one"
     assert same in session
     session[same] = "other"
@@ -201,11 +201,11 @@ def test_equal_keys_that_are_no_strings_are_the_same_key(same):
 
 
 def test_clear_forgets_all_that_is_stored():
-    session = Fields(JSONSerializer(), cleared=True)
+    session = SessionData(JSONSerializer(), cleared=True)
     session["a"] = 1
-    delta = session.delta()
+    delta = session.changes()
     assert delta.cleared and delta.expiry_changed
-    assert [change.field for change in delta.changes] == [b"d:a"]
+    assert [change.field for change in delta.fields] == [b"d:a"]
 
 
 def test_settled_changes_are_kept_and_no_longer_in_place():
@@ -225,7 +225,7 @@ def test_removed_key_counts_as_changed_until_settled():
     assert session.changed_in_place()
     session.settle()
     assert not session.changed_in_place()
-    assert session.delta()
+    assert session.changes()
 
 
 def test_only_a_save_names_the_value_that_is_refused():
@@ -234,7 +234,7 @@ def test_only_a_save_names_the_value_that_is_refused():
     assert session.changed_in_place()
     session.settle()
     with pytest.raises(TypeError, match="'cart'.*JSONSerializer"):
-        session.delta()
+        session.changes()
     with pytest.raises(TypeError, match="'cart'"):
         session.everything()
 
@@ -245,7 +245,7 @@ class TestUnreadable:
     def session(self):
         told = []
         values = stored({"good": 1}) | {b"d:bad": VERSION + b"snot json", b"d:odd": VERSION + b"?"}
-        session = Fields(
+        session = SessionData(
             JSONSerializer(), values, on_unreadable=lambda key, error: told.append(key)
         )
         return session, told
@@ -261,7 +261,7 @@ class TestUnreadable:
         session["good"] = 2
         assert session.copy() == {"good": 2}
         assert set(changes(session)) == {b"d:good"}
-        assert not Fields(JSONSerializer(), {b"d:bad": VERSION + b"?"}).delta()
+        assert not SessionData(JSONSerializer(), {b"d:bad": VERSION + b"?"}).changes()
 
     def test_unreadable_value_moves_along_raw(self):
         session, _ = self.session()
@@ -279,16 +279,16 @@ class TestIncrement:
     """An integer that the store adds to."""
 
     def test_increment_of_a_counter_is_an_addition(self):
-        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
+        session = SessionData(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         assert session.increment("n", 2) == 7
         assert session.increment("n", 1) == 8
-        assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"3"),)
+        assert session.changes().fields == (Change(Operation.ADD, b"d:n", b"", b"3"),)
 
     def test_increment_makes_a_counter_of_a_written_integer(self):
         session = fields(n=5)
         session.increment("n", 2)
-        delta = session.delta()
-        assert delta.changes == (Change(Operation.SET_COUNTER, b"d:n", VERSION, b"i7"),)
+        delta = session.changes()
+        assert delta.fields == (Change(Operation.SET_COUNTER, b"d:n", VERSION, b"i7"),)
         assert delta.sums == {b"d:n"}
 
     def test_increment_adds_where_others_made_the_counter(self):
@@ -296,7 +296,7 @@ class TestIncrement:
         session.increment("n", 2)
         session.rebase({b"d:n": b"version2i6"})
         assert session["n"] == 8
-        assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"2"),)
+        assert session.changes().fields == (Change(Operation.ADD, b"d:n", b"", b"2"),)
 
     def test_increment_beyond_what_lua_counts_is_a_value(self):
         session = fields(n=2**60)
@@ -306,12 +306,12 @@ class TestIncrement:
     def test_increment_starts_at_zero(self):
         session = fields()
         assert session.increment("n", -1) == -1
-        assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"-1"),)
+        assert session.changes().fields == (Change(Operation.ADD, b"d:n", b"", b"-1"),)
 
     def test_increment_by_nothing_is_no_change(self):
         session = fields(n=5)
         session.increment("n", 0)
-        assert not session.delta()
+        assert not session.changes()
 
     def test_increment_of_a_value_set_here_is_a_value(self):
         session = fields(n=5)
@@ -340,20 +340,20 @@ class TestIncrement:
             session.increment("m", value)
 
     def test_written_increment_leaves_the_counter_known(self):
-        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
+        session = SessionData(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         session.increment("n", 1)
-        session.written(session.delta(), b"version2", [9])
+        session.written(session.changes(), b"version2", [9])
         assert session["n"] == 9
-        assert not session.delta()
+        assert not session.changes()
         session.increment("n", 1)
-        assert session.delta().changes[0].operand == b"1"
+        assert session.changes().fields[0].operand == b"1"
 
 
 def test_only_new_changes_count_after_a_write():
     session = fields(cart={"tea": 1})
     session["cart"]["tea"] = 2
-    session.written(session.delta(), b"version2", [])
-    assert not session.delta()
+    session.written(session.changes(), b"version2", [])
+    assert not session.changes()
     session["cart"]["tea"] = 3
     assert changes(session)[b"d:cart"].loaded == b"version2"
 
@@ -389,7 +389,7 @@ def test_removal_on_both_sides_is_no_change():
     session = fields(a=1)
     del session["a"]
     session.rebase({b"d:a": b""})
-    assert not session.delta()
+    assert not session.changes()
 
 
 # What the lock needs: to load afresh under changes, and to forget changes.
@@ -412,7 +412,7 @@ class TestRefresh:
         assert (session["read"], session["gone"]) == ([1], 1)
         session.refresh(now_stored(read=[2], waiting=2, new=3))
         assert session.copy() == {"read": [2], "waiting": 2, "new": 3}
-        assert not session.delta() and not session.changed_in_place()
+        assert not session.changes() and not session.changed_in_place()
 
     def test_change_stays_on_top(self):
         session = fields(a=1, b=1)
@@ -457,16 +457,16 @@ class TestRefresh:
         session = fields(a=1)
         session["a"] = 2
         session.refresh(now_stored(a=2))
-        assert not session.delta()
+        assert not session.changes()
 
     def test_counter_is_added_to_what_the_store_holds(self):
-        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5", b"d:m": VERSION + b"i5"})
+        session = SessionData(JSONSerializer(), {b"d:n": VERSION + b"i5", b"d:m": VERSION + b"i5"})
         session.increment("n", 2)
         session.increment("m", 2)
         session.increment("new", 2)
         session.refresh({b"d:n": VERSION + b"i5"} | now_stored(m=b"10", new=b"1"))
         assert session.copy() == {"n": 7, "m": 12, "new": 3}
-        assert {change.operand for change in session.delta().changes} == {b"2"}
+        assert {change.operand for change in session.changes().fields} == {b"2"}
         assert session.increment("m", 1) == 13
         assert changes(session)[b"d:m"] == Change(Operation.ADD, b"d:m", b"", b"3")
 
@@ -484,15 +484,15 @@ class TestRefresh:
         assert changes(session) == {b"d:n": Change(Operation.ADD, b"d:n", b"", b"1")}
 
     def test_cleared_copy_stays_cleared_by_a_refresh(self):
-        session = Fields(JSONSerializer(), cleared=True)
+        session = SessionData(JSONSerializer(), cleared=True)
         session["a"] = 1
         session.refresh(now_stored(a=2, b=2))
         assert session.copy() == {"a": 1}
-        assert session.delta().cleared
+        assert session.changes().cleared
 
     def test_refresh_reads_unreadable_values_anew(self):
         told = []
-        session = Fields(
+        session = SessionData(
             JSONSerializer(),
             {b"d:a": VERSION + b"?", b"d:b": VERSION + b"s1", b"d:c": VERSION + b"?"},
             on_unreadable=lambda key, error: told.append(key),
@@ -501,23 +501,23 @@ class TestRefresh:
         session.refresh(now_stored(a=2) | {b"d:b": b"version2?", b"d:c": VERSION + b"?"})
         assert session.copy() == {"a": 2}
         assert told == ["a", "c", "b"]
-        assert not session.delta()
+        assert not session.changes()
         assert dict(session.everything())[b"d:c"] == b"?"
 
     def test_new_value_of_an_unreadable_one_stays_on_top(self):
-        session = Fields(JSONSerializer(), {b"d:a": VERSION + b"?"})
+        session = SessionData(JSONSerializer(), {b"d:a": VERSION + b"?"})
         session["a"] = 1
         session.refresh({b"d:a": b"version2?"})
         assert changes(session) == {b"d:a": Change(Operation.SET, b"d:a", b"version2", b"s1")}
 
     def test_unreadable_key_is_set_aside(self):
         odd = {b"k:not json": VERSION + b"s1"}
-        session = Fields(JSONSerializer(), stored({"a": 1}) | odd)
+        session = SessionData(JSONSerializer(), stored({"a": 1}) | odd)
         session.refresh(
             now_stored(a=2) | {b"k:not json": b"version2s1", b"k:nor this": b"12345678s1"}
         )
         assert session.copy() == {"a": 2}
-        assert not session.delta()
+        assert not session.changes()
         assert {b"k:not json", b"k:nor this"} < dict(session.everything()).keys()
         session.refresh(now_stored(a=2))
         assert dict(session.everything()).keys() == {b"d:a"}
@@ -541,12 +541,12 @@ class TestRestore:
     """What was changed since a snapshot is forgotten, and nothing else."""
 
     def restored(self, session, change):
-        before, delta = deepcopy(session.copy()), session.delta()
+        before, delta = deepcopy(session.copy()), session.changes()
         snapshot = session.snapshot()
         change(session)
         session.restore(snapshot)
         assert session.copy() == before
-        assert session.delta() == delta
+        assert session.changes() == delta
         return session
 
     def test_each_kind_of_change_is_forgotten(self):
@@ -558,10 +558,10 @@ class TestRestore:
             session.increment("n", 3)
 
         session = fields(a=1, b=1, cart={"tea": [1]}, n=1)
-        assert not self.restored(session, change).delta()
+        assert not self.restored(session, change).changes()
 
     def test_each_kind_of_change_from_before_is_kept(self):
-        session = Fields(
+        session = SessionData(
             JSONSerializer(),
             stored({"a": 1, "b": 1, "cart": {"tea": [1]}, "n": 1}) | {b"d:m": VERSION + b"i1"},
         )
@@ -596,27 +596,29 @@ class TestRestore:
         assert self.restored(session, change).copy() == {"b": 1}
 
     def test_counter_whose_sum_is_nothing_stays_one(self):
-        session = Fields(JSONSerializer(), {b"d:n": VERSION + b"i5"})
+        session = SessionData(JSONSerializer(), {b"d:n": VERSION + b"i5"})
         session.increment("n", 1)
         session.increment("n", -1)
         self.restored(session, lambda session: session.increment("n", 7))
         session.increment("n", 1)
-        assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"1"),)
+        assert session.changes().fields == (Change(Operation.ADD, b"d:n", b"", b"1"),)
 
     def test_cleared_copy_stays_cleared_by_a_restore(self):
-        session = Fields(JSONSerializer(), cleared=True)
+        session = SessionData(JSONSerializer(), cleared=True)
         session["a"] = 1
 
         def change(session):
             session["a"] = 2
             session["b"] = 1
 
-        assert self.restored(session, change).delta().cleared
+        assert self.restored(session, change).changes().cleared
 
     def test_unreadable_value_stays_set_aside(self):
         told = []
         values = stored({"a": 1}) | {b"d:bad": VERSION + b"?", b"d:odd": VERSION + b"?"}
-        session = Fields(JSONSerializer(), values, on_unreadable=lambda *what: told.append(what))
+        session = SessionData(
+            JSONSerializer(), values, on_unreadable=lambda *what: told.append(what)
+        )
         session["odd"] = 1
 
         def change(session):
@@ -641,7 +643,7 @@ class TestRestore:
         assert session.copy() == {"cart": {"tea": 1, "rice": 1, "milk": 1}, "other": 2}
 
     def test_value_that_became_readable_is_not_set_aside_again(self):
-        session = Fields(JSONSerializer(), {b"d:a": VERSION + b"?"})
+        session = SessionData(JSONSerializer(), {b"d:a": VERSION + b"?"})
         session["a"] = {"mine": 1}
         session.refresh(now_stored(a={"theirs": 1}))
         self.restored(session, lambda session: session["a"].clear())
@@ -689,7 +691,7 @@ def act(session, steps):
 def applied(values, delta):
     """Return what the store holds after a write, by the meaning of each operation."""
     result = {} if delta.cleared else dict(values)
-    for change in delta.changes:
+    for change in delta.fields:
         before = result.pop(change.field, b"")
         if change.operation is Operation.ADD:
             assert not before or before[8:9] == b"i", "the store would refuse it"
@@ -716,7 +718,7 @@ def stored_with_counters(values, version):
 @given(records, records, st.sets(some_keys), actions)
 def test_refreshed_copy_is_written_as_it_reads(before, after, moved, steps):
     loaded = stored_with_counters(before, VERSION)
-    session = Fields(JSONSerializer(), loaded)
+    session = SessionData(JSONSerializer(), loaded)
     act(session, steps)
     changed = {key for key in "abc" if f"d:{key}".encode() in changes(session)}
     mine = as_json(session)
@@ -731,12 +733,12 @@ def test_refreshed_copy_is_written_as_it_reads(before, after, moved, steps):
     except TypeError as error:
         assert "cannot be incremented" in str(error)
         return
-    delta = session.delta()
-    written = Fields(JSONSerializer(), applied(now, delta))
+    delta = session.changes()
+    written = SessionData(JSONSerializer(), applied(now, delta))
     assert as_json(session) == as_json(written)
     for key in "abc":
         if key not in changed:
-            theirs = Fields(JSONSerializer(), now)
+            theirs = SessionData(JSONSerializer(), now)
             assert same(session.get(key, NOTHING), theirs.get(key, NOTHING))
         elif key not in moved:
             assert same(session.get(key, NOTHING), mine.get(key, NOTHING))
@@ -745,11 +747,11 @@ def test_refreshed_copy_is_written_as_it_reads(before, after, moved, steps):
 @given(records, actions, actions, st.booleans())
 def test_restored_copy_is_what_it_was(before, earlier, later, cleared):
     values = None if cleared else stored_with_counters(before, VERSION)
-    session = Fields(JSONSerializer(), values, cleared=cleared)
+    session = SessionData(JSONSerializer(), values, cleared=cleared)
     act(session, earlier)
-    was, delta, snapshot = as_json(session), session.delta(), session.snapshot()
+    was, delta, snapshot = as_json(session), session.changes(), session.snapshot()
     act(session, later)
     session.restore(snapshot)
     assert as_json(session) == was
-    assert sorted(session.delta().changes, key=repr) == sorted(delta.changes, key=repr)
-    assert session.delta().sums == delta.sums
+    assert sorted(session.changes().fields, key=repr) == sorted(delta.fields, key=repr)
+    assert session.changes().sums == delta.sums

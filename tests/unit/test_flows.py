@@ -20,8 +20,15 @@ from django_clustered_sessions.exceptions import (
 )
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Call, Wait
-from django_clustered_sessions.protocol.locks import Asking, Refusal
-from django_clustered_sessions.protocol.options import NO_LOCK, Expiry, Fence, Locking, Sync, Terms
+from django_clustered_sessions.protocol.locks import LockRequest, Refusal
+from django_clustered_sessions.protocol.options import (
+    NO_LOCK,
+    Expiry,
+    Fence,
+    LockOptions,
+    SyncOptions,
+    WriteOptions,
+)
 from django_clustered_sessions.protocol.record import (
     NOBODY,
     Damaged,
@@ -29,21 +36,21 @@ from django_clustered_sessions.protocol.record import (
     Loaded,
     Mode,
     NewerFormat,
-    Place,
+    SessionKeys,
 )
 from django_clustered_sessions.protocol.results import Acknowledged, Alive, Ended, Exists, Gone
-from django_clustered_sessions.protocol.session_data import Fields
+from django_clustered_sessions.protocol.session_data import SessionData
 
-PLACE = Place.of("session", "some key")
-TERMS = Terms(1000, 0, 0, 100_000, 4000, on_conflict="merge")
+PLACE = SessionKeys.of("session", "some key")
+TERMS = WriteOptions(1000, 0, 0, 100_000, 4000, on_conflict="merge")
 TOKEN = b"tokentok"
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)
 EXPIRY = Expiry(Mode.DEFAULT, 0)
 WRITTEN = [[1, 6, 9, 0, b"", b"versionb"]]
 
 #: 10 s to wait, in slices of one second.
-LOCKING = Locking(wait_ms=10_000, lease_ms=8000, hold_ms=120_000, most=16, name=b"web-1 GET /")
-ASKING = Asking("a" * 16, LOCKING, 1000, lambda: None, nullcontext)
+LOCKING = LockOptions(wait_ms=10_000, lease_ms=8000, hold_ms=120_000, most=16, name=b"web-1 GET /")
+ASKING = LockRequest("a" * 16, LOCKING, 1000, lambda: None, nullcontext)
 MAILBOX = PLACE.mailbox("a" * 16)
 WOKEN, NOT_WOKEN = True, False
 
@@ -93,7 +100,7 @@ def names(step):
 
 def loaded(**values):
     stored = {f"d:{key}".encode(): b"loadedv1s" + value for key, value in values.items()}
-    return Fields(JSONSerializer(), stored)
+    return SessionData(JSONSerializer(), stored)
 
 
 def changes(trip):
@@ -170,7 +177,7 @@ def test_commit_sends_only_what_changed():
     trips, committed = play(commit(fields), [[1, 5, 9, 0, b"", b"versionb"]])
     assert changes(trips[0]) == ("=", b"d:a", b"loadedv1", b"s3")
     assert committed.merged == 0
-    assert not fields.delta()
+    assert not fields.changes()
 
 
 def test_conflict_is_merged_and_sent_with_the_stored_version():
@@ -229,7 +236,7 @@ def test_conflicts_under_a_lock_never_queue_for_it():
 def test_first_conflict_is_an_error_where_that_is_wanted():
     fields = loaded(a=b"1")
     fields["a"] = 2
-    terms = Terms(1000, 0, 0, 100_000, 4000, on_conflict="error")
+    terms = WriteOptions(1000, 0, 0, 100_000, 4000, on_conflict="error")
     steps, error = play_to_the_error(SessionConflict, commit(fields, terms), CONFLICT)
     assert len(steps) == 1
     assert error.keys == ("a",)
@@ -246,11 +253,11 @@ def test_counter_too_large_for_lua_is_added_to_here():
 
 
 def test_counter_takes_the_sum_that_the_store_made():
-    fields = Fields(JSONSerializer(), {b"d:n": b"loadedv1i1"})
+    fields = SessionData(JSONSerializer(), {b"d:n": b"loadedv1i1"})
     assert fields.increment("n", 1) == 2
     play(commit(fields), [[1, 6, 9, 0, b"7", b"versionb"]])
     assert fields["n"] == 7
-    assert not fields.delta()
+    assert not fields.changes()
 
 
 def test_commit_to_a_session_that_is_gone_tells_the_reason():
@@ -333,7 +340,7 @@ def test_refused_passenger_is_lost_and_the_others_go_on():
     assert rider.is_lost
 
 
-SYNC = Sync(2, False, 500)
+SYNC = SyncOptions(2, False, 500)
 CLOCK = [b"1", b"500000"]
 
 
@@ -522,7 +529,7 @@ def test_wait_with_late_mail_ends_by_the_stores_clock():
 
 
 def test_last_slice_is_as_short_as_what_is_left():
-    asking = Asking("a" * 16, LOCKING, 6000, lambda: None, nullcontext)
+    asking = LockRequest("a" * 16, LOCKING, 6000, lambda: None, nullcontext)
     steps, _ = play(
         flows.load(PLACE, None, asking),
         [held(5), *found()],
@@ -559,7 +566,7 @@ def test_waiter_that_lost_its_place_and_finds_none_gives_up():
 @pytest.mark.parametrize("error", [SessionLockTimeout, SessionLockRefused])
 def test_hopeless_waiter_asks_for_no_place(error):
     refusal = Refusal(error, "this thread holds it itself", "Do not.")
-    asking = Asking("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
+    asking = LockRequest("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
     steps, raised = play_to_the_error(error, flows.load(PLACE, None, asking), [FULL, *found()])
     assert len(steps) == 1
     assert steps[0][0].arguments[2] == 0, "for how long it would wait"
@@ -569,14 +576,14 @@ def test_hopeless_waiter_asks_for_no_place(error):
 
 def test_hopeless_waiter_takes_a_free_lock():
     refusal = Refusal(SessionLockRefused, "too many wait", "Wait for them.")
-    asking = Asking("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
+    asking = LockRequest("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
     _, read = play(flows.load(PLACE, None, asking), [taken(), *found()])
     assert isinstance(read.found, Loaded)
 
 
 def test_full_waiting_room_gives_up_the_place():
     refusal = Refusal(SessionLockRefused, "2 requests of this process wait", "See there.")
-    asking = Asking("a" * 16, LOCKING, 1000, lambda: None, lambda: nullcontext(refusal))
+    asking = LockRequest("a" * 16, LOCKING, 1000, lambda: None, lambda: nullcontext(refusal))
     steps, _ = play_to_the_error(
         SessionLockRefused, flows.load(PLACE, None, asking), [held(), *found()], [[0, 6, b""]]
     )
@@ -595,7 +602,7 @@ def test_waiter_enters_the_waiting_room_and_leaves_it():
             present.pop()
 
     def load():
-        flow = flows.load(PLACE, None, Asking("a" * 16, LOCKING, 1000, lambda: None, waiting))
+        flow = flows.load(PLACE, None, LockRequest("a" * 16, LOCKING, 1000, lambda: None, waiting))
         next(flow)
         assert present == []
         flow.send([held(), *found()])
@@ -634,7 +641,7 @@ def test_passenger_rides_on_no_wait():
 
 
 def test_lock_of_an_outer_request_is_said_to_be_its():
-    asking = Asking("a" * 16, LOCKING, 1000, lambda: None, nullcontext, inside="b" * 16)
+    asking = LockRequest("a" * 16, LOCKING, 1000, lambda: None, nullcontext, inside="b" * 16)
     trips, read = play(flows.load(PLACE, None, asking), [[2, 5, 2], *found()])
     assert trips[0][0].arguments[6] == "b" * 16
     assert read.turn.found.inside
@@ -754,7 +761,7 @@ def test_commit_under_a_lost_lock_is_merged_if_wanted():
 
 
 def rotate(fence=NO_LOCK, asks=lambda: ASKING):
-    new = Place.of("session", "new key")
+    new = SessionKeys.of("session", "new key")
     return flows.rotate(PLACE, new, TERMS, lambda: TOKEN, asks, fence)
 
 
@@ -807,7 +814,7 @@ def follow():
 
 
 def test_session_is_followed_over_eight_places():
-    there = Place.of("p", "another key")
+    there = SessionKeys.of("p", "another key")
     steps, found = play(follow(), *[[[None, there.id.encode()]]] * 8)
     assert (found, len(steps)) == (None, 8)
     assert [step[0].keys for step in steps[:2]] == [(PLACE.record,), (there.record,)]

@@ -6,8 +6,8 @@ import pytest
 from django.core.management.base import CommandError
 
 from django_clustered_sessions.management.commands.sessionserver import (
-    Address,
     Command,
+    ListeningAddress,
     listening_address,
 )
 
@@ -28,10 +28,12 @@ def test_address_is_that_of_the_settings_when_local(location: str, address: str)
 
 
 def test_options_win_over_the_settings() -> None:
-    assert listening_address("unix:///run/s", port=7001, bind=None) == Address("127.0.0.1", 7001)
-    assert listening_address("redis://127.0.0.1:7000", port=None, bind="0.0.0.0") == Address(
-        "0.0.0.0", 7000
+    assert listening_address("unix:///run/s", port=7001, bind=None) == ListeningAddress(
+        "127.0.0.1", 7001
     )
+    assert listening_address(
+        "redis://127.0.0.1:7000", port=None, bind="0.0.0.0"
+    ) == ListeningAddress("0.0.0.0", 7000)
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http"])

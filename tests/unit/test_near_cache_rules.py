@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from django_clustered_sessions.protocol.record import Known
+from django_clustered_sessions.protocol.record import CachedSession
 from django_clustered_sessions.session import near_cache
 from django_clustered_sessions.session.near_cache import Life, NearCache
 
@@ -12,9 +12,9 @@ from django_clustered_sessions.session.near_cache import Life, NearCache
 def test_late_load_brings_no_ended_session_to_hand() -> None:
     cache = NearCache()
     life = Life(0.0, 0, 10**9)
-    cache.put("a", Known(b"1", {}), 10**6, life)
+    cache.put("a", CachedSession(b"1", {}), 10**6, life)
     cache.end("a")
-    cache.put("a", Known(b"1", {}), 10**6, life)
+    cache.put("a", CachedSession(b"1", {}), 10**6, life)
     assert (cache.get("a"), cache.life("a"), cache.bytes) == (None, None, 0)
     for number in range(near_cache._ENDED + 1):
         cache.end(str(number))
@@ -35,7 +35,7 @@ def test_late_load_brings_no_ended_session_to_hand() -> None:
 )
 def test_loss_is_a_session_that_lived_a_short_while_ago(life: Life | None, is_told: bool) -> None:
     cache = NearCache()
-    cache.put("a", Known(b"1", {}), 10**6, life)
+    cache.put("a", CachedSession(b"1", {}), 10**6, life)
     assert cache.misses("a", 110.0) is is_told
     # Once a minute.
     assert not cache.misses("a", 111.0)

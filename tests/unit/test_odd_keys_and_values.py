@@ -10,8 +10,8 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from django_clustered_sessions.protocol import record
-from django_clustered_sessions.protocol.record import Place, Serializer
-from django_clustered_sessions.protocol.session_data import Change, Fields, Operation
+from django_clustered_sessions.protocol.record import Serializer, SessionKeys
+from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
 from django_clustered_sessions.session.value_serializer import JSONSerializer
 from tests.serializers import PickleSerializer, SaltedSerializer
 
@@ -23,23 +23,23 @@ SERIALIZERS = [JSONSerializer, PickleSerializer, SaltedSerializer]
 
 def created(values: dict[Any, Any], serializer: Serializer | None = None) -> dict[bytes, bytes]:
     """Return what the store holds of a new session with the values."""
-    new = Fields(serializer or JSONSerializer(), cleared=True)
+    new = SessionData(serializer or JSONSerializer(), cleared=True)
     new.update(values)
     return {field: VERSION + packed for field, packed in new.everything()}
 
 
-def loaded(values: dict[Any, Any], serializer: Serializer | None = None) -> Fields:
+def loaded(values: dict[Any, Any], serializer: Serializer | None = None) -> SessionData:
     """Return a session with the values, as a request has it that loads it."""
-    return Fields(serializer or JSONSerializer(), created(values, serializer))
+    return SessionData(serializer or JSONSerializer(), created(values, serializer))
 
 
-def saved(session: Fields, version: bytes = b"version1") -> dict[Any, Any]:
+def saved(session: SessionData, version: bytes = b"version1") -> dict[Any, Any]:
     """Write what has changed, and return what the next request finds."""
-    delta = session.delta()
-    additions = [change for change in delta.changes if change.operation is Operation.ADD]
+    delta = session.changes()
+    additions = [change for change in delta.fields if change.operation is Operation.ADD]
     numbers = [session[record.key_of(one.field, JSONSerializer())] for one in additions]
     session.written(delta, version, numbers)
-    return Fields(session._serializer, session.stored).copy()
+    return SessionData(session._serializer, session.stored).copy()
 
 
 # Session keys, which are what a cookie says.
@@ -62,12 +62,12 @@ COOKIES = [
 
 @pytest.mark.parametrize("cookie", COOKIES, ids=lambda cookie: ascii(cookie)[:20])
 def test_key_in_the_store_takes_nothing_from_a_cookie(cookie: str) -> None:
-    place = Place.of("session", cookie)
+    place = SessionKeys.of("session", cookie)
     bucket, _, public_id = place.record.rpartition(":")
     assert bucket == f"session:{{{bucket[9:12]}}}"
     assert int(bucket[9:12], 16) < record.BUCKETS
     assert record.session_id(cookie) == public_id == place.id
-    assert Place.of_id("session", public_id) == place
+    assert SessionKeys.of_id("session", public_id) == place
 
 
 # Keys.
@@ -98,7 +98,7 @@ def test_odd_key_is_a_key_as_others(key: str) -> None:
     session.increment(f"{key}!", 1)
     del session[key]
     assert saved(session, b"version2") == {f"{key}!": 1, "other": 1}
-    assert not session.delta().expiry_changed and not session.delta().changes_user
+    assert not session.changes().expiry_changed and not session.changes().changes_user
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,7 @@ def test_odd_key_is_a_key_as_others(key: str) -> None:
 )
 def test_key_that_is_no_string_is_what_json_says(key: Any, found: str) -> None:
     assert loaded({key: [1]}).copy() == {found: [1]}
-    mine = Fields(JSONSerializer())
+    mine = SessionData(JSONSerializer())
     mine[key] = [1]
     assert saved(mine) == {found: [1]}
     assert mine[key] == [1]
@@ -123,7 +123,7 @@ def test_key_that_the_serialiser_refuses_is_named(key: Any) -> None:
     session[key] = 1
     assert session.changed_in_place()
     session.settle()
-    for write in (session.delta, session.everything):
+    for write in (session.changes, session.everything):
         with pytest.raises(TypeError, match=r"session key"):
             write()
 
@@ -174,7 +174,7 @@ def test_value_that_the_serialiser_refuses_is_named(value: Any) -> None:
     session["bad one"] = value
     assert session.changed_in_place()
     session.settle()
-    for write in (session.delta, session.everything, session.snapshot):
+    for write in (session.changes, session.everything, session.snapshot):
         with pytest.raises(TypeError, match=r"'bad one': JSONSerializer cannot write"):
             write()
     del session["bad one"]
@@ -215,10 +215,10 @@ def test_any_values_come_back_and_changes_are_seen(
     assert repr(sorted(session.items())) == repr(sorted(values.items()))
     # What was only read is not written.
     assert not session.changed_in_place()
-    assert not session.delta()
+    assert not session.changes()
     session["box"] = {"list": []}
     assert saved(session)["box"] == {"list": []}
-    session = Fields(session._serializer, session.stored)
+    session = SessionData(session._serializer, session.stored)
     session["box"]["list"].append(list(more.items()))
     assert session.changed_in_place()
     session.update(more)
@@ -231,7 +231,7 @@ def test_pickled_integer_becomes_a_counter() -> None:
     session = loaded({"n": 5}, PickleSerializer())
     session.increment("n", 1)
     expected = Change(Operation.SET_COUNTER, b"d:n", VERSION, b"i6")
-    assert session.delta().changes == (expected,)
+    assert session.changes().fields == (expected,)
     assert saved(session) == {"n": 6}
     session.increment("n", 1)
-    assert session.delta().changes == (Change(Operation.ADD, b"d:n", b"", b"1"),)
+    assert session.changes().fields == (Change(Operation.ADD, b"d:n", b"", b"1"),)

@@ -17,7 +17,7 @@ from django_clustered_sessions.protocol.record import (
     Meta,
     Mode,
     NewerFormat,
-    Place,
+    SessionKeys,
     session_id,
 )
 
@@ -36,7 +36,7 @@ SERIALIZER = JSONSerializer()
 
 
 def test_key_in_the_store_is_the_hash_of_the_session_key():
-    place = Place.of("session", "abcdefgh")
+    place = SessionKeys.of("session", "abcdefgh")
     assert place.record == "session:{271}:nFbMUbN0w7oYkhDVttS_V3kNNRyWxHwCGQ7PHkMGNas"
     assert place.record.endswith(":" + session_id("abcdefgh"))
     assert place.index == place.record.rpartition(":")[0] + ":index"
@@ -45,7 +45,7 @@ def test_key_in_the_store_is_the_hash_of_the_session_key():
 
 @given(st.text())
 def test_any_session_key_has_a_place_among_1024_buckets(session_key):
-    place = Place.of("session", session_key)
+    place = SessionKeys.of("session", session_key)
     assert len(place.id) == 43
     assert 0 <= int(place.record[9:12], 16) < record.BUCKETS
 

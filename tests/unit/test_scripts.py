@@ -10,9 +10,9 @@ import pytest
 
 from django_clustered_sessions.protocol import commands, scripts
 from django_clustered_sessions.protocol.effects import Call
-from django_clustered_sessions.protocol.options import Expiry, Locking, Terms
-from django_clustered_sessions.protocol.record import NOBODY, EndReason, Mode, Place
-from django_clustered_sessions.protocol.session_data import Change, Delta, Operation
+from django_clustered_sessions.protocol.options import Expiry, LockOptions, WriteOptions
+from django_clustered_sessions.protocol.record import NOBODY, EndReason, Mode, SessionKeys
+from django_clustered_sessions.protocol.session_data import Change, Changes, Operation
 
 #: Files that are no scripts: others are built on them.
 INCLUDES = ["lock", "prelude", "write"]
@@ -21,9 +21,9 @@ FILES = sorted(
     for path in files("django_clustered_sessions.protocol").joinpath("lua").iterdir()
 )
 NAMES = [name for name in FILES if name not in INCLUDES]
-PLACE = Place.of("p", "some key")
-TERMS = Terms(1000, 0, 0, 100, 4000, "merge")
-LOCKING = Locking(10_000, 8000, 120_000, 16, b"node GET /")
+PLACE = SessionKeys.of("p", "some key")
+TERMS = WriteOptions(1000, 0, 0, 100, 4000, "merge")
+LOCKING = LockOptions(10_000, 8000, 120_000, 16, b"node GET /")
 HOLDER, WAITER = "1" * 16, "2" * 16
 EXPIRY = Expiry(Mode.DEFAULT, 0)
 CHANGE = Change(Operation.SET, b"d:a", b"12345678", b"s1")
@@ -31,11 +31,11 @@ CHANGE = Change(Operation.SET, b"d:a", b"12345678", b"s1")
 #: One call of each script, with one repetition where its arguments repeat.
 CALLS: dict[str, Call] = {
     "create": commands.create(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS),
-    "commit": commands.commit(PLACE, b"12345678", EXPIRY, Delta((CHANGE,), False), TERMS),
+    "commit": commands.commit(PLACE, b"12345678", EXPIRY, Changes((CHANGE,), False), TERMS),
     "touch": commands.touch(PLACE, TERMS),
     "end": commands.end(PLACE, EndReason.FLUSHED, 0),
-    "rotate": commands.rotate(PLACE, Place.of("p", "new key"), b"12345678", TERMS),
-    "leave": commands.leave(PLACE, b"12345678", b"87654321", Place.of("p", "new key"), 0),
+    "rotate": commands.rotate(PLACE, SessionKeys.of("p", "new key"), b"12345678", TERMS),
+    "leave": commands.leave(PLACE, b"12345678", b"87654321", SessionKeys.of("p", "new key"), 0),
     "stats": commands.stats("p:{000}", "node", 0, [1]),
     "acquire": commands.acquire(PLACE, WAITER, LOCKING, 10_000, HOLDER),
     "release": commands.release(PLACE, WAITER),

@@ -12,7 +12,7 @@ import redis
 from redis.sentinel import MasterNotFoundError
 
 from django_clustered_sessions.store import sentinel as watching
-from django_clustered_sessions.store.sentinel import Watcher
+from django_clustered_sessions.store.sentinel import SentinelWatcher
 from tests.servers import wait_for
 
 #: Generous: what is waited for is the condition.
@@ -53,13 +53,13 @@ class Sentinel:
 
 
 @pytest.fixture
-def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Watcher]]:
+def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SentinelWatcher]]:
     """Give a watcher of Sentinels; its thread only looks when it is asked."""
     monkeypatch.setattr(watching, "INTERVAL_S", 3600.0)
     started = []
 
-    def start(*sentinels: Sentinel) -> Watcher:
-        watcher = Watcher("main", [], {})
+    def start(*sentinels: Sentinel) -> SentinelWatcher:
+        watcher = SentinelWatcher("main", [], {})
         monkeypatch.setattr(watcher, "clients", lambda: list(sentinels))
         started.append(watcher)
         return watcher
@@ -74,7 +74,7 @@ def port(asked: Future[tuple[str, int]]) -> int:
     return asked.result(BOUND_S)[1]
 
 
-def test_latest_failover_counts(watch: Callable[..., Watcher]) -> None:
+def test_latest_failover_counts(watch: Callable[..., SentinelWatcher]) -> None:
     stale, informed = Sentinel(1, 4), Sentinel(2, 5)
     watcher = watch(stale, informed)
     port(watcher.answer())
@@ -85,7 +85,7 @@ def test_latest_failover_counts(watch: Callable[..., Watcher]) -> None:
 
 
 def test_sentinels_set_up_anew_are_believed(
-    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "_REST_S", 0.1)
     sentinels = [Sentinel(1, 9) for _ in range(3)]
@@ -102,7 +102,7 @@ def test_sentinels_set_up_anew_are_believed(
     wait_for(lambda: port(watcher.answer()) == 2, "all are asked again", timeout_s=BOUND_S)
 
 
-def test_last_answer_stands_without_any_sentinel(watch: Callable[..., Watcher]) -> None:
+def test_last_answer_stands_without_any_sentinel(watch: Callable[..., SentinelWatcher]) -> None:
     sentinel = Sentinel(1)
     watcher = watch(sentinel)
     sentinel.state = redis.ConnectionError("gone away")
@@ -114,7 +114,7 @@ def test_last_answer_stands_without_any_sentinel(watch: Callable[..., Watcher]) 
     assert port(watcher.answer()) == 1
 
 
-def test_silent_sentinels_hold_nobody_up(watch: Callable[..., Watcher]) -> None:
+def test_silent_sentinels_hold_nobody_up(watch: Callable[..., SentinelWatcher]) -> None:
     silence = threading.Event()
     sentinel = Sentinel(1)
     watcher = watch(sentinel)
@@ -133,7 +133,9 @@ def test_silent_sentinels_hold_nobody_up(watch: Callable[..., Watcher]) -> None:
     wait_for(lambda: port(watcher.answer()) == 2, "what a Sentinel says counts again")
 
 
-def test_caller_in_mid_round_is_told_at_its_silent_end(watch: Callable[..., Watcher]) -> None:
+def test_caller_in_mid_round_is_told_at_its_silent_end(
+    watch: Callable[..., SentinelWatcher],
+) -> None:
     sentinel = Sentinel(1)
     watcher = watch(sentinel)
     assert port(watcher.answer()) == 1
@@ -147,7 +149,7 @@ def test_caller_in_mid_round_is_told_at_its_silent_end(watch: Callable[..., Watc
     assert (port(first), port(second)) == (1, 1)
 
 
-def test_primary_that_is_down_is_told_at_once(watch: Callable[..., Watcher]) -> None:
+def test_primary_that_is_down_is_told_at_once(watch: Callable[..., SentinelWatcher]) -> None:
     sentinel = Sentinel(1)
     watcher = watch(sentinel)
     assert port(watcher.answer()) == 1
@@ -156,7 +158,7 @@ def test_primary_that_is_down_is_told_at_once(watch: Callable[..., Watcher]) -> 
         port(watcher.answer())
 
 
-def test_silent_sentinel_is_left_alone_for_a_while(watch: Callable[..., Watcher]) -> None:
+def test_silent_sentinel_is_left_alone_for_a_while(watch: Callable[..., SentinelWatcher]) -> None:
     silent, well = Sentinel(1), Sentinel(1)
     silent.state = redis.TimeoutError("no answer")
     watcher = watch(silent, well)
@@ -167,7 +169,7 @@ def test_silent_sentinel_is_left_alone_for_a_while(watch: Callable[..., Watcher]
 
 
 def test_watcher_ends_when_nothing_is_lent(
-    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "INTERVAL_S", 0.001)
     monkeypatch.setattr(watching, "_IDLE_INTERVALS", 3)
@@ -179,7 +181,7 @@ def test_watcher_ends_when_nothing_is_lent(
         assert not watcher.names("127.0.0.1", 1)
 
 
-def test_watcher_survives_a_nonsensical_answer(watch: Callable[..., Watcher]) -> None:
+def test_watcher_survives_a_nonsensical_answer(watch: Callable[..., SentinelWatcher]) -> None:
     """A thread that ended with it would let everybody wait for ever."""
     strange = Sentinel(1)
     strange.state = {"ip": "127.0.0.1"}
@@ -191,7 +193,7 @@ def test_watcher_survives_a_nonsensical_answer(watch: Callable[..., Watcher]) ->
 
 
 def test_thread_that_cannot_start_fails_one_request(
-    watch: Callable[..., Watcher], monkeypatch: pytest.MonkeyPatch
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Since Python 3.12 none starts while the interpreter ends."""
 
@@ -207,7 +209,7 @@ def test_thread_that_cannot_start_fails_one_request(
 
 
 def test_change_of_primary_is_logged_once(
-    watch: Callable[..., Watcher], caplog: pytest.LogCaptureFixture
+    watch: Callable[..., SentinelWatcher], caplog: pytest.LogCaptureFixture
 ) -> None:
     sentinels = [Sentinel(1, 4) for _ in range(3)]
     watcher = watch(*sentinels)
@@ -221,7 +223,7 @@ def test_change_of_primary_is_logged_once(
     assert caplog.messages == ["the primary of main was 127.0.0.1:1 and is now 127.0.0.1:2"]
 
 
-def test_cancelled_question_harms_no_other(watch: Callable[..., Watcher]) -> None:
+def test_cancelled_question_harms_no_other(watch: Callable[..., SentinelWatcher]) -> None:
     watcher = watch(Sentinel(1))
     asked = watcher.answer()
     asked.cancel()

@@ -25,7 +25,7 @@ from django_clustered_sessions.decorators import (
 )
 from django_clustered_sessions.session.request_policy import (
     HEADER,
-    RequestUsage,
+    RequestPolicy,
     read_header,
     write_header,
 )
@@ -84,7 +84,7 @@ def test_setting_decides_where_the_view_says_nothing(
     if mode:
         settings.CLUSTERED_SESSIONS_LOCKING = mode
     request = request_of(page, method)
-    assert RequestUsage(request).access is (Access.LOCKED if locks else Access.UNLOCKED)
+    assert RequestPolicy(request).access is (Access.LOCKED if locks else Access.UNLOCKED)
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_view_decides_whatever_the_setting_says(
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = mode
     request = request_of(decorate(page), method)
-    assert RequestUsage(request).access is access
+    assert RequestPolicy(request).access is access
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_marks_of_a_view_are_seen_before_it_is_called(view: Any, marks: Marks) -
 
 def test_marks_that_come_late_add_up() -> None:
     request = request_of(session_no_touch(page))
-    usage = RequestUsage(request)
+    usage = RequestPolicy(request)
     assert not usage.touches
     assert usage.obey(Marks(Access.READ_ONLY))
     assert (usage.access, usage.touches) == (Access.READ_ONLY, False)
@@ -150,13 +150,13 @@ def test_marks_that_come_late_add_up() -> None:
 
 def test_route_shows_the_pattern_and_no_value() -> None:
     request = request_of(page, url="/page/hunter2/")
-    assert RequestUsage(request).route == "GET /page/<str:secret>/"
+    assert RequestPolicy(request).route == "GET /page/<str:secret>/"
 
 
 def test_unknown_path_has_no_route_and_no_marks(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
     request = request_of(session_unlocked(page), url="/nowhere/")
-    usage = RequestUsage(request)
+    usage = RequestPolicy(request)
     assert usage.route == ""
     assert usage.access is Access.LOCKED
 
@@ -187,10 +187,10 @@ def test_header_that_is_not_this_sessions_gives_no_token(header: str) -> None:
 
 def test_request_without_the_header_runs_under_no_lock() -> None:
     request = request_of(page)
-    assert RequestUsage(request).outer_token("its id") == ""
+    assert RequestPolicy(request).outer_token("its id") == ""
 
 
 def test_request_with_the_header_runs_under_its_lock() -> None:
     request = RequestFactory().get("/", headers=write_header("its id", "token"))
-    assert RequestUsage(request).outer_token("its id") == "token"
-    assert RequestUsage(request).outer_token("another id") == ""
+    assert RequestPolicy(request).outer_token("its id") == "token"
+    assert RequestPolicy(request).outer_token("another id") == ""

@@ -25,7 +25,7 @@ from django.utils.module_loading import import_string
 
 from django_clustered_sessions import events
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.events import Entry, Event
+from django_clustered_sessions.events import Event, StreamEntry
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.monitoring.reporting import reporting
@@ -126,7 +126,7 @@ class Worker:
         self._swept_at = float("-inf")
         self._pace = 1
         #: Handled, and the store does not know yet.
-        self._handled: list[Entry] = []
+        self._handled: list[StreamEntry] = []
         #: How many events the handler has failed on.
         self.failures = 0
 
@@ -189,7 +189,7 @@ class Worker:
             buckets = [*buckets[len(some) :], *full]
             self._sweep_if_due()
 
-    def _handle(self, taken: Sequence[Entry], began: float) -> None:
+    def _handle(self, taken: Sequence[StreamEntry], began: float) -> None:
         """Handle events that were taken at a time; those that would be late are given back."""
         handled = 0
         for entry in taken:
@@ -203,7 +203,7 @@ class Worker:
         if (left := taken[handled:]) and spent < self._lease_s:
             _ask(events.give_back(conf.key_prefix, left, self._lease_s * 1000))
 
-    def _handle_one(self, entry: Entry) -> None:
+    def _handle_one(self, entry: StreamEntry) -> None:
         try:
             event = entry.event(user_id(entry.user, self._serializer))
         except ValueError as error:

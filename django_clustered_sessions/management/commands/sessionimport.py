@@ -122,8 +122,8 @@ def _step(session_keys: list[str], *, back: bool, dry_run: bool) -> Flow[Counter
     keys = [HiddenKey(key) for key in session_keys]
     if back:
         return bulk.bring_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
-    terms = session._terms()
-    return bulk.bring(keys, conf.key_prefix, terms, serializer, is_dry=dry_run)
+    options = session._terms()
+    return bulk.bring(keys, conf.key_prefix, options, serializer, is_dry=dry_run)
 
 
 def _run(flow: Flow[Counter[str]]) -> Counter[str]:

@@ -23,7 +23,7 @@ from django_clustered_sessions.embedded import (
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
-class Address(NamedTuple):
+class ListeningAddress(NamedTuple):
     """Where the store listens: on a unix socket, or on a host and port."""
 
     host: str = "127.0.0.1"
@@ -103,23 +103,23 @@ def site_store() -> tuple[str, str | None]:
     return url, entry.get("OPTIONS", {}).get("PASSWORD")
 
 
-def listening_address(location: str, *, port: int | None, bind: str | None) -> Address:
+def listening_address(location: str, *, port: int | None, bind: str | None) -> ListeningAddress:
     """Return where to listen: what the options say, then a local ``location``, then the default.
 
     Raise ``ValueError`` for a ``location`` whose port is none.
     """
     url = urlsplit(location)
     if url.scheme == "unix" and port is None and bind is None:
-        return Address(socket_path=Path(unquote(url.path)).absolute())
+        return ListeningAddress(socket_path=Path(unquote(url.path)).absolute())
     if url.scheme not in ("redis", "valkey") or url.hostname not in LOOPBACK:
         url = SplitResult("redis", "", "", "", "")
-    return Address(
-        bind or (url.hostname or Address().host).replace("localhost", "127.0.0.1"),
-        port or url.port or Address().port,
+    return ListeningAddress(
+        bind or (url.hostname or ListeningAddress().host).replace("localhost", "127.0.0.1"),
+        port or url.port or ListeningAddress().port,
     )
 
 
-def refuse_if_taken(address: Address) -> None:
+def refuse_if_taken(address: ListeningAddress) -> None:
     """Raise ``CommandError`` when somebody listens there already."""
     if address.socket_path is not None:
         if is_ready(address.socket_path):
@@ -155,7 +155,7 @@ def claim_folder(folder: Path) -> Path:
     return folder
 
 
-def server_flags(address: Address, folder: Path, password: str | None) -> list[str]:
+def server_flags(address: ListeningAddress, folder: Path, password: str | None) -> list[str]:
     """Return the server's command line: every write is appended to a file, fsynced each second."""
     if address.socket_path is not None:
         network = ["--port", "0", "--unixsocket", str(address.socket_path)]
