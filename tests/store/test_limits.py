@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLimitReached, SessionStoreUnavailable
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol import limits
+from django_clustered_sessions.protocol import commands, limits
 from django_clustered_sessions.protocol.limits import Limit
 from django_clustered_sessions.protocol.record import (
     EndReason,
@@ -41,7 +42,7 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.steps import Flow, Trip
+from django_clustered_sessions.protocol.steps import Call, Flow, Trip
 from django_clustered_sessions.session.near import near_cache
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -596,6 +597,44 @@ def test_limit_costs_a_login_so_many_trips(
     log_in(ANN, SessionStore(anonymous.session_key))
     assert len(made) == 3 + trips
     assert registry.count_of(ANN) == before + 1 - ended
+
+
+def _count_looks(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Count how often each bucket's index is asked for a user's sessions."""
+    looks: Counter[int] = Counter()
+
+    def owned(prefix: str, number: int, user: bytes) -> Call:
+        looks[number] += 1
+        return build(prefix, number, user)
+
+    build = commands.owned
+    monkeypatch.setattr(commands, "owned", owned)
+    return looks
+
+
+def test_a_storm_of_logins_asks_each_index_once_a_login(
+    store: redis.Redis, limit: Any, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, rounds = 16, 3
+    limit(at_once)
+    looks = _count_looks(monkeypatch)
+    together = threading.Barrier(at_once)
+
+    def view(request: HttpRequest) -> HttpResponse:
+        login(request, ANN, backend=BACKEND)
+        return HttpResponse()
+
+    def work() -> list[int]:
+        statuses = []
+        for _ in range(rounds):
+            together.wait()
+            statuses.append(middleware(view)().status_code)
+        return statuses
+
+    working = [threads.start(work) for _ in range(at_once)]
+    assert [outcome(future) for future in working] == [[200] * rounds] * at_once
+    assert set(looks.values()) == {at_once * rounds}
+    assert registry.count_of(ANN) == at_once
 
 
 @pytest.mark.parametrize("on_limit", ["refuse", pytest.param("end_oldest", marks=pytest.mark.full)])
