@@ -45,29 +45,31 @@ CALLS = 24
 
 
 class Case:
-    """A user's older and newer session, which have claims, and a third one for the login."""
+    """A user's older and newer session, which have claims, and a third one for the login.
 
-    def __init__(self, keys: Keys, *, is_late: bool) -> None:
+    The login that is ``late`` is not written yet.
+    """
+
+    def __init__(self, keys: Keys, late: str) -> None:
         keys.restart()
         near_cache.clear()
         self.older, self.newer, self.third = (SessionStore() for _ in range(3))
         for session in (self.older, self.newer, self.third):
             session.create()
         self.new_keys = [keys.draw() for _ in range(2)]
-        self.is_late = is_late
+        self.late = late
         for session in (self.older, self.newer):
             run(claimed(session, ROOM))
-        # Where it is late, the session that moves is written as it does.
-        for session in (self.newer,) if is_late else (self.older, self.newer):
-            write(session)
+        for name in {"older", "newer"} - {late}:
+            write(getattr(self, name))
 
     def moving(self, *, apart: bool) -> Flow[None]:
-        """Move the session that moves to one new key after the other."""
-        if self.is_late:
+        """Move the older session, once it is written, to one new key after the other."""
+        if self.late == "older":
             write(self.older)
             yield ()
         here = place_of(self.older)
-        for number, key in enumerate(self.new_keys[self.is_late :]):
+        for number, key in enumerate(self.new_keys):
             new, token = place(key), bytes([number + 1]) * 8
             yield from limits.keep(new, "session", user_tag("1"), ROOM)
             asked = partial(flows.rotate, here, new, TERMS, partial(bytes, token), lambda: ASKING)
@@ -144,23 +146,23 @@ def keys(store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Keys:
 
 
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
-@pytest.mark.parametrize("is_late", [False, True], ids=["there", "late"])
+@pytest.mark.parametrize("late", ["neither", "older", "newer"])
 @pytest.mark.parametrize(("most", "ends_oldest"), [(3, False), (2, False), (2, True)])
 @pytest.mark.parametrize("orders", [40, pytest.param(1000, marks=pytest.mark.full)])
 def test_move_is_counted_once_wherever_it_falls(
     store: redis.Redis,
     keys: Keys,
     apart: bool,
-    is_late: bool,
+    late: str,
     most: int,
     ends_oldest: bool,
     orders: int,
 ) -> None:
-    steps = (1 if is_late else 2) * (4 if apart else 2) + is_late
+    steps = (8 if apart else 4) + (late == "older")
     for _ in range(orders):
         positions = sorted(random.choices(range(CALLS), k=steps))
         store.flushdb()
-        case = Case(keys, is_late=is_late)
+        case = Case(keys, late)
         login = claimed(case.third, Limit(most, ends_oldest, LAPSE_MS))
         try:
             interleaved(login, case.moving(apart=apart), positions)
@@ -169,5 +171,7 @@ def test_move_is_counted_once_wherever_it_falls(
             assert most == 2 or apart, positions
         else:
             write(case.third)
+        if late == "newer":
+            write(case.newer)
         count = registry.count_of(ANN)
         assert count == most or (apart and count < most), positions
