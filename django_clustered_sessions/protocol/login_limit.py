@@ -8,7 +8,8 @@ nobody who counts misses one: it is in the index, or among the claims, or in bot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,8 +24,8 @@ from .user_index import Listed
 _LOOK_S: Final = 10.0
 #: How long after a claim the login may begin to be written, in seconds.
 FRESH_S: Final = 30.0
-#: So often a login looks anew where others log in as the same user.
-_ROUNDS: Final = 20
+#: So often a login looks at the indexes, where its process stands still after each look.
+_LOOKS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def claim(
     end: Callable[[Sequence[SessionKeys]], Flow[None]],
     clock: Callable[[], float],
 ) -> Flow[None]:
-    """Claim for the session at ``place``, which has to be there, that the user may log in.
+    """Claim for the session at ``keys``, which has to be there, that the user may log in.
 
     Where the limit is reached, the oldest sessions are ended by ``end`` if that is the policy. A
     login that is not written yet is ended only where nothing else is left. ``clock`` tells seconds.
@@ -64,24 +65,28 @@ def claim(
     Raises SessionLimitReached.
     """
     tag = user_tag(user)
-    for _ in range(_ROUNDS):
+    for _ in range(_LOOKS):
         looked_s = clock()
         found = yield from user_index.of_user(prefix, user, limit.events_kept)
-        found.sort(key=lambda one: one.meta.created_ms)
-        counting = [one.keys for one in found if one.keys.id != keys.id]
-        others: list[bytes] = []
-        kept: list[str] = []
+        counting = _by_age(tag, (one for one in found if one.keys.id != keys.id))
+        ended: list[bytes] = []
+        nothing: list[bytes] = []
         while clock() - looked_s < _LOOK_S:
-            surplus = max(len(counting) + len(kept) + 1 - limit.most, 0)
-            if surplus:
-                if not limit.ends_oldest or surplus > len(counting):
+            surplus = len(counting) + 1 - limit.most
+            if surplus > 0:
+                # Another user's session counts, for it may be about to change hands, and stays.
+                mine = [one.keys for one in counting if one.meta.user in (tag, NOBODY)]
+                if not limit.ends_oldest or surplus > len(mine):
                     raise SessionLimitReached(limit.most)
-                yield from end(counting[:surplus])
-                others += (ended.id.encode() for ended in counting[:surplus])
-                del counting[:surplus]
-            known = [*(counted.id for counted in counting), *kept]
+                oldest = mine[:surplus]
+                yield from end(oldest)
+                ended += (one.id.encode() for one in oldest)
+                counting = [one for one in counting if one.keys not in oldest]
+                # One that had moved before its end came is behind one of these claims by now.
+                nothing.clear()
+            known = [one.keys.id for one in counting]
             options = keys.id, limit.most, limit.lapse_ms
-            (reply,) = yield (commands.claim(prefix, tag, *options, known, others),)
+            (reply,) = yield (commands.claim(prefix, tag, *options, known, [*ended, *nothing]),)
             unknown = commands.parse_claim(reply)
             if unknown is None:
                 # Damage by somebody else.
@@ -89,23 +94,32 @@ def claim(
                 continue
             if not unknown:
                 return
-            seen = yield from _seen(prefix, unknown)
-            if any(one and one.meta.user == tag for one in seen.values()):
-                # Written, or moved, since this one looked.
-                break
-            # Another user's session counts, for it may be about to change hands, and is not ended.
-            mine = [one for one in seen.values() if one and one.meta.user == NOBODY]
-            counting += (one.keys for one in mine)
-            kept += (one.keys.id for one in seen.values() if one and one not in mine)
-            others += (public_id for public_id, one in seen.items() if one is None)
+            # Written, or moved, since this one looked; on their way in; or no more.
+            ids = [*(one.encode() for one in known), *nothing, *unknown]
+            counting = _by_age(tag, (yield from _there(prefix, ids)))
+            here = {one.keys.id.encode() for one in counting}
+            nothing = [one for one in ids if one not in here]
     raise SessionLimitReached(limit.most)
 
 
-def _seen(prefix: str, ids: Sequence[bytes]) -> Flow[dict[bytes, Listed | None]]:
-    """Find what is behind claims; nothing: it was ended, or has expired."""
-    all_keys = user_index.places_of(prefix, ids)
-    found = yield from user_index.looked_up(list(all_keys.values()))
-    return dict.fromkeys(ids) | dict(zip(all_keys, found, strict=True))
+def _by_age(tag: bytes, found: Iterable[Listed]) -> list[Listed]:
+    """Sort sessions by when the user logged in; last come those without the user, as they are."""
+    return sorted(found, key=lambda one: one.meta.created_ms if one.meta.user == tag else math.inf)
+
+
+def _there(prefix: str, ids: Iterable[bytes]) -> Flow[list[Listed]]:
+    """Find which of some sessions there are at one moment, so that one that moves is found once.
+
+    Two reads that find the same have found what there was between them, for no place is used twice.
+    """
+    all_keys = list(user_index.places_of(prefix, ids).values())
+    before: list[SessionKeys] | None = None
+    while True:
+        found = [one for one in (yield from user_index.looked_up(all_keys)) if one]
+        now = [one.keys for one in found]
+        if now == before:
+            return found
+        before = now
 
 
 def keep(new: SessionKeys, prefix: str, user: bytes, limit: Limit) -> Flow[None]:

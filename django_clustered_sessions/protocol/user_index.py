@@ -1,7 +1,8 @@
 """Who is logged in where: the operations on all sessions of a user, as flows.
 
 Each bucket's index knows its sessions' users, and is changed by the script that changes a session:
-it is never behind. A user's sessions are spread over all buckets, which are asked on one trip.
+it is never behind. A user's sessions are spread over all buckets. These are asked on one trip which
+have some, and those on another for the sessions.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Final, NamedTuple
 
 from . import commands
@@ -51,7 +53,13 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
     ``events_kept`` as in Terms.
     """
     tag = user_tag(user)
-    replies = yield tuple(commands.owned(prefix, bucket, tag) for bucket in range(BUCKETS))
+    buckets = range(BUCKETS)
+    trips = (commands.counted(prefix, bucket, tag) for bucket in buckets)
+    told = iter((yield tuple(chain.from_iterable(trips))))
+    asked = [one for one in buckets if commands.parse_counted(next(told), next(told))]
+    if not asked:
+        return []
+    replies = yield tuple(commands.owned(prefix, bucket, tag) for bucket in asked)
     ids = (public_id for reply in replies for public_id in commands.parse_owned(reply))
     found: list[Listed] = []
     for all_keys in batches(places_of(prefix, ids).values(), _PER_TRIP):

@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack
@@ -32,7 +33,7 @@ from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLimitReached, SessionStoreUnavailable
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol import login_limit
+from django_clustered_sessions.protocol import commands, login_limit
 from django_clustered_sessions.protocol.effects import Flow, Trip
 from django_clustered_sessions.protocol.login_limit import Limit
 from django_clustered_sessions.protocol.record import (
@@ -524,13 +525,13 @@ def test_session_that_moves_while_a_login_looks_is_counted(store: redis.Redis, l
     bound = Limit(1, False, 60_000)
     flow = login_limit.claim(place, "session", "1", bound, _must_not_end, lambda: 0.0)
     step = next(flow)
-    assert isinstance(step, tuple) and len(step) == 1024
-    replies = ask(step[:900])
+    assert isinstance(step, tuple) and len(step) == 2 * 1024
+    replies = ask(step[: 2 * 900])
     key = session.session_key
     while bucket(session) >= 900 or session.session_key == key:
         session.cycle_key()
-    replies += ask(step[900:])
-    assert not any(ids for _, _, *ids in replies)
+    replies += ask(step[2 * 900 :])
+    assert not any(listed for listed in replies[1::2])
     with pytest.raises(SessionLimitReached):
         step = flow.send(replies)
         while True:
@@ -573,7 +574,7 @@ def test_a_look_that_is_old_is_not_relied_on(store: redis.Redis, limit: Any) -> 
             step = flow.send(ask(step))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("before, ended, trips", [(0, 0, 2), (1, 0, 3), (2, 1, 4), (4, 3, 6)])
+@pytest.mark.parametrize("before, ended, trips", [(0, 0, 2), (1, 0, 4), (2, 1, 5), (4, 3, 7)])
 def test_limit_costs_a_login_so_many_trips(
     store: redis.Redis,
     limit: Any,
@@ -582,7 +583,7 @@ def test_limit_costs_a_login_so_many_trips(
     ended: int,
     trips: int,
 ) -> None:
-    """Beyond load, rotation and commit: the look, that at what it found, the ends, the claim."""
+    """Beyond load, rotation and commit: the look, what it found, the ends, the claim."""
     for _ in range(before):
         log_in(ANN)
     anonymous = SessionStore()
@@ -596,6 +597,44 @@ def test_limit_costs_a_login_so_many_trips(
     log_in(ANN, SessionStore(anonymous.session_key))
     assert len(made) == 3 + trips
     assert registry.count_of(ANN) == before + 1 - ended
+
+
+def count_looks(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
+    """Count how often each bucket is asked whether it has sessions of a user."""
+    looks: Counter[int] = Counter()
+
+    def counted(prefix: str, number: int, user: bytes) -> Trip:
+        looks[number] += 1
+        return build(prefix, number, user)
+
+    build = commands.counted
+    monkeypatch.setattr(commands, "counted", counted)
+    return looks
+
+
+def test_a_storm_of_logins_asks_each_index_once_a_login(
+    store: redis.Redis, limit: Any, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_once, rounds = 16, 3
+    limit(at_once)
+    looks = count_looks(monkeypatch)
+    together = threading.Barrier(at_once)
+
+    def view(request: HttpRequest) -> HttpResponse:
+        login(request, ANN, backend=BACKEND)
+        return HttpResponse()
+
+    def work() -> list[int]:
+        statuses = []
+        for _ in range(rounds):
+            together.wait()
+            statuses.append(middleware(view)().status_code)
+        return statuses
+
+    working = [threads.start(work) for _ in range(at_once)]
+    assert [outcome(future) for future in working] == [[200] * rounds] * at_once
+    assert set(looks.values()) == {at_once * rounds}
+    assert registry.count_of(ANN) == at_once
 
 
 @pytest.mark.parametrize("on_limit", ["refuse", pytest.param("end_oldest", marks=pytest.mark.full)])

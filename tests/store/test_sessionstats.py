@@ -332,6 +332,14 @@ def test_figures_are_summed_over_buckets_and_nodes(store: redis.Redis) -> None:
     assert re.search(r"former nodes +10 +0", table)
 
 
+def test_age_of_a_nodes_counts_is_told(store: redis.Redis) -> None:
+    reported_ms = store.time()[0] * 1000 - 90_000
+    store.hset("session:{000}:figures", "web-1", f"{reported_ms} 0 1")
+    found = stats()
+    assert found["time_ms"] - found["nodes"][0]["reported_ms"] >= 90_000
+    assert re.search(r"web-1 +1 min ago ", printed())
+
+
 # Locks.
 
 
