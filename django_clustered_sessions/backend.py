@@ -1,6 +1,6 @@
 """The session engine: ``SESSION_ENGINE = "django_clustered_sessions.backend"``.
 
-Django's face: a public method and its ``a`` twin run the same flow of ``operations``.
+Django's face: a public method and its ``a`` twin run the same flow of ``session``.
 """
 
 from __future__ import annotations
@@ -17,21 +17,23 @@ from typing import Any, Final, Self, TypeVar, cast
 
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY as USER
+from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.timezone import is_aware, make_naive
 
 from .conf import conf
-from .decorators import Access, Marks
+from .decorators import Marks
 from .exceptions import SessionNotReplicated, SessionStoreUnavailable
 from .monitoring.counters import counters
-from .monitoring.reporting import reporting
 from .protocol.effects import Flow
 from .protocol.record import HiddenKey, Mode
 from .protocol.session_data import SessionData
+from .session import end, load, lock_scope, rotate, save
+from .session.lock_scope import LockScope, LockScopes
 from .session.operation_lock import to_its_end
-from .session.operations import EXPIRY, Operations, Scope
 from .session.request_policy import write_header
-from .store import connections, drivers
+from .session.state import EXPIRY, SessionState
+from .store import runner
 from .store.budget import Budget
 
 T = TypeVar("T")
@@ -48,7 +50,7 @@ _ANY_TWIN: Final = (
 )
 
 
-class SessionStore(Operations):
+class SessionStore(SessionBase):
     """A session in Redis or Valkey; every method in a synchronous and a native async form.
 
     Beyond Django's contract, a session is written by what changed, an in-place change counts
@@ -56,46 +58,129 @@ class SessionStore(Operations):
     of logging anybody out.
     """
 
+    def __init__(self, session_key: str | None = None) -> None:
+        self.state = SessionState(self)
+        self._scopes = LockScopes(self.state)
+        super().__init__(session_key)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy has and a pickle: the key, the values, and what is to be saved.
+
+        Neither the lock nor what became of the request, which are the original's. What was not
+        read because the store was away is left out; a copy loads it.
+        """
+        state = self.state
+        data = state.data if state.failure is None else None
+        return {
+            "session_key": state.session_key,
+            "serializer": state.serializer,
+            "accessed": self.accessed,
+            "ended": state.ended,
+            "is_marked_modified": state.is_marked_modified,
+            "values": None if data is None else data.state(),
+        }
+
+    def __setstate__(self, copied: dict[str, Any]) -> None:
+        SessionStore.__init__(self, copied["session_key"])
+        self.accessed = copied["accessed"]
+        state = self.state
+        state.serializer, state.ended = copied["serializer"], copied["ended"]
+        state.is_marked_modified = copied["is_marked_modified"]
+        if copied["values"] is not None:
+            state.data = state.new_data()
+            state.data.resume(copied["values"])
+
+    # What Django's base class keeps, and this one has in its state.
+
+    def _get_session_key(self) -> str | None:
+        return self.state.session_key
+
+    def _set_session_key(self, value: Any) -> None:
+        self.state.session_key = value if cast(Any, self)._validate_session_key(value) else None
+
+    session_key = property(_get_session_key)
+    _session_key = property(_get_session_key, _set_session_key)
+
+    @property
+    def serializer(self) -> type:
+        """The class that SESSION_SERIALIZER names."""
+        return self.state.serializer
+
+    @serializer.setter
+    def serializer(self, value: type) -> None:
+        self.state.serializer = value
+
+    @property
+    def modified(self) -> bool:
+        """Whether there is something to save: it was said so, or a value has changed."""
+        return self.state.is_modified
+
+    @modified.setter
+    def modified(self, value: bool) -> None:
+        self.state.mark_modified(bool(value))
+
+    # What became of the session.
+
+    @property
+    def is_locked(self) -> bool:
+        """Whether this object holds the session's lock, as far as it knows."""
+        return self.state.lock.grant is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it was read from this process's near cache alone, for the store is away."""
+        return self.state.is_local
+
+    @property
+    def outage(self) -> SessionStoreUnavailable | None:
+        """What made the store unusable during this request."""
+        return self.state.outage
+
+    @property
+    def public_id(self) -> str | None:
+        """The session's public id, None where it has no key."""
+        return self.state.public_id
+
     # Reading and changing, where Django's base class does not do already.
 
     def _get_session(self, no_load: bool = False, twin: str = _ANY_TWIN) -> SessionData:
         self.accessed = True
-        if self._fields is None:
-            if no_load or self.session_key is None:
-                self._fields = self._new_fields()
-            else:
-                return self.run(self.filling(), twin)
-        return self._fields
+        state = self.state
+        if state.data is None:
+            if no_load or state.session_key is None:
+                return state.unloaded_data()
+            return self.run(load.fill(state), twin)
+        return state.data
 
     async def _aget_session(self, no_load: bool = False) -> SessionData:
         self.accessed = True
-        if self._fields is None:
-            if no_load or self.session_key is None:
-                self._fields = self._new_fields()
-            else:
-                return await self.arun(self.filling())
-        return self._fields
+        state = self.state
+        if state.data is None:
+            if no_load or state.session_key is None:
+                return state.unloaded_data()
+            return await self.arun(load.fill(state))
+        return state.data
 
     _session = property(_get_session)
 
     @property
     def _session_cache(self) -> SessionData:
-        if self._fields is None:
+        if self.state.data is None:
             raise AttributeError("the session has not been loaded")
-        return self._fields
+        return self.state.data
 
     @_session_cache.setter
     def _session_cache(self, values: Mapping[Any, Any]) -> None:
-        self._fields = self._new_fields(cleared=True)
-        self._fields.update(values)
+        self.state.data = self.state.new_data(cleared=True)
+        self.state.data.update(values)
 
     @_session_cache.deleter
     def _session_cache(self) -> None:
-        self._fields = None
+        self.state.data = None
 
     def is_empty(self) -> bool:
         """Return whether there is neither a key nor data; never load."""
-        return not self.session_key and not self._fields
+        return self.state.is_empty
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if key == USER:
@@ -130,12 +215,13 @@ class SessionStore(Operations):
                 "which cannot be done synchronously on an event loop. Use await alogin(), or "
                 "await request.session.aset()."
             )
-        self.run(self._admitting(self._get_session(), user), "aset()")
+        self.run(save.admit(self.state, self._get_session(), user), "aset()")
 
     async def _aadmit(self, user: object) -> None:
         """See _admit()."""
         if user is not None and conf.max_sessions_per_user is not None:
-            await self.arun(self._admitting(await self._aget_session(), user))
+            data = await self._aget_session()
+            await self.arun(save.admit(self.state, data, user))
 
     def pop(self, key: Any, default: Any = _NOT_GIVEN) -> Any:
         """Remove a key and return its value, or ``default`` where there is none."""
@@ -145,11 +231,11 @@ class SessionStore(Operations):
         """See pop()."""
         return self._pop(await self._aget_session(), key, default)
 
-    def _pop(self, fields: SessionData, key: Any, default: Any) -> Any:
+    def _pop(self, data: SessionData, key: Any, default: Any) -> Any:
         # Not Django's: it assigns ``modified`` to itself, which here compares every value.
-        if key in fields:
-            self._modified = True
-        return fields.pop(key) if default is _NOT_GIVEN else fields.pop(key, default)
+        if key in data:
+            self.state.is_marked_modified = True
+        return data.pop(key) if default is _NOT_GIVEN else data.pop(key, default)
 
     def increment(self, key: Any, by: int = 1) -> int:
         """Add ``by`` to an integer, 0 if absent, and return it as far as is known here.
@@ -174,7 +260,7 @@ class SessionStore(Operations):
         CLUSTERED_SESSIONS_NONSTOP = "noop", for this request. A login and a logout raise
         SessionStoreUnavailable all the same.
         """
-        self._tolerates_outage = True
+        self.state.tolerates_outage = True
 
     # The lock.
 
@@ -190,30 +276,30 @@ class SessionStore(Operations):
         Entering raises SessionLockTimeout, UpdateError where the session was ended, and
         SessionStoreUnavailable; leaving raises what ``save()`` does, and SessionLockLost.
         """
-        scope = Scope(threading.get_ident())
+        scope = LockScope(threading.get_ident())
         try:
             try:
-                self.run(self.entering(scope), "alock()")
+                self.run(self._scopes.entering(scope), "alock()")
                 yield self
-                self.run(self.leaving(scope), "alock()")
+                self.run(self._scopes.leaving(scope), "alock()")
             except BaseException:
-                self.run(self.breaking_off(scope), "alock()", self._brief())
+                self.run(self._scopes.breaking_off(scope), "alock()", self._brief())
                 raise
         finally:
             # A signal's exception may have come while that was done.
-            if not self.has_left(scope):
-                self.run(self.breaking_off(scope), "alock()", self._brief())
+            if not self._scopes.has_left(scope):
+                self.run(self._scopes.breaking_off(scope), "alock()", self._brief())
 
     @asynccontextmanager
     async def alock(self) -> AsyncIterator[Self]:
         """See lock(); for ``async with``."""
-        scope = Scope(asyncio.current_task())
+        scope = LockScope(asyncio.current_task())
         try:
-            await self.arun(self.entering(scope))
+            await self.arun(self._scopes.entering(scope))
             yield self
-            await self.arun(self.leaving(scope))
+            await self.arun(self._scopes.leaving(scope))
         except BaseException:
-            await to_its_end(self.arun(self.breaking_off(scope), self._brief()))
+            await to_its_end(self.arun(self._scopes.breaking_off(scope), self._brief()))
             raise
 
     def commit(self) -> None:
@@ -223,11 +309,11 @@ class SessionStore(Operations):
 
         Raises what ``save()`` does, and SessionLockLost.
         """
-        self.run(self.committing(), "acommit()")
+        self.run(lock_scope.commit(self.state), "acommit()")
 
     async def acommit(self) -> None:
         """See commit()."""
-        await self.arun(self.committing())
+        await self.arun(lock_scope.commit(self.state))
 
     def lock_headers(self) -> dict[str, str]:
         """Return headers for a request that this one makes to its own site for the same session.
@@ -235,42 +321,18 @@ class SessionStore(Operations):
         That request then runs under this one's lock and need not wait for it. Good for as long as
         the lock is held; without a lock there are none. Never send them to another site.
         """
-        grant = self._hold.grant
+        grant = self.state.lock.grant
         return write_header(grant.keys.id, grant.token) if grant else {}
 
-    def obey(self, marks: Marks) -> None:
+    def apply_marks(self, marks: Marks) -> None:
         """Take what the decorators of the view that begins say."""
-        if late := self._obeying(marks):
-            self.run(late, "aobey()")
+        if late := lock_scope.apply_marks(self.state, self._scopes, marks):
+            self.run(late, "aapply_marks()")
 
-    async def aobey(self, marks: Marks) -> None:
-        """See obey()."""
-        if late := self._obeying(marks):
+    async def aapply_marks(self, marks: Marks) -> None:
+        """See apply_marks()."""
+        if late := lock_scope.apply_marks(self.state, self._scopes, marks):
             await self.arun(late)
-
-    def _obeying(self, marks: Marks) -> Flow[None] | None:
-        """Return what is left to do where the session was loaded before the marks were known."""
-        is_news = self.usage.obey(marks)
-        if marks.nonstop == "exception" and self.outage is not None:
-            # A middleware was content with less before the mark was known.
-            raise self.outage
-        if self._fields is None or self.session_key is None or marks.access is None:
-            return None
-        if marks.access is Access.LOCKED:
-            return None if self._hold.grant else self._locking_late()
-        if self._hold.grant and is_news and not self._hold.grant.is_inside and not self._scopes:
-            return self.releasing()
-        return None
-
-    def _locking_late(self) -> Flow[None]:
-        yield from self.locking()
-        if self.is_over:
-            yield from self.releasing()
-
-    @property
-    def store_seen_s_ago(self) -> float:
-        """Seconds since the store last told about this session, infinite if it has not."""
-        return time.monotonic() - self._lifetime.seen_at_s
 
     def encode(self, session_dict: Mapping[Any, Any]) -> str:
         """Return the given values serialised, compressed and signed, as Django's engines do."""
@@ -283,7 +345,7 @@ class SessionStore(Operations):
 
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and (left_s := self._left_s(self._fields_unless_told())) is not None:
+        if not kwargs and (left_s := self._left_s(self._data_unless_told())) is not None:
             return math.ceil(left_s)
         return super().get_expiry_age(**kwargs)
 
@@ -298,18 +360,19 @@ class SessionStore(Operations):
 
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and self._left_s(self._fields_unless_told()) is not None:
+        if not kwargs and self._left_s(self._data_unless_told()) is not None:
             return self._expiry_date()
         return super().get_expiry_date(**kwargs)
 
     def _expiry_date(self) -> datetime:
         """Return when the session expires; to the microsecond where a date says so."""
-        value = None if self._fields is None else self._fields.get(EXPIRY)
-        if self._lifetime.is_deadline(value):
+        data = self.state.data
+        value = None if data is None else data.get(EXPIRY)
+        if self.state.lifetime.is_deadline(value):
             date = super().get_expiry_date(expiry=value)
             if is_aware(date) == settings.USE_TZ:
                 return date
-        deadline = cast(datetime, self._lifetime.deadline)
+        deadline = cast(datetime, self.state.lifetime.deadline)
         return deadline if settings.USE_TZ else make_naive(deadline)
 
     async def aget_expiry_date(self, **kwargs: Any) -> datetime:
@@ -328,21 +391,21 @@ class SessionStore(Operations):
         """
         self.accessed = True
         if not self._is_end_known:
-            self.run(self._looking(), "aexpires_at()")
+            self.run(load.look(self.state), "aexpires_at()")
         return self._end
 
     async def aexpires_at(self) -> datetime | None:
         """See expires_at()."""
         self.accessed = True
         if not self._is_end_known:
-            await self.arun(self._looking())
+            await self.arun(load.look(self.state))
         return self._end
 
     @property
     def left_s(self) -> float | None:
         """Seconds until ``expires_at()``, None where no session is known yet, or no more."""
         self.accessed = True
-        left_s = self._lifetime.left_s
+        left_s = self.state.lifetime.left_s
         return left_s if self.session_key and left_s and left_s > 0 else None
 
     @property
@@ -351,9 +414,9 @@ class SessionStore(Operations):
 
         Known of a session that was loaded and not written since.
         """
-        if self.left_s is None or (found := self._as_loaded()) is None:
+        if self.left_s is None or (found := self.state.as_loaded) is None:
             return None
-        return self._lifetime.until_s(self._limit_ms(found.meta))
+        return self.state.lifetime.until_s(self.state.limit_ms(found.meta))
 
     @property
     def is_at_hand(self) -> bool:
@@ -361,15 +424,15 @@ class SessionStore(Operations):
         self.accessed = True
         if self.outage is not None or not self.session_key:
             return self.outage is None
-        return self._fields is not None and self._as_loaded() is not None
+        return self.state.data is not None and self.state.as_loaded is not None
 
     @property
     def _is_end_known(self) -> bool:
-        return not self.session_key or self._lifetime.left_s is not None
+        return not self.session_key or self.state.lifetime.left_s is not None
 
     @property
     def _end(self) -> datetime | None:
-        return self._lifetime.deadline if self.left_s else None
+        return self.state.lifetime.deadline if self.left_s else None
 
     def set_expiry(self, value: datetime | timedelta | int | None) -> None:
         """Set when the session expires, as Django does.
@@ -377,34 +440,34 @@ class SessionStore(Operations):
         A timedelta counts from the store's now, so a node whose clock is wrong sets it right.
         """
         super().set_expiry(value)
-        self._lifetime.note(value, self._get_session().get(EXPIRY))
+        self.state.lifetime.note(value, self._get_session().get(EXPIRY))
 
     async def aset_expiry(self, value: datetime | timedelta | int | None) -> None:
         """See set_expiry()."""
         await super().aset_expiry(value)
-        self._lifetime.note(value, (await self._aget_session()).get(EXPIRY))
+        self.state.lifetime.note(value, (await self._aget_session()).get(EXPIRY))
 
     def get_expire_at_browser_close(self) -> bool:
         """Return whether the cookie ends with the browser.
 
         Needs no load where the store has told on another trip.
         """
-        if self._fields is not None or self._lifetime.mode is None:
+        if self.state.data is not None or self.state.lifetime.mode is None:
             return super().get_expire_at_browser_close()
-        if self._lifetime.mode is Mode.DEFAULT:
+        if self.state.lifetime.mode is Mode.DEFAULT:
             return bool(settings.SESSION_EXPIRE_AT_BROWSER_CLOSE)
-        return self._lifetime.mode is Mode.BROWSER
+        return self.state.lifetime.mode is Mode.BROWSER
 
-    def _fields_unless_told(self) -> SessionData | None:
+    def _data_unless_told(self) -> SessionData | None:
         """Load, unless the store has told on another trip how long the session lives."""
         self.accessed = True
-        return self._fields if self._lifetime.left_s is not None else self._get_session()
+        return self.state.data if self.state.lifetime.left_s is not None else self._get_session()
 
-    def _left_s(self, fields: SessionData | None) -> float | None:
+    def _left_s(self, data: SessionData | None) -> float | None:
         """Return the store's remaining time, or None where this request has set another."""
-        if fields is not None and not fields.as_stored(EXPIRY):
+        if data is not None and not data.as_stored(EXPIRY):
             return None
-        return self._lifetime.left_s
+        return self.state.lifetime.left_s
 
     # Django's operations on the store.
 
@@ -413,24 +476,24 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable.
         """
-        return self.run(self.loading(), "aload()").copy()
+        return self.run(load.load(self.state), "aload()").copy()
 
     async def aload(self) -> dict[Any, Any]:
         """See load()."""
-        return (await self.arun(self.loading())).copy()
+        return (await self.arun(load.load(self.state))).copy()
 
     def exists(self, session_key: str | None) -> bool:
         """Return whether there is a session under this key.
 
         Raises SessionStoreUnavailable.
         """
-        flow = self._asking(HiddenKey.of(session_key))
+        flow = load.exists(self.state, HiddenKey.of(session_key))
         del session_key
         return self.run(flow, "aexists()")
 
     async def aexists(self, session_key: str | None) -> bool:
         """See exists()."""
-        flow = self._asking(HiddenKey.of(session_key))
+        flow = load.exists(self.state, HiddenKey.of(session_key))
         del session_key
         return await self.arun(flow)
 
@@ -439,11 +502,13 @@ class SessionStore(Operations):
 
         Raises SessionStoreUnavailable, SessionTooLarge; SessionNotReplicated, once it is stored.
         """
-        self.run(self.creating(), "acreate()")
+        self.accessed = True
+        self.run(save.create(self.state), "acreate()")
 
     async def acreate(self) -> None:
         """See create()."""
-        await self.arun(self.creating())
+        self.accessed = True
+        await self.arun(save.create(self.state))
 
     def save(self, must_create: bool = False) -> None:
         """Write what has changed; with ``must_create``, store as a new session under this key.
@@ -453,24 +518,24 @@ class SessionStore(Operations):
         session key, for a value that the serialiser refuses; and, once it is written,
         SessionNotReplicated. After that one, a save with nothing to write asks the replicas again.
         """
-        self.run(self.saving(must_create), "asave()")
+        self.run(save.save(self.state, must_create), "asave()")
 
     async def asave(self, must_create: bool = False) -> None:
         """See save()."""
-        await self.arun(self.saving(must_create))
+        await self.arun(save.save(self.state, must_create))
 
     def delete(self, session_key: str | None = None) -> None:
         """End the session under this key, this one if None; no request brings it back.
 
         Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended.
         """
-        flow = self._ending(HiddenKey.of(session_key))
+        flow = end.end(self.state, HiddenKey.of(session_key))
         del session_key
         self.run(flow, "adelete(), for flush() aflush()")
 
     async def adelete(self, session_key: str | None = None) -> None:
         """See delete()."""
-        flow = self._ending(HiddenKey.of(session_key))
+        flow = end.end(self.state, HiddenKey.of(session_key))
         del session_key
         await self.arun(flow)
 
@@ -502,11 +567,11 @@ class SessionStore(Operations):
         Raises UpdateError where the session was ended, SessionConflict, SessionTooLarge,
         SessionStoreUnavailable; SessionNotReplicated, once it has moved.
         """
-        self.run(self._rotating(), "acycle_key()")
+        self.run(rotate.rotate(self.state), "acycle_key()")
 
     async def acycle_key(self) -> None:
         """See cycle_key()."""
-        await self.arun(self._rotating())
+        await self.arun(rotate.rotate(self.state))
 
     @classmethod
     def clear_expired(cls) -> None:
@@ -520,7 +585,7 @@ class SessionStore(Operations):
 
     def _brief(self) -> Budget:
         """Return what giving up the lock may take, where something was broken off: not long."""
-        return self.budget or Budget(min(conf.store_timeout, GIVING_UP_S))
+        return self.state.budget or Budget(min(conf.store_timeout, GIVING_UP_S))
 
     def run(self, flow: Flow[T], twin: str, budget: Budget | None = None) -> T:
         """Run a flow; ``twin`` is what to await instead on an event loop.
@@ -532,34 +597,23 @@ class SessionStore(Operations):
                 "The session cannot talk to its store synchronously on an event loop. "
                 f"Use await request.session.{twin}."
             )
-        flow = reporting(flow)
+        state = self.state
+        started_s, sent_s = time.monotonic(), time.time()
         try:
-            with self._turns.lock:
+            with state.operations.lock:
                 try:
-                    try:
-                        step = next(flow)
-                    except StopIteration as stop:
-                        # Nothing to ask, as at the end of most requests.
-                        return cast(T, stop.value)
-                    started_s, sent_s = time.monotonic(), time.time()
-                    result = drivers.run(
-                        flow,
-                        connections.pool,
-                        budget or self._budget(),
-                        connections.waiting_pool,
-                        step,
-                    )
+                    result = runner.run(flow, budget or state.store_budget())
                 except SessionStoreUnavailable as error:
-                    self.fail(error)
+                    state.fail(error)
                     raise
                 except BaseException:
-                    if self._hold.is_in_doubt:
+                    if state.lock.is_in_doubt:
                         # Broken off, while the lock was asked for or given up.
-                        drivers.run(self.releasing(), connections.pool, self._brief())
+                        runner.run(state.lock.releasing(), self._brief())
                     raise
         finally:
-            if self._notices:
-                self._notices.send(type(self))
+            if state.signals:
+                state.signals.send(type(self))
         self._note_clock(started_s, sent_s)
         return result
 
@@ -567,43 +621,33 @@ class SessionStore(Operations):
         self, flow: Flow[T], budget: Budget | None = None, *, out_of_turn: bool = False
     ) -> T:
         """See run(); ``out_of_turn``: beside what a thread of the request may be at."""
-        flow = reporting(flow)
+        state = self.state
+        started_s, sent_s = time.monotonic(), time.time()
         try:
             if not out_of_turn:
-                await self._turns.aenter()
+                await state.operations.aenter()
             try:
-                try:
-                    step = next(flow)
-                except StopIteration as stop:
-                    return cast(T, stop.value)
-                started_s, sent_s = time.monotonic(), time.time()
-                result = await drivers.arun(
-                    flow,
-                    connections.apool,
-                    budget or self._budget(),
-                    connections.awaiting_pool,
-                    step,
-                )
+                result = await runner.arun(flow, budget or state.store_budget())
             except SessionStoreUnavailable as error:
-                self.fail(error)
+                state.fail(error)
                 raise
             except BaseException as error:
-                if self._hold.is_in_doubt and not isinstance(error, GeneratorExit):
-                    releasing = drivers.arun(self.releasing(), connections.apool, self._brief())
-                    await to_its_end(releasing)
+                if state.lock.is_in_doubt and not isinstance(error, GeneratorExit):
+                    await to_its_end(runner.arun(state.lock.releasing(), self._brief()))
                 raise
             finally:
                 if not out_of_turn:
-                    self._turns.leave()
+                    state.operations.leave()
         finally:
-            if self._notices:
-                await self._notices.asend(type(self))
+            if state.signals:
+                await state.signals.asend(type(self))
         self._note_clock(started_s, sent_s)
         return result
 
     def _note_clock(self, started_s: float, sent_s: float) -> None:
-        if self._lifetime.seen_at_s > started_s:
-            counters.observe_clock(self._lifetime.seen_ms, sent_s, time.time())
+        lifetime = self.state.lifetime
+        if lifetime.seen_at_s > started_s:
+            counters.observe_clock(lifetime.seen_ms, sent_s, time.time())
 
 
 def _on_event_loop() -> bool:

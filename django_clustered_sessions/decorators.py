@@ -115,7 +115,7 @@ def _marked(view: View, **changed: Any) -> View:
         @wraps(view)
         async def wrapper(*args: Any, **kwargs: Any) -> Any:
             if (session := _session(view, (*args, *kwargs.values()))) is not None:
-                await session.aobey(marks)
+                await session.aapply_marks(marks)
             return await view(*args, **kwargs)
 
     else:
@@ -123,7 +123,7 @@ def _marked(view: View, **changed: Any) -> View:
         @wraps(view)
         def wrapper(*args: Any, **kwargs: Any) -> Any:
             if (session := _session(view, (*args, *kwargs.values()))) is not None:
-                session.obey(marks)
+                session.apply_marks(marks)
             return view(*args, **kwargs)
 
     for name, mark in changed.items():
@@ -142,7 +142,7 @@ def _session(view: Any, arguments: Iterable[Any]) -> Any:
         for request in (argument, getattr(argument, "_request", None)):
             if isinstance(request, HttpRequest):
                 session = getattr(request, "session", None)
-                return session if hasattr(session, "obey") else None
+                return session if hasattr(session, "apply_marks") else None
     raise TypeError(
         f"{_name(view)} was called without a Django request, so its session decorator has no "
         "effect. Decorate the view, or its method that takes the request."

@@ -15,11 +15,9 @@ from typing import Final
 from .backend import SessionStore
 from .conf import conf
 from .exceptions import SessionStoreUnavailable
-from .monitoring.reporting import reporting
 from .protocol import flows
 from .protocol.record import EndReason, SessionKeys
-from .store import connections, drivers
-from .store.budget import PerTrip
+from .store import connections, runner
 
 logger = logging.getLogger("django_clustered_sessions")
 
@@ -51,7 +49,7 @@ class Watch:
     def keys(self) -> SessionKeys | None:
         """Return where to look for the session, None where there is nothing to look for."""
         if not self._is_known:
-            key, ended = self._session.session_key, self._session.ended
+            key, ended = self._session.session_key, self._session.state.ended
             # A key that is given up without a reason: the session was ended by this very object.
             if key is None and (ended is EndReason.ROTATED or (self._key and ended is None)):
                 self._end(ended or EndReason.FLUSHED)
@@ -118,11 +116,8 @@ class _Watcher:
     async def _ask(self, watched: Sequence[tuple[SessionKeys, Sequence[Watch]]]) -> None:
         for first in range(0, len(watched), _BATCH):
             batch = watched[first : first + _BATCH]
-            lock_request = reporting(flows.ends([keys for keys, _ in batch]))
             try:
-                reasons = await drivers.arun(
-                    lock_request, connections.apool, PerTrip(conf.store_timeout)
-                )
+                reasons = await runner.arun(flows.ends([keys for keys, _ in batch]))
             except SessionStoreUnavailable:
                 # An outage ends no session. The log has it from those whom it hurts.
                 return

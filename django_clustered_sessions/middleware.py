@@ -20,31 +20,16 @@ from django.utils.http import http_date
 
 from .backend import SessionStore
 from .conf import conf
-from .exceptions import (
-    SessionConflict,
-    SessionLimitReached,
-    SessionLockLost,
-    SessionLockTimeout,
-    SessionNotReplicated,
-    SessionStoreUnavailable,
-)
 from .monitoring.counters import counters
 from .protocol.effects import Flow
-from .protocol.record import EndReason
+from .session import lock_scope
 from .session.error_responses import answer_to, instead_of
+from .session.finish import Cookie, Finish, finish
 from .session.operation_lock import to_its_end
 from .session.request_policy import RequestPolicy
 from .store.budget import RequestBudget
 
 logger = logging.getLogger("django_clustered_sessions")
-
-#: An answer this long after its session's load is late, in seconds: its key may have been cycled
-#: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
-LATE_S: Final = 0.1
-
-
-#: A write was refused for what others have done meanwhile, and all before it stands.
-_REFUSALS: Final = (SessionConflict, SessionLockLost, SessionLockTimeout)
 
 
 class ClusteredSessionMiddleware(SessionMiddleware):
@@ -71,9 +56,10 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         super().process_request(request)
         session = request.session
         if isinstance(session, SessionStore):
-            session.budget = RequestBudget(conf.store_timeout)
-            session.usage = RequestPolicy(request)
-            session.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
+            state = session.state
+            state.budget = RequestBudget(conf.store_timeout)
+            state.policy = RequestPolicy(request)
+            state.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
             counters.add(requests=1)
 
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
@@ -84,14 +70,22 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         session = _session_of(request)
         if session is None:
             return super().process_response(request, response)
-        return session.run(self._finishing(request, response, session), "asave()")
+        try:
+            found = session.run(_finish(request, response, session), "asave()")
+        except UpdateError as error:
+            raise _interrupted() from error
+        return _finished(response, session, found)
 
     async def aprocess_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """See process_response()."""
         session = _session_of(request)
         if session is None:
             return await sync_to_async(super().process_response)(request, response)
-        return await session.arun(self._finishing(request, response, session))
+        try:
+            found = await session.arun(_finish(request, response, session))
+        except UpdateError as error:
+            raise _interrupted() from error
+        return _finished(response, session, found)
 
     def __call__(self, request: HttpRequest) -> Any:
         """Answer a request; whatever becomes of it, its session's lock is given up."""
@@ -101,8 +95,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return super().__call__(request)
         except BaseException:
             # There will be no answer: a worker that is told to stop, for one.
-            if session := _session_of(request):
-                session.run(session.closing(), "acommit()")
+            if (session := _session_of(request)) is not None:
+                session.run(lock_scope.close(session.state), "acommit()")
             raise
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
@@ -119,9 +113,9 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return await self.aprocess_response(request, await get_response(request))
         except BaseException:
             # There will be no answer: a client that has left, for one.
-            if session := _session_of(request):
+            if (session := _session_of(request)) is not None:
                 # A thread of the view may wait for the lock, which is given up all the same.
-                await to_its_end(session.arun(session.closing(), out_of_turn=True))
+                await to_its_end(session.arun(lock_scope.close(session.state), out_of_turn=True))
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -136,55 +130,6 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             raise _interrupted() from exception
         return answer_to(exception)
 
-    def _finishing(
-        self, request: HttpRequest, response: HttpResponse, session: SessionStore
-    ) -> Flow[HttpResponse]:
-        accessed = session.accessed
-        is_saved = False
-        is_usable = session.failure is None or session.goes_on
-        if is_usable and response.status_code < 500 and not session.is_empty():
-            try:
-                is_saved = yield from _keeping(session)
-            except UpdateError as error:
-                raise _interrupted() from error
-            except SessionNotReplicated as error:
-                response = instead_of(response, answer_to(error) or response)
-            except (
-                SessionConflict,
-                SessionLimitReached,
-                SessionLockLost,
-                SessionLockTimeout,
-                SessionStoreUnavailable,
-            ) as error:
-                session.fail(error)
-        yield from session.closing()
-        if session.failure is not None:
-            if not session.goes_on:
-                response = instead_of(response, answer_to(session.failure) or response)
-            # Nothing is known of the session, so its cookie stays as it is. But where a write was
-            # refused after this request had moved the session, nobody else knows the new key.
-            if session.has_moved and session.session_key and isinstance(session.failure, _REFUSALS):
-                _set_cookie(response, session)
-            vary = accessed
-        elif is_saved or (session.unreplicated and session.session_key):
-            # A write that landed, even if nobody can say for how long: its key may be a new one.
-            if not session.has_moved_on:
-                _set_cookie(response, session)
-            vary = True
-        elif session.is_empty() and settings.SESSION_COOKIE_NAME in request.COOKIES:
-            # A request that was under way while its session moved to another key must not take
-            # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
-            # somebody may be logging in meanwhile.
-            is_asked = session.usage.touches or session.ended is None
-            if is_asked and session.ended is not EndReason.ROTATED:
-                _delete_cookie(response)
-            vary = True
-        else:
-            vary = accessed
-        if vary:
-            patch_vary_headers(response, ("Cookie",))
-        return response
-
 
 #: Cookies of one second mostly end together.
 _http_date: Final = lru_cache(maxsize=64)(http_date)
@@ -196,20 +141,26 @@ def _session_of(request: HttpRequest) -> SessionStore | None:
     return session if isinstance(session, SessionStore) else None
 
 
-def _keeping(session: SessionStore) -> Flow[bool]:
-    """Save or renew the session as the settings want it; return whether it is to have a cookie."""
-    if session.modified:
-        yield from session.saving(release=True)
-    elif (session.renew_on_load or session.renewed) and session.usage.touches:
-        # Renewed: an idle timeout did, and the cookie has to last as long.
-        if session.renewed and session.store_seen_s_ago > LATE_S:
-            # The old key in a cookie would take the place of a new one, which others have got
-            # meanwhile, so it is worth a trip to ask.
-            session.renewed = False
-        yield from session.renewing()
-    elif not session.committed:
-        return False
-    return session.session_key is not None
+def _finish(request: HttpRequest, response: HttpResponse, session: SessionStore) -> Flow[Finish]:
+    return finish(
+        session.state,
+        accessed=session.accessed,
+        has_cookie=settings.SESSION_COOKIE_NAME in request.COOKIES,
+        saves=response.status_code < 500,
+    )
+
+
+def _finished(response: HttpResponse, session: SessionStore, found: Finish) -> HttpResponse:
+    """Return the response with what became of its session."""
+    if found.error is not None:
+        response = instead_of(response, answer_to(found.error) or response)
+    if found.cookie is Cookie.SET:
+        _set_cookie(response, session)
+    elif found.cookie is Cookie.DELETE:
+        _delete_cookie(response)
+    if found.varies:
+        patch_vary_headers(response, ("Cookie",))
+    return response
 
 
 def _set_cookie(response: HttpResponse, session: SessionStore) -> None:

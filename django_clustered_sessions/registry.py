@@ -20,7 +20,6 @@ from django.utils.module_loading import import_string
 from .conf import conf
 from .exceptions import SessionNotReplicated
 from .monitoring.counters import counters
-from .monitoring.reporting import reporting
 from .protocol import user_index
 from .protocol.effects import Flow
 from .protocol.record import EndReason, Serializer, SessionKeys, moment, session_id
@@ -29,11 +28,10 @@ from .protocol.session_data import user_id
 from .protocol.user_index import Listed
 from .session.client_info import Client
 from .session.near_cache import near_cache
-from .session.operations import Operations
 from .session.replication import Replication, wanted
+from .session.state import SessionState
 from .signals import PendingSignals, session_ended
-from .store import connections, drivers
-from .store.budget import PerTrip
+from .store import runner
 
 T = TypeVar("T")
 
@@ -181,18 +179,16 @@ def _ending(all_keys: Iterable[SessionKeys], notices: PendingSignals) -> Flow[in
 
 @async_unsafe("Use the function's a twin on an event loop, such as aend_session().")
 def _run(flow: Flow[T], notices: PendingSignals | None = None) -> T:
-    budget = PerTrip(conf.store_timeout)
     try:
-        return drivers.run(reporting(flow), connections.pool, budget, connections.waiting_pool)
+        return runner.run(flow)
     finally:
         if notices:
             notices.send(_engine())
 
 
 async def _arun(flow: Flow[T], notices: PendingSignals | None = None) -> T:
-    budget, pools = PerTrip(conf.store_timeout), (connections.apool, connections.awaiting_pool)
     try:
-        return await drivers.arun(reporting(flow), pools[0], budget, pools[1])
+        return await runner.arun(flow)
     finally:
         if notices:
             await notices.asend(_engine())
@@ -221,8 +217,8 @@ def _key(user: object) -> str:
 
 
 def _id(session: SessionBase | str | None) -> str | None:
-    if isinstance(session, Operations):
-        return session.public_id
+    if isinstance(state := getattr(session, "state", None), SessionState):
+        return state.public_id
     if isinstance(session, SessionBase):
         return session_id(session.session_key) if session.session_key else None
     return None if session is None else _place(session).id

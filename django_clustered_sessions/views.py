@@ -16,6 +16,7 @@ from django.views.decorators.http import require_GET, require_POST
 
 from .backend import SessionStore
 from .decorators import session_no_touch, session_nonstop, session_read_only, session_unlocked
+from .session import save
 from .session.error_responses import RETRY_AFTER_S
 
 
@@ -43,9 +44,9 @@ def stay(request: HttpRequest) -> JsonResponse:
     """Renew the session, which creates none, and answer as ``expiry`` does."""
     session = _session_of(request)
     # With the load, on its trip; and by one of its own where a middleware has loaded it before.
-    session.renew_on_load = True
+    session.state.renew_on_load = True
     session.get(SESSION_KEY)
-    session.run(session.renewing(), "asave()")
+    session.run(save.renew(session.state), "asave()")
     return _answer(session)
 
 

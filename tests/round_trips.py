@@ -12,11 +12,10 @@ from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 
-from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.session import leases
+from django_clustered_sessions.session import finish, leases
 from tests.gateways import load_scripts
 from tests.servers import CountingProxy
 
@@ -172,7 +171,7 @@ def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> C
         pass
 
     # However slow the machine is, no answer here is late.
-    monkeypatch.setattr(middleware, "LATE_S", float("inf"))
+    monkeypatch.setattr(finish, "LATE_S", float("inf"))
     # A login notes when it was.
     monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
     monkeypatch.setattr(User, "asave", asave)

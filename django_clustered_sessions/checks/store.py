@@ -14,7 +14,7 @@ from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring import server_info
 from django_clustered_sessions.monitoring.server_info import StoreFacts
-from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store import connections, runner
 from django_clustered_sessions.store.budget import Budget
 
 from .settings import check_settings, is_our_engine
@@ -34,7 +34,7 @@ def check_store(
         return []
     budget = Budget(conf.store_timeout)
     try:
-        facts = drivers.run(server_info.store_facts(time.time), connections.pool, budget)
+        facts = runner.run(server_info.store_facts(time.time), budget)
     except SessionStoreUnavailable as error:
         return [_unasked(error)]
     return [

@@ -123,7 +123,7 @@ def take_over(
 
 def leave(key: HiddenKey) -> Flow[None]:
     """Delete a session that has ended here in the old engine too, for nodes that still use it."""
-    if not (key.value.isascii() and key.value.isprintable()):
+    if not conf.migrate_from or not (key.value.isascii() and key.value.isprintable()):
         return
     try:
         store = store_of(key)

@@ -9,11 +9,10 @@ from typing import TypeVar
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.effects import Flow
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import Budget, PerTrip
+from django_clustered_sessions.store import connections, drivers, runner
+from django_clustered_sessions.store.budget import Budget
 
 from . import server_info, statistics
-from .reporting import report_the_rest
 from .server_info import Clock, Primary, StoreFacts
 from .statistics import Statistics
 
@@ -35,8 +34,8 @@ def figures(
     Raises SessionStoreUnavailable.
     """
     # What this process has counted is in them too, though no trip was due to take it along.
-    report_the_rest()
-    found = drivers.run(
+    runner.report_the_rest()
+    found = runner.run(
         statistics.collect(
             conf.key_prefix,
             time.time,
@@ -44,9 +43,7 @@ def figures(
             random=Random(),
             top_users=top_users,
             progress=progress,
-        ),
-        connections.pool,
-        PerTrip(conf.store_timeout),
+        )
     )
     found.primaries = _primaries(found.store)
     for one in found.primaries:

@@ -19,8 +19,7 @@ from django_clustered_sessions.monitoring.counters import KEPT
 from django_clustered_sessions.protocol.commands import CLOCK, SLOT_MS, SLOTS, milliseconds
 from django_clustered_sessions.protocol.effects import Call, Flow, plain
 from django_clustered_sessions.protocol.record import BUCKETS, Damaged, bucket_tag, moment
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import PerTrip
+from django_clustered_sessions.store import runner
 
 #: What is counted within such a time is one number.
 SLOT: Final = timedelta(milliseconds=SLOT_MS)
@@ -95,15 +94,13 @@ def recent(hours: int = LONGEST_HOURS) -> History:
     Raises SessionStoreUnavailable; ValueError for other hours than 1 to 24.
     """
     _check(hours)
-    budget = PerTrip(conf.store_timeout)
-    return drivers.run(collect(conf.key_prefix, hours), connections.pool, budget)
+    return runner.run(collect(conf.key_prefix, hours))
 
 
 async def arecent(hours: int = LONGEST_HOURS) -> History:
     """See recent()."""
     _check(hours)
-    budget = PerTrip(conf.store_timeout)
-    return await drivers.arun(collect(conf.key_prefix, hours), connections.apool, budget)
+    return await runner.arun(collect(conf.key_prefix, hours))
 
 
 def _check(hours: int) -> None:

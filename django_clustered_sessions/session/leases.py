@@ -24,8 +24,7 @@ from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Flow, Pause
 from django_clustered_sessions.protocol.record import SessionKeys
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import PerTrip
+from django_clustered_sessions.store import runner
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
@@ -151,7 +150,7 @@ class _Renewer:
         threading.Thread(target=self._run, name="session-lock-renewer", daemon=True).start()
 
     def _run(self) -> None:
-        drivers.run(self.renewing(), connections.pool, PerTrip(conf.store_timeout))
+        runner.run(self.renewing())
 
     def renewing(self) -> Flow[None]:
         """Renew what is due, until there is nothing to look after any more."""
@@ -225,8 +224,7 @@ class _AsyncRenewer(_Renewer):
         self._task = asyncio.get_running_loop().create_task(self._arun())
 
     async def _arun(self) -> None:
-        budget = PerTrip(conf.store_timeout)
-        await drivers.arun(self.renewing(), connections.apool, budget)
+        await runner.arun(self.renewing())
 
 
 class _Renewers:

@@ -48,6 +48,11 @@ class Lifetime:
         self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal = life
 
     @property
+    def seen_s_ago(self) -> float:
+        """Seconds since the store last told about this session, infinite if it has not."""
+        return time.monotonic() - self.seen_at_s
+
+    @property
     def left_s(self) -> float | None:
         """Seconds until the session expires, or None while the store has said nothing."""
         if self._deadline_ms is None:

@@ -49,14 +49,14 @@ class SessionLock:
         """Whether the lock is held, or was asked for and nobody knows what came of it."""
         return self.grant is not None or self.is_in_doubt
 
-    def lock_request(self, keys: SessionKeys, usage: Policy, *, capped: bool) -> LockRequest:
+    def request(self, keys: SessionKeys, policy: Policy, *, capped: bool) -> LockRequest:
         """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
         options = LockOptions(
             wait_ms=round(conf.lock_wait * 1000),
             lease_ms=round(conf.lock_lease * 1000),
             hold_ms=round(conf.lock_max_hold * 1000),
             most=conf.lock_max_waiters if capped else -1,
-            name=locker_name(conf.node_name, usage.route),
+            name=locker_name(conf.node_name, policy.route),
         )
         token = secrets.token_hex(8)
 
@@ -71,7 +71,7 @@ class SessionLock:
             slice_ms=conf.store_timeout * 500,
             refusal=refusal,
             waiting=partial(_waiting, keys, capped),
-            inside=usage.outer_token(keys.id),
+            inside=policy.outer_token(keys.id),
         )
 
     def take(
@@ -152,12 +152,12 @@ class SessionLock:
                 counters.add(locks_lost=1)
         self._asked = None
 
-    def not_locked(self, error: SessionLockTimeout, usage: Policy) -> SessionLockTimeout:
+    def not_locked(self, error: SessionLockTimeout, policy: Policy) -> SessionLockTimeout:
         """Count, log and return the error of one who asked in vain."""
         self._asked = None
         is_refusal = isinstance(error, SessionLockRefused)
         counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
-        logger.warning("%s: %s", usage.route or "outside a request", error)
+        logger.warning("%s: %s", policy.route or "outside a request", error)
         return error
 
     def refused(self, error: SessionLockLost) -> SessionLockLost:

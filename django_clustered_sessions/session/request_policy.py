@@ -38,7 +38,7 @@ class Policy:
     #: From where the session is used, packed; empty where that is not known.
     client: bytes = b""
 
-    def obey(self, marks: Marks) -> bool:
+    def apply(self, marks: Marks) -> bool:
         """Take what a view's decorators say, once the view is called.
 
         Return whether none has said before how the view uses the session.
@@ -124,8 +124,8 @@ class RequestPolicy(Policy):
             self._known_client = Client.of(self._headers).pack()
         return self._known_client
 
-    def obey(self, marks: Marks) -> bool:
-        """Add what a view's decorators say, once the view is called. See Usage.obey()."""
+    def apply(self, marks: Marks) -> bool:
+        """Add what a view's decorators say, once the view is called. See Policy.apply()."""
         before = self._marks
         access, touches = marks.access or before.access, marks.touches and before.touches
         self._known_marks = Marks(access, touches, marks.nonstop or before.nonstop)

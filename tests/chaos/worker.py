@@ -258,7 +258,9 @@ def raise_for(response: Any, request: Any, operation: Operation) -> None:
         return
     session = request.session
     raise (
-        session.failure or session.unreplicated or RuntimeError(f"answered {response.status_code}")
+        session.state.failure
+        or session.state.replication.shortfall
+        or RuntimeError(f"answered {response.status_code}")
     )
 
 

@@ -25,9 +25,9 @@ from django.middleware.csrf import get_token
 from django.test import AsyncClient, AsyncRequestFactory, RequestFactory
 from django.urls import path
 
-from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
+from django_clustered_sessions.session import finish
 from tests.gateways import GATEWAYS, Browser, View, on, place, records
 from tests.pairs import pairwise
 from tests.servers import CountingProxy
@@ -431,7 +431,7 @@ def test_request_whose_session_moves_meanwhile_changes_no_cookie(
     touch: View,
 ) -> None:
     browser.visit(write)
-    monkeypatch.setattr(middleware, "LATE_S", 0.0)
+    monkeypatch.setattr(finish, "LATE_S", 0.0)
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
 
     def view(request: HttpRequest) -> HttpResponse:

@@ -15,8 +15,8 @@ from django.contrib.auth import (
 from django.contrib.auth.models import User
 from django.http import HttpRequest, HttpResponse
 
-from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.session import finish
 from tests.gateways import GATEWAYS, Browser, place, records
 from tests.pairs import pairwise
 
@@ -93,7 +93,7 @@ def test_parallel_request_goes_on_and_keeps_its_cookie(
 ) -> None:
     """``page`` moves the session by itself, for its hash is from before a new SECRET_KEY."""
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
-    monkeypatch.setattr(middleware, "LATE_S", 0.0)
+    monkeypatch.setattr(finish, "LATE_S", 0.0)
     tab = browser.another_tab()
     key = browser.key
     if moves is page:

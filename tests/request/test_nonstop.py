@@ -26,9 +26,9 @@ from django_clustered_sessions.conf import Nonstop
 from django_clustered_sessions.decorators import session_locked, session_nonstop, session_read_only
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.monitoring.reporting import report_the_rest
 from django_clustered_sessions.session import near_cache
 from django_clustered_sessions.store.circuit_breaker import breakers
+from django_clustered_sessions.store.runner import report_the_rest
 from tests.conftest import DATABASE, use_store
 from tests.gateways import Browser, View, load_scripts, place
 from tests.pairs import pairwise
@@ -419,7 +419,7 @@ def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
     """Let this process's clocks be later, the one that sessions are measured by too."""
     now = time.monotonic
     with monkeypatch.context() as patch:
-        patched = "django_clustered_sessions.session.operations.time.monotonic"
+        patched = "django_clustered_sessions.session.outage.time.monotonic"
         patch.setattr(patched, lambda: now() + seconds)
         yield
 

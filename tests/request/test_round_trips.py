@@ -16,12 +16,12 @@ from django.http import HttpRequest, HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from hiredis import pack_command
 
-from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.session import finish
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.exchange import address, aread_alone
@@ -237,7 +237,7 @@ def test_late_answer_asks_before_it_sends_the_cookie(
     warm: CountingProxy, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = True
-    monkeypatch.setattr(middleware, "LATE_S", 0.0)
+    monkeypatch.setattr(finish, "LATE_S", 0.0)
     for before in ("anonymous", "logged in"):
         request = RequestFactory().get("/")
         request.COOKIES = session_before(before)

@@ -21,6 +21,7 @@ from django.urls import include, path
 from django.utils import translation
 
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.session import lock_scope
 from tests.gateways import Browser, load_scripts, place
 from tests.pairs import pairwise
 from tests.servers import CountingProxy, StoreServer
@@ -191,7 +192,7 @@ def test_page_that_asks_for_the_end_varies_by_cookie(browser: Browser, known: st
     def view(request: Any) -> HttpResponse:
         session = request.session
         if known == "by a lock":
-            session.run(session.locking(), "alock()")
+            session.run(lock_scope.lock(session.state), "alock()")
         else:
             session.get("a") if known == "loaded" else None
         session.accessed = False

@@ -568,7 +568,7 @@ def test_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async: 
     """To connect and to greet, and not all of STORE_TIMEOUT once more."""
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
     session = SessionStore("x" * 32)
-    session.budget = Budget(0.3)
+    session.state.budget = Budget(0.3)
     # The kernel takes the call, and nobody answers.
     with socket.create_server(("127.0.0.1", 0)) as listener:
         use_store(settings, f"redis://127.0.0.1:{listener.getsockname()[1]}/1")

@@ -382,7 +382,7 @@ def taken(new: New, key: str) -> Driven:
     first = new(key)
     first["n"] = 1
     first.session._session_key = key
-    first.session._fields = first.session._new_fields()
+    first.session.state.data = first.session.state.new_data()
     first.save(must_create=True)
     second = new()
     second["n"] = 2

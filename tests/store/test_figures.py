@@ -15,11 +15,11 @@ from django.core.management import call_command
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.monitoring import collect, reporting
+from django_clustered_sessions.monitoring import collect
 from django_clustered_sessions.monitoring import statistics as ours
 from django_clustered_sessions.monitoring.counters import MINIMA, NAMES, Counters, counters
 from django_clustered_sessions.protocol.record import SessionKeys, session_id, user_tag
-from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store import connections, drivers, runner
 from django_clustered_sessions.store.budget import PerTrip
 from tests.servers import CountingProxy, wait_for
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("figures")
 
 
 def stats(**options: Any) -> Any:
-    reporting.report_the_rest()
+    runner.report_the_rest()
     return json.loads(printed(format="json", **options))
 
 
@@ -124,7 +124,7 @@ def test_the_shortest_and_the_longest_are_those_of_all(store: redis.Redis) -> No
 def test_the_store_keeps_the_shortest(store: redis.Redis) -> None:
     for lifetimes in ([500, 300], [], [400], [0], [700]):
         counters.ended(lifetimes)
-        reporting.report_the_rest()
+        runner.report_the_rest()
     found = stats()
     assert found["counters"]["lifetime_shortest_ms"] == 1
     assert found["lifetimes_ms"] == {"min": 1, "mean": 380, "max": 700}
@@ -210,7 +210,7 @@ def on(settings: Any) -> Any:
     """Return a function that lets what follows happen on another node."""
 
     def node(name: str) -> None:
-        reporting.report_the_rest()
+        runner.report_the_rest()
         settings.CLUSTERED_SESSIONS_NODE_NAME = name
 
     return node
@@ -320,7 +320,7 @@ def test_many_users_take_little_memory(proxy: CountingProxy, store: redis.Redis)
 def test_table_of_lives_fits_eighty_columns(store: redis.Redis) -> None:
     new(n=1).flush()
     new(n=1)
-    reporting.report_the_rest()
+    runner.report_the_rest()
     table = printed()
     assert re.search(r"^all +2 +1 +0 +0 +0 s +0 s +0 s$", table, re.MULTILINE)
     assert max(map(len, table.splitlines())) <= 80

@@ -15,12 +15,12 @@ from django.core.management import CommandError, call_command
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.monitoring import counters as counters_module
-from django_clustered_sessions.monitoring import history, reporting
+from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import KEPT, NAMES, Counters, Past, counters
 from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.commands import SLOT_MS, SLOTS
 from django_clustered_sessions.protocol.record import SessionKeys
-from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store import connections, drivers, runner
 from django_clustered_sessions.store.budget import Budget
 from tests.servers import CountingProxy
 
@@ -188,10 +188,10 @@ def test_a_lost_trip_loses_no_past(store: redis.Redis, clock: Clock) -> None:
     counters.take()
     counters.add(requests=1)
     clock.now_s += 61
-    report = reporting.Report()
+    report = runner.Figures()
     assert report.board(commands.exists(SessionKeys.of("session", "key"))) is not None
     report.lost()
-    reporting.report_the_rest()
+    runner.report_the_rest()
     assert sum(row.requests for row in history.recent().rows) == 6
 
 

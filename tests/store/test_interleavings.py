@@ -36,7 +36,7 @@ from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Trip, Wait
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, SessionKeys
-from django_clustered_sessions.session import leases
+from django_clustered_sessions.session import leases, load
 from django_clustered_sessions.session.request_policy import Policy
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -503,7 +503,7 @@ def once(trip: Trip) -> Flow[Any]:
     return (yield trip)
 
 
-class LockedUsage(Policy):
+class LockedPolicy(Policy):
     """How a request of LOCKING="all" uses its session."""
 
     access = Access.LOCKED
@@ -511,7 +511,7 @@ class LockedUsage(Policy):
 
 def locked_loading(session: SessionStore) -> Flow[None]:
     """Load as whatever touches the session first does."""
-    session._fields = yield from session.loading()
+    session.state.data = yield from load.load(session.state)
 
 
 @dataclass
@@ -817,7 +817,7 @@ class Interleavings(RuleBasedStateMachine):
         if slot := self.free(number):
             slot.is_async = is_async
             self.replace(slot, list(self.world.sessions)[which % len(self.world.sessions)])
-            slot.session.usage = LockedUsage()
+            slot.session.state.policy = LockedPolicy()
             self.start(slot, locked_loading(slot.session), slot.request.locked_loading())
 
     @rule(number=slots)

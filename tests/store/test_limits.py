@@ -164,7 +164,7 @@ def test_newest_sessions_stay(store: redis.Redis, limit: Any, how: str) -> None:
         tick(store)
     for session in sessions[:2]:
         late = SessionStore(session.session_key)
-        assert late.load() == {} and late.ended is EndReason.LIMIT
+        assert late.load() == {} and late.state.ended is EndReason.LIMIT
     assert ids(BOB) == public_ids(*bobs)
 
 

@@ -631,7 +631,7 @@ def test_lock_lost_while_this_process_stood_still_is_counted(
     with session.lock():
         wait_for(lambda: isinstance(claim(key, other), Taken), "the lease is over")
         # Whose it is by this process's own clock is another moment.
-        wait_for(lambda: not session._hold.grant.is_leased, "it is here too")
+        wait_for(lambda: not session.state.lock.grant.is_leased, "it is here too")
     assert counters._counts["locks_lost"] == before + 1
     assert owner(store, key) == other
 

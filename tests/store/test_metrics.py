@@ -17,10 +17,11 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.monitoring import collect, metrics, reporting
+from django_clustered_sessions.monitoring import collect, metrics
 from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, WAITS
 from django_clustered_sessions.opentelemetry import instrument
 from django_clustered_sessions.prometheus import SessionCollector
+from django_clustered_sessions.store import runner
 from tests.conftest import use_store
 from tests.servers import CountingProxy, StoreServer
 
@@ -270,6 +271,6 @@ def test_every_counter_has_a_metric_or_a_place_in_the_histogram() -> None:
 def test_what_is_reported_now_is_in_the_next_scrape(store: redis.Redis, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_NODE_NAME = "web-9"
     SessionStore().save()
-    reporting.report_the_rest()
+    runner.report_the_rest()
     found = parsed(printed(format="prometheus"))
     assert found["clustered_sessions_created_total", (("node", "web-9"),)] == 1

@@ -19,6 +19,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import SessionLockLost
 from django_clustered_sessions.protocol.record import EndReason, session_id
+from django_clustered_sessions.session import lock_scope
 from django_clustered_sessions.session.request_policy import Policy
 from django_clustered_sessions.signals import session_ended
 from tests.gateways import place, records
@@ -70,7 +71,11 @@ def test_changes_land_in_the_successor(store: redis.Redis, do: Do, key: str) -> 
     do(late, "save")
     late["mine"].append(2)
     do(late, "save")
-    assert (late.session_key, late.has_moved_on, late.public_id) == (key, True, session_id(new))
+    assert (late.session_key, late.state.has_moved_on, late.public_id) == (
+        key,
+        True,
+        session_id(new),
+    )
     values = SessionStore(new).load()
     assert (values["mine"], values["theirs"], values["hits"]) == ([1, 2], 2, 2)
     assert records(store) == [place(new).record.encode()]
@@ -135,7 +140,7 @@ def test_use_of_a_moved_session_renews_the_successor(
     late.renewed = False
     do(late, "save")
     assert store.pttl(place(new).record) > settings.SESSION_COOKIE_AGE * 900
-    assert late.ended is None
+    assert late.state.ended is None
 
 
 def test_lock_is_taken_in_the_successor(store: redis.Redis, key: str) -> None:
@@ -184,9 +189,9 @@ class Inside(Policy):
 def test_request_inside_a_lock_goes_on_inside(store: redis.Redis, key: str) -> None:
     outer, inner = SessionStore(key), SessionStore(key)
     with outer.lock():
-        assert outer._hold.grant
-        inner.usage = Inside()
-        inner.usage.token = outer._hold.grant.token
+        assert outer.state.lock.grant
+        inner.state.policy = Inside()
+        inner.state.policy.token = outer.state.lock.grant.token
         assert inner["n"] == 1
         outer.cycle_key()
         inner["inside"] = 1
@@ -202,9 +207,9 @@ class Locked(Policy):
 
 def waiting(key: str) -> SessionStore:
     session = SessionStore(key)
-    session.usage = Locked()
+    session.state.policy = Locked()
     session.get("n")
-    session.run(session.closing(), "acommit()")
+    session.run(lock_scope.close(session.state), "acommit()")
     return session
 
 
@@ -230,7 +235,7 @@ def test_waiter_goes_on_where_the_holder_moves_the_session(
     if changes == "never":
         assert (session.session_key, session.get("theirs")) == (key, 2)
     else:
-        assert (session.session_key, session.ended) == (None, EndReason.ROTATED)
+        assert (session.session_key, session.state.ended) == (None, EndReason.ROTATED)
     assert not store.hexists(place(holder.session_key or "").record, "m:lock")
 
 
@@ -245,14 +250,14 @@ def test_waiter_of_an_anonymous_session_follows_no_login(
         holder.cycle_key()
         holder[SESSION_KEY] = "1"
     session = outcome(future)
-    assert (session.session_key, session.ended) == (None, EndReason.ROTATED)
+    assert (session.session_key, session.state.ended) == (None, EndReason.ROTATED)
 
 
 def test_key_that_comes_late_is_worth_nothing(do: Do, key: str) -> None:
     never_loaded = SessionStore(key)
     new = cycled(key)
     assert do(never_loaded, "get", "n") is None
-    assert (never_loaded.session_key, never_loaded.ended) == (None, EndReason.ROTATED)
+    assert (never_loaded.session_key, never_loaded.state.ended) == (None, EndReason.ROTATED)
     never_loaded["n"] = 2
     with pytest.raises(UpdateError):
         do(never_loaded, "save")
@@ -316,7 +321,7 @@ def test_logout_ends_the_session_where_it_goes_on(store: redis.Redis, do: Do, ke
     do(late, "flush")
     assert records(store) == []
     assert store.hget(place(new).record, "m:end") == b"flushed"
-    assert (late.session_key, late.ended) == (None, None)
+    assert (late.session_key, late.state.ended) == (None, None)
     moved_on["n"] = 2
     with pytest.raises(UpdateError):
         do(moved_on, "save")
@@ -327,7 +332,7 @@ def test_flush_with_the_hash_of_before_ends_nothing(do: Do, key: str) -> None:
     late = opened(key)
     new = cycled(key, **{HASH_SESSION_KEY: "second hash"})
     do(late, "flush")
-    assert (late.session_key, late.ended) == (None, EndReason.ROTATED)
+    assert (late.session_key, late.state.ended) == (None, EndReason.ROTATED)
     assert opened(new)[SESSION_KEY] == "1"
 
 

@@ -273,7 +273,7 @@ def test_session_keeps_how_it_expires(old: Old) -> None:
         key = old.create({"n": 1}, expiry=expiry)
         session = SessionStore(key)
         session.load()
-        assert session._lifetime.mode is mode
+        assert session.state.lifetime.mode is mode
         assert least < session.get_expiry_age() <= most
         assert session.get_expire_at_browser_close() is (expiry == 0)
 
@@ -355,7 +355,7 @@ def test_session_that_has_ended_here_does_not_come_back(
     for _ in range(2):
         late = SessionStore(key)
         assert late.load() == {}
-        assert late.ended is EndReason.UNKNOWN
+        assert late.state.ended is EndReason.UNKNOWN
         assert not SessionStore().exists(key)
     assert (asked(), taken()) == (1, 1)
     # Where the key is known, nodes with the old engine learn of it too.

@@ -410,7 +410,7 @@ class RegistryAndTruth(RuleBasedStateMachine):
         old = self.home(request)
 
         def expect(truth: Truth) -> None:
-            if request.session.has_moved_on:
+            if request.session.state.has_moved_on:
                 # Others have moved it, and that is as good.
                 assert request.id == old
                 return

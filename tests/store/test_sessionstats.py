@@ -30,11 +30,11 @@ from rich.console import Console
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.monitoring import json_document, reporting, server_info, tables
+from django_clustered_sessions.monitoring import json_document, server_info, tables
 from django_clustered_sessions.monitoring import statistics as ours
 from django_clustered_sessions.monitoring.counters import MAXIMA, NAMES, WAITS
 from django_clustered_sessions.protocol.record import Locker, Meta, SessionKeys
-from django_clustered_sessions.store import connections, drivers
+from django_clustered_sessions.store import connections, drivers, runner
 from django_clustered_sessions.store.budget import Budget
 from tests.children import LIFE_S, line, python
 from tests.conftest import use_store
@@ -418,7 +418,7 @@ def test_locks_are_counted(store: redis.Redis, locking: Any) -> None:
     late = SessionStore(session.session_key)
     with busy(session), pytest.raises(SessionLockTimeout), late.lock():
         pass
-    reporting.report_the_rest()
+    runner.report_the_rest()
     found = stats()
     (node,) = found["nodes"]
     assert node["counters"] == found["counters"]

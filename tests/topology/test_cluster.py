@@ -29,7 +29,6 @@ from django.utils.crypto import get_random_string
 from redis.crc import key_slot
 from redis.exceptions import AskError, ConnectionError
 
-from django_clustered_sessions import middleware
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
@@ -42,13 +41,14 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.monitoring.reporting import report_the_rest
 from django_clustered_sessions.protocol import commands, results
 from django_clustered_sessions.protocol.record import EndReason
 from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.session import finish
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store import exchange as exchanging
+from django_clustered_sessions.store.runner import report_the_rest
 from tests.children import forked
 from tests.clusters import ClusterServers, ask
 from tests.conftest import use_store
@@ -187,7 +187,7 @@ def test_flushed_session_is_gone(cluster: ClusterServers, world: World) -> None:
     key = session.session_key
     world.do(session, "flush")
     gone = world.opened(key)
-    assert (gone.session_key, gone.ended) == (None, EndReason.FLUSHED)
+    assert (gone.session_key, gone.state.ended) == (None, EndReason.FLUSHED)
 
 
 def test_sessions_are_spread_over_all_nodes(cluster: ClusterServers, world: World) -> None:
@@ -259,7 +259,7 @@ def test_cycle_key_takes_all_along(
     assert meta[1:2] + meta[10:16] == before[b"m:"][1:2] + before[b"m:"][10:16]
     assert world.do(SessionStore(new), "get_expiry_age") == 300
     late = world.opened(key)
-    assert (late.session_key, late.ended) == (None, EndReason.ROTATED)
+    assert (late.session_key, late.state.ended) == (None, EndReason.ROTATED)
     rotating["a"]["x"] = 2
     world.do(rotating, "save")
     assert SessionStore(new)["a"] == {"x": 2}
@@ -318,10 +318,10 @@ def test_late_writer_goes_on_under_the_new_key_on_another_node(
     world.do(other, "cycle_key")
     other["c"] = 1
     world.do(other, "save")
-    assert (other.session_key, other.has_moved_on) == (key, True)
+    assert (other.session_key, other.state.has_moved_on) == (key, True)
     world.do(late, "flush")
     assert cluster.stored() == {place(key).record, place(new).record}
-    assert world.opened(new).ended is EndReason.FLUSHED
+    assert world.opened(new).state.ended is EndReason.FLUSHED
 
 
 def test_login_over_an_unreadable_user_moves_to_another_node(
@@ -382,7 +382,7 @@ def test_step_whose_reply_is_lost_is_taken_once(
     cut_reply(monkeypatch, script(step).sha)
     world.do(rotating, "cycle_key")
     assert world.do(SessionStore(rotating.session_key), "get", "n") == 1
-    assert world.opened(key).ended is EndReason.ROTATED
+    assert world.opened(key).state.ended is EndReason.ROTATED
 
 
 def cut_reply(monkeypatch: pytest.MonkeyPatch, matching: bytes) -> None:
@@ -430,7 +430,7 @@ def test_lock_goes_along_to_the_new_key(cluster: ClusterServers, world: World) -
 
     def check(session: SessionStore) -> None:
         new = session.session_key or ""
-        assert owner(cluster.client(place(new).record), new) == session._hold.grant.token
+        assert owner(cluster.client(place(new).record), new) == session.state.lock.grant.token
         # Who waited is woken and told.
         assert ask(cluster.owner(place(key).record), "LLEN", place(key).mailbox(waiter)) == 1
         assert isinstance(claim(key, waiter), results.Gone)
@@ -463,7 +463,7 @@ def test_cycle_key_waits_for_the_lock_of_another(
     new = rotating.session_key or ""
     assert world.do(SessionStore(new), "load") == {"n": 1}
     assert owner(cluster.client(place(new).record), new) == ""
-    assert world.opened(key).ended is EndReason.ROTATED
+    assert world.opened(key).state.ended is EndReason.ROTATED
 
 
 def test_cycle_key_refuses_after_its_lock_was_lost(cluster: ClusterServers) -> None:
@@ -524,7 +524,7 @@ def test_requests_take_so_many_round_trips(
     monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
     monkeypatch.setattr(User, "asave", nothing)
     # However slow the machine is, no answer here is late.
-    monkeypatch.setattr(middleware, "LATE_S", float("inf"))
+    monkeypatch.setattr(finish, "LATE_S", float("inf"))
 
     def request() -> HttpRequest:
         made = RequestFactory().get("/")
@@ -624,7 +624,7 @@ def test_write_waits_until_its_slot_has_moved(
         wait_for(lambda: len(exchanges) > 2, "it is told to try again", timeout_s=30)
         assert cluster.client(place(key).record).hgetall(place(key).record) == before
     outcome(end)
-    assert world.opened(key).ended is EndReason.FLUSHED
+    assert world.opened(key).state.ended is EndReason.FLUSHED
     writing["a"] = 1
     with pytest.raises(UpdateError, match="flushed"):
         world.do(writing, "save")
@@ -845,7 +845,7 @@ def test_repeated_leave_of_the_old_key_writes_again(cluster: ClusterServers) -> 
     home = cluster.owner(place(key).record)
     version = SessionStore(key)
     version.load()
-    leave = commands.leave(place(key), b"thiscopy", version._version, place(key), 0)
+    leave = commands.leave(place(key), b"thiscopy", version.state.version, place(key), 0)
 
     def changes() -> int:
         found = re.search(rb"rdb_changes_since_last_save:(\d+)", ask(home, "INFO", "persistence"))

@@ -107,7 +107,7 @@ def stored(**values: Any) -> SessionStore:
     session = SessionStore()
     session.update(values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("django_clustered_sessions.session.operations.wanted", lambda left_s: None)
+        patch.setattr("django_clustered_sessions.session.state.wanted", lambda left_s: None)
         session.create()
         session.modified = False
     return session
@@ -278,7 +278,7 @@ def test_repeated_save_asks_the_replicas_again(silent: Replicated, settings: Any
     do(session, "save")
     on_primary = held(silent.primary, session.session_key)
     assert on_primary in [held(replica, session.session_key) for replica in silent.replicas]
-    assert session.unreplicated is None
+    assert session.state.replication.shortfall is None
     waits = count("sync_waits")
     do(session, "save")
     assert count("sync_waits") == waits
@@ -576,7 +576,7 @@ def test_waiting_for_replicas_is_no_store_error(
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
     errors = count("store_errors")
     session = stored(n=1)
-    session.budget = Budget(4.0)
+    session.state.budget = Budget(4.0)
     session["n"] = 2
     session.save()
     assert SessionStore(session.session_key)["n"] == 2

@@ -28,13 +28,10 @@ from django_clustered_sessions.conf import conf
 from django_clustered_sessions.events import Event, StreamEntry
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.monitoring.reporting import reporting
-from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import Serializer
 from django_clustered_sessions.protocol.session_data import user_id
 from django_clustered_sessions.signals import session_expired
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import PerTrip
+from django_clustered_sessions.store import runner
 
 T = TypeVar("T")
 
@@ -173,14 +170,14 @@ class Worker:
         """Handle events until there are none that nobody has."""
         self._finish()
         self._sweep_if_due()
-        buckets = _ask(events.waiting(conf.key_prefix))
+        buckets = runner.run(events.waiting(conf.key_prefix))
         # Each worker begins elsewhere.
         random.shuffle(buckets)
         while buckets and not self._stop.is_set():
             some = buckets[: self._pace]
             most = -(-self._pace // len(some))
             began = time.monotonic()
-            taken = _ask(events.take(conf.key_prefix, some, most, self._lease_s * 1000))
+            taken = runner.run(events.take(conf.key_prefix, some, most, self._lease_s * 1000))
             self._handle(taken, began)
             # A bucket with more than was taken stays on the list.
             full = {
@@ -201,7 +198,7 @@ class Worker:
         spent = time.monotonic() - began
         self._pace = min(2 * self._pace, _MOST) if spent < _PACE_S else max(self._pace // 2, 1)
         if (left := taken[handled:]) and spent < self._lease_s:
-            _ask(events.give_back(conf.key_prefix, left, self._lease_s * 1000))
+            runner.run(events.give_back(conf.key_prefix, left, self._lease_s * 1000))
 
     def _handle_one(self, entry: StreamEntry) -> None:
         try:
@@ -237,17 +234,13 @@ class Worker:
     def _finish(self) -> None:
         """Let the store forget what was handled."""
         if self._handled:
-            _ask(events.finish(conf.key_prefix, self._handled))
+            runner.run(events.finish(conf.key_prefix, self._handled))
             self._handled.clear()
 
     def _sweep_if_due(self) -> None:
         if time.monotonic() - self._swept_at >= SWEEP_S:
-            counters.add(expired=_ask(events.sweep(conf.key_prefix, conf.events_kept)))
+            counters.add(expired=runner.run(events.sweep(conf.key_prefix, conf.events_kept)))
             self._swept_at = time.monotonic()
-
-
-def _ask(flow: Flow[T]) -> T:
-    return drivers.run(reporting(flow), connections.pool, PerTrip(conf.store_timeout))
 
 
 def _imported(path: str) -> Handler:

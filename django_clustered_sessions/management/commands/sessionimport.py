@@ -19,11 +19,9 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.importing import bulk, old_engine
-from django_clustered_sessions.monitoring.reporting import reporting
 from django_clustered_sessions.protocol.effects import Flow, batches
 from django_clustered_sessions.protocol.record import HiddenKey, Serializer
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import PerTrip
+from django_clustered_sessions.store import runner
 
 #: Sessions that go on one trip.
 _BATCH: Final = 100
@@ -65,7 +63,7 @@ class Command(BaseCommand):
         try:
             self._refuse()
             for some in _progress(old_engine.keys(), old_engine.count()):
-                came += _run(_step(some, back=back, dry_run=dry_run))
+                came += runner.run(_step(some, back=back, dry_run=dry_run))
             code = _IN_PART if came["unreadable"] or _lost(came) else _DONE
         except KeyboardInterrupt:
             self.stderr.write("Broken off. Run it again: what is done is not done twice.")
@@ -122,12 +120,8 @@ def _step(session_keys: list[str], *, back: bool, dry_run: bool) -> Flow[Counter
     keys = [HiddenKey(key) for key in session_keys]
     if back:
         return bulk.bring_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
-    options = session._terms()
+    options = session.state.write_options()
     return bulk.bring(keys, conf.key_prefix, options, serializer, is_dry=dry_run)
-
-
-def _run(flow: Flow[Counter[str]]) -> Counter[str]:
-    return drivers.run(reporting(flow), connections.pool, PerTrip(conf.store_timeout))
 
 
 def _progress(keys: Iterator[str], total: int | None) -> Iterator[list[str]]:

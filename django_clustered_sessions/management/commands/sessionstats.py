@@ -22,8 +22,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring import collect, held_locks, history, json_document, tables
 from django_clustered_sessions.monitoring.held_locks import HeldLocks
 from django_clustered_sessions.monitoring.statistics import Statistics
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import PerTrip
+from django_clustered_sessions.store import runner
 
 T = TypeVar("T")
 
@@ -212,11 +211,7 @@ def _show(pages: Iterator[RenderableType], console: Console, *, on_screen: bool)
 
 
 def _collect_locks() -> HeldLocks:
-    return drivers.run(
-        held_locks.collect_locks(conf.key_prefix),
-        connections.pool,
-        PerTrip(conf.store_timeout),
-    )
+    return runner.run(held_locks.collect_locks(conf.key_prefix))
 
 
 def _collect_with_progress(sample: int | None, top_users: int) -> Statistics:

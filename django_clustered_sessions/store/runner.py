@@ -1,4 +1,8 @@
-"""How what a process counts gets into the store: along with a trip, and at the process's end."""
+"""Run a flow over this process's connections: pools, budget and riding figures, said once.
+
+What a process counts rides on the first trip of a flow when it is due, and leaves at the
+process's end otherwise.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,9 @@ from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES,
 from django_clustered_sessions.protocol import commands, flows
 from django_clustered_sessions.protocol.effects import Call, Flow, Trip
 from django_clustered_sessions.protocol.record import bucket_tag
-from django_clustered_sessions.store import connections, drivers
-from django_clustered_sessions.store.budget import Budget
+
+from . import connections, drivers
+from .budget import Budget, PerTrip
 
 T = TypeVar("T")
 
@@ -26,8 +31,36 @@ logger = logging.getLogger("django_clustered_sessions")
 _LAST_BUDGET_S: Final = 0.5
 
 
-class Report:
-    """The figures that ride along with one flow's first trip, if they are due."""
+def run(flow: Flow[T], budget: Budget | None = None) -> T:
+    """Run a flow synchronously; without a ``budget`` each trip has STORE_TIMEOUT.
+
+    Raises SessionStoreUnavailable, and what the flow raises.
+    """
+    budget = budget or PerTrip(conf.store_timeout)
+    return drivers.run(_with_figures(flow), connections.pool, budget, connections.waiting_pool)
+
+
+async def arun(flow: Flow[T], budget: Budget | None = None) -> T:
+    """See run()."""
+    budget = budget or PerTrip(conf.store_timeout)
+    pool, waiting_pool = connections.apool, connections.awaiting_pool
+    return await drivers.arun(_with_figures(flow), pool, budget, waiting_pool)
+
+
+def report_the_rest() -> None:
+    """Send what no trip has taken along; a store that is away then does without."""
+    counts = counters.take(now=True)
+    if counts:
+        past = counters.take_past(now=True)
+        call = _call(bucket_tag(conf.key_prefix, 0), counts, past)
+        try:
+            drivers.run(_send(call), connections.pool, Budget(_LAST_BUDGET_S))
+        except (SessionStoreUnavailable, ImproperlyConfigured) as error:
+            logger.debug("the last figures of this process are lost: %s", error)
+
+
+class Figures:
+    """The figures that ride along with one flow's first trip: see `flows.Rider`."""
 
     def __init__(self) -> None:
         self._counts: Sequence[int] = ()
@@ -35,6 +68,9 @@ class Report:
 
     def board(self, trip: Trip) -> Call | None:
         """Return the call that is to ride along, or None."""
+        if type(trip) is not tuple or not trip[0].keys:
+            # It goes to no bucket.
+            return None
         self._counts = counters.take()
         if not self._counts:
             return None
@@ -48,21 +84,8 @@ class Report:
         self._counts, self._past = (), ()
 
 
-def reporting(flow: Flow[T]) -> Flow[T]:
-    """Return the flow, with the figures on its first trip if they are due."""
-    return flows.riding(flow, Report()) if counters.are_due else flow
-
-
-def report_the_rest() -> None:
-    """Send what no trip has taken along; a store that is away then does without."""
-    counts = counters.take(now=True)
-    if counts:
-        past = counters.take_past(now=True)
-        call = _call(bucket_tag(conf.key_prefix, 0), counts, past)
-        try:
-            drivers.run(_send(call), connections.pool, Budget(_LAST_BUDGET_S))
-        except (SessionStoreUnavailable, ImproperlyConfigured) as error:
-            logger.debug("the last figures of this process are lost: %s", error)
+def _with_figures(flow: Flow[T]) -> Flow[T]:
+    return flows.riding(flow, Figures()) if counters.are_due else flow
 
 
 def _call(bucket: str, counts: Sequence[int], past: Sequence[Past]) -> Call:

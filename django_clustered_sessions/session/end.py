@@ -1,0 +1,81 @@
+"""End a session for good."""
+
+from __future__ import annotations
+
+from typing import cast
+
+from django.contrib.auth import HASH_SESSION_KEY as HASH
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.importing import on_demand
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.effects import Flow
+from django_clustered_sessions.protocol.record import (
+    DATA,
+    VERSION_BYTES,
+    EndReason,
+    HiddenKey,
+    Loaded,
+    SessionKeys,
+)
+from django_clustered_sessions.protocol.session_data import user_id
+from django_clustered_sessions.signals import session_ended
+
+from .lifetime import Lifetime
+from .load import follow, move_in
+from .near_cache import near_cache
+from .replication import Replication
+from .state import SessionState
+
+
+def end(state: SessionState, key: HiddenKey | None) -> Flow[None]:
+    """End the session under a key, this one if None; no request brings it back."""
+    reason = EndReason.DELETED
+    if key is None:
+        # A logout is one, also where the session has moved meanwhile: the cookie goes.
+        key, reason, state.ended = HiddenKey.of(state.session_key), EndReason.FLUSHED, None
+    if key is None:
+        return
+    keys, replication = state.keys_of(key.value), Replication()
+    near_cache.drop(keys.record)
+    ending = flows.end(keys, reason, conf.events_kept)
+    ended = yield from replication.awaited(keys, ending, state.sync_options())
+    if not ended and (
+        (yield from _follow_to_end(state, keys)) or (yield from move_in(state, keys, key))
+    ):
+        # Only what was here leaves a trace that no request in flight gets past.
+        keys = state.keys_of(key.value)
+        ending = flows.end(keys, reason, conf.events_kept)
+        ended = yield from replication.awaited(keys, ending, state.sync_options())
+    if ended and session_ended.has_listeners(state.sender):
+        user = user_id(ended.user, state.value_serializer)
+        state.signals.ended(keys, user, reason)
+    yield from on_demand.leave(key)
+    near_cache.end(keys.record)
+    if ended:
+        counters.ended([ended.lifetime_ms])
+    if keys == state.keys:
+        state.lock.let_go()
+        state.lifetime, state.owner = Lifetime(), None
+    replication.answer()
+
+
+def _follow_to_end(state: SessionState, keys: SessionKeys) -> Flow[bool]:
+    """Follow the session that is to be ended; not with a user's hash from before its move.
+
+    Django flushes a session whose hash is not the user's any more, as this object's is not
+    after a new password; the one that goes on has the new hash, and its cookie stays.
+    """
+    before = state.found
+    if not (yield from follow(state, keys)):
+        return False
+    now = (yield from flows.load(cast(SessionKeys, state.keys))).found
+    if before and isinstance(now, Loaded) and _hash_in(now) != _hash_in(before):
+        state.vanish(EndReason.ROTATED)
+        return False
+    return True
+
+
+def _hash_in(found: Loaded) -> bytes:
+    return found.values.get(DATA + HASH.encode(), b"")[VERSION_BYTES:]

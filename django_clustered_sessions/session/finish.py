@@ -1,0 +1,113 @@
+"""What becomes of the session, its cookie and the response when a request is over."""
+
+from __future__ import annotations
+
+from enum import Enum, auto
+from typing import Final, NamedTuple
+
+from django_clustered_sessions.exceptions import (
+    ClusteredSessionError,
+    SessionConflict,
+    SessionLimitReached,
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionNotReplicated,
+    SessionStoreUnavailable,
+)
+from django_clustered_sessions.protocol.effects import Flow
+from django_clustered_sessions.protocol.record import EndReason
+
+from . import lock_scope, save
+from .state import SessionState
+
+#: An answer this long after its session's load is late, in seconds: its key may have been cycled
+#: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
+LATE_S: Final = 0.1
+
+#: A write was refused for what others have done meanwhile, and all before it stands.
+_REFUSALS: Final = (SessionConflict, SessionLockLost, SessionLockTimeout)
+
+_FAILURES: Final = (*_REFUSALS, SessionLimitReached, SessionStoreUnavailable)
+
+
+class Cookie(Enum):
+    """What the response says of the session's cookie."""
+
+    KEEP = auto()
+    SET = auto()
+    DELETE = auto()
+
+
+class Finish(NamedTuple):
+    """What becomes of a response.
+
+    ``error`` is answered instead, if there is one; ``varies``: the response depends on the cookie.
+    """
+
+    cookie: Cookie
+    varies: bool
+    error: ClusteredSessionError | None = None
+
+
+def finish(state: SessionState, *, accessed: bool, has_cookie: bool, saves: bool) -> Flow[Finish]:
+    """Save the session and give up its lock; return what becomes of the response.
+
+    ``accessed``: the view has used the session; ``has_cookie``: the request came with a cookie;
+    ``saves``: the response is none of a server's error, after which nothing is saved.
+
+    Raises UpdateError where the session was ended during the request.
+    """
+    is_saved, error = False, None
+    is_usable = state.failure is None or state.goes_on
+    if is_usable and saves and not state.is_empty:
+        try:
+            is_saved = yield from _keep(state)
+        except SessionNotReplicated as shortfall:
+            error = shortfall
+        except _FAILURES as failure:
+            state.fail(failure)
+    yield from lock_scope.close(state)
+    return _decide(state, error, accessed=accessed, has_cookie=has_cookie, is_saved=is_saved)
+
+
+def _keep(state: SessionState) -> Flow[bool]:
+    """Save or renew the session as the settings want it; return whether it is to have a cookie."""
+    if state.is_modified:
+        yield from save.save(state, release=True)
+    elif (state.renew_on_load or state.renewed) and state.policy.touches:
+        # Renewed: an idle timeout did, and the cookie has to last as long.
+        if state.renewed and state.lifetime.seen_s_ago > LATE_S:
+            # The old key in a cookie would take the place of a new one, which others have got
+            # meanwhile, so it is worth a trip to ask.
+            state.renewed = False
+        yield from save.renew(state)
+    elif not state.committed:
+        return False
+    return state.session_key is not None
+
+
+def _decide(
+    state: SessionState,
+    error: ClusteredSessionError | None,
+    *,
+    accessed: bool,
+    has_cookie: bool,
+    is_saved: bool,
+) -> Finish:
+    if state.failure is not None:
+        # Nothing is known of the session, so its cookie stays as it is. But where a write was
+        # refused after this request had moved the session, nobody else knows the new key.
+        is_news = state.has_moved and state.session_key and isinstance(state.failure, _REFUSALS)
+        failure = error if state.goes_on else state.failure
+        return Finish(Cookie.SET if is_news else Cookie.KEEP, accessed, failure)
+    if is_saved or (state.replication.shortfall and state.session_key):
+        # A write that landed, even if nobody can say for how long: its key may be a new one.
+        return Finish(Cookie.KEEP if state.has_moved_on else Cookie.SET, True, error)
+    if state.is_empty and has_cookie:
+        # A request that was under way while its session moved to another key must not take
+        # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
+        # somebody may be logging in meanwhile.
+        is_asked = state.policy.touches or state.ended is None
+        is_over = is_asked and state.ended is not EndReason.ROTATED
+        return Finish(Cookie.DELETE if is_over else Cookie.KEEP, True, error)
+    return Finish(Cookie.KEEP, accessed, error)

@@ -1,0 +1,263 @@
+"""Save a session: create it, write what has changed, or renew its deadline."""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import cast
+
+from django.contrib.auth import SESSION_KEY as USER
+from django.contrib.sessions.backends.base import CreateError, UpdateError
+
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.decorators import Access
+from django_clustered_sessions.exceptions import (
+    SessionLockLost,
+    SessionLockTimeout,
+    SessionNotReplicated,
+    SessionReadOnly,
+    SessionStoreUnavailable,
+)
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.effects import Flow
+from django_clustered_sessions.protocol.record import (
+    NOBODY,
+    EndReason,
+    HiddenKey,
+    SessionKeys,
+    user_tag,
+)
+from django_clustered_sessions.protocol.results import Exists, Gone
+from django_clustered_sessions.protocol.session_data import USER_FIELD, SessionData
+from django_clustered_sessions.signals import session_created
+
+from .load import find
+from .near_cache import Renewal
+from .outage import go_on, may_drop, refuse_writes, require_store
+from .state import SessionState, because, is_elsewhere, new_key, new_token
+
+logger = logging.getLogger("django_clustered_sessions")
+
+
+def create(state: SessionState) -> Flow[None]:
+    """Store the session under a new key."""
+    data = state.unloaded_data()
+    while not (yield from _insert(state, data, new_key())):
+        pass
+    state.ended = None
+    state.mark_modified(True)
+    answer(state)
+
+
+def save(state: SessionState, must_create: bool = False, release: bool = False) -> Flow[None]:
+    """Write what has changed; with ``release``, give up the lock as well.
+
+    While the store is away the changes are dropped, where that is wanted and does no harm.
+    """
+    try:
+        refuse_writes(state)
+        yield from _save(state, must_create, release)
+    except SessionStoreUnavailable as error:
+        if not may_drop(state, must_create=must_create):
+            raise
+        go_on(state, error)
+
+
+def _save(state: SessionState, must_create: bool, release: bool) -> Flow[None]:
+    if not may_write(state):
+        return
+    keys = state.keys
+    if keys is None:
+        if state.ended is EndReason.ROTATED and state.unloaded_data().user == NOBODY:
+            # Not for a login, which has a session of its own.
+            raise UpdateError("the session has moved to another key, as at a login")
+        yield from create(state)
+    elif must_create:
+        data = state.unloaded_data()
+        if not (yield from _insert(state, data, HiddenKey(state.session_key or ""))):
+            raise CreateError
+        answer(state)
+    elif state.data is None:
+        # Also what was renewed a moment ago may be gone by now.
+        state.renewed = False
+        yield from renew(state)
+        if state.ended is not None:
+            raise UpdateError
+    elif gone := (yield from commit(state, keys, state.data, release)):
+        raise UpdateError(f"the session is gone{because(gone.reason)}")
+    else:
+        answer(state)
+
+
+def renew(state: SessionState) -> Flow[None]:
+    """Renew the session's deadline, unless its load has."""
+    keys = state.keys
+    if keys is None or state.renewed or state.goes_on:
+        return
+    try:
+        found = yield from flows.touch(keys, state.write_options())
+        while isinstance(found, Gone) and (yield from find(state, keys, found.reason)):
+            keys = cast(SessionKeys, state.keys)
+            found = yield from flows.touch(keys, state.write_options())
+    except SessionStoreUnavailable as error:
+        if state.nonstop == "exception":
+            raise
+        go_on(state, error)
+        return
+    if isinstance(found, Gone):
+        state.vanish(found.reason)
+    else:
+        state.see(keys, found.now_ms, found.deadline_ms, found.mode)
+        state.renewed = True
+
+
+def commit(
+    state: SessionState,
+    keys: SessionKeys,
+    data: SessionData,
+    release: bool = False,
+    *,
+    waits: bool = True,
+) -> Flow[Gone | None]:
+    """Write the changes; return why not, if the session is gone.
+
+    With ``release``, give up the lock as well. Without ``waits``, do not wait for replicas, as a
+    move follows.
+    """
+    options = state.write_options()
+    if conf.max_sessions_per_user is not None and data.changes().changes_user:
+        if data.user != NOBODY:
+            user = str(data[USER])
+            yield from state.login_limit.claiming(keys, user, state.sync_options())
+        state.login_limit.writing()
+    try:
+        committing = flows.commit(
+            keys,
+            data,
+            state.expiry,
+            options,
+            state.token_of,
+            partial(state.lock.request, keys, state.policy, capped=False),
+            state.lock.fence(release=release),
+            whose=state.whose,
+            merge_lost=conf.on_lock_lost == "merge" and conf.on_conflict == "merge",
+            again=state.replication.shortfall is not None,
+        )
+        # Others have moved it on, so that no move of this request's comes after.
+        sync = state.sync_options() if waits or state.has_moved_on else None
+        outcome = yield from state.replication.awaited(keys, committing, sync)
+    except SessionLockTimeout as error:
+        raise state.lock.not_locked(error, state.policy) from None
+    except SessionLockLost as error:
+        state.failure = state.lock.refused(error)
+        raise
+    state.answered()
+    if isinstance(outcome, Gone):
+        if (yield from find(state, keys, outcome.reason)):
+            here = cast(SessionKeys, state.keys)
+            return (yield from commit(state, here, data, release, waits=waits))
+        state.lock.let_go()
+        return outcome
+    state.write_count += 1
+    if outcome.changes.changes_user:
+        state.owner = data.user
+    if outcome.turn:
+        # The commit had to take a lock of its own, which ended with it.
+        state.lock.count(outcome.turn)
+        state.lock.lose()
+    if release:
+        state.lock.let_go()
+    alive = outcome.alive
+    state.lifetime.see(alive.now_ms, alive.deadline_ms, alive.mode)
+    state.lifetime.renewal = Renewal(alive.now_ms, options.ages)
+    state.renewed = True
+    if outcome.version:
+        is_all = alive.before != b"" and alive.before == state.version
+        state.wrote(keys, data, outcome.version, is_all=is_all)
+    else:
+        state.keep_life(keys)
+    counters.add(
+        commits=1,
+        fields_written=len(outcome.changes.fields),
+        fields_held=data.size,
+        conflicts_merged=outcome.merged,
+        conflicts_overwritten=alive.overwritten,
+        expired=int(alive.deadline_ms <= alive.now_ms),
+        node_hops=int(is_elsewhere(alive.before)),
+    )
+    return None
+
+
+def admit(state: SessionState, data: SessionData, user: object) -> Flow[None]:
+    """Claim a place among a user's sessions, before the user is set."""
+    require_store(state)
+    if data.user == user_tag(user) and data.as_stored(USER):
+        return
+    if state.session_key is None:
+        if not may_write(state):
+            return
+        # There has to be a session that can be ended while the login is on its way.
+        yield from create(state)
+    keys = cast(SessionKeys, state.keys)
+    yield from state.login_limit.claiming(keys, str(user), state.sync_options())
+
+
+def may_write(state: SessionState) -> bool:
+    """Return whether the view may change its session.
+
+    Raises SessionReadOnly where it may not, and errors are wanted.
+    """
+    if state.policy.access is not Access.READ_ONLY or state.lock.grant is not None:
+        return True
+    if state.session_key and not (state.data and state.data.changes()):
+        return True
+    error = SessionReadOnly(state.policy.route)
+    if conf.on_read_only_change == "error":
+        raise error
+    logger.warning("%s", error)
+    return False
+
+
+def answer(state: SessionState) -> None:
+    """Say so if too few replicas have acknowledged what was just written.
+
+    Raises SessionNotReplicated.
+    """
+    try:
+        state.replication.answer()
+    except SessionNotReplicated:
+        # Written all the same: nothing is left to be saved, and the cookie is due.
+        state.committed, state.is_marked_modified = True, False
+        raise
+
+
+def _insert(state: SessionState, data: SessionData, key: HiddenKey) -> Flow[bool]:
+    values, token, expiry = data.everything(), new_token(), state.expiry(data)
+    keys, user = state.keys_of(key.value), data.user
+    is_limited = data.user_id is not None and conf.max_sessions_per_user is not None
+    if is_limited:
+        # A login is a commit, to a session that is there.
+        values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
+    creating = flows.create(keys, values, expiry, state.write_options(), token, user)
+    found = yield from state.replication.awaited(keys, creating, state.sync_options())
+    if isinstance(found, Exists):
+        return False
+    data.created(values, token)
+    state.session_key, state.owner = key.value, user
+    state.write_count += 1
+    state.lifetime.see(found.now_ms, found.deadline_ms)
+    state.wrote(keys, data, token, is_all=True)
+    state.renewed = True
+    counters.add(
+        created=1,
+        commits=1,
+        fields_written=len(values),
+        fields_held=len(values),
+        expired=found.swept + int(found.deadline_ms <= found.now_ms),
+    )
+    if found.deadline_ms > found.now_ms and session_created.has_listeners(state.sender):
+        state.signals.created(keys, data.user_id)
+    if is_limited and (gone := (yield from commit(state, keys, data))):
+        raise UpdateError(f"the session is gone{because(gone.reason)}")
+    return True

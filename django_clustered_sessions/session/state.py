@@ -1,0 +1,359 @@
+"""What one session object knows of its session. Nothing here asks the store."""
+
+from __future__ import annotations
+
+import logging
+import math
+import secrets
+from base64 import b32encode
+from functools import partial
+from typing import Any, Final
+from weakref import ref
+
+from django.contrib.sessions.backends.base import SessionBase
+
+from django_clustered_sessions.conf import Nonstop, conf
+from django_clustered_sessions.exceptions import ClusteredSessionError, SessionStoreUnavailable
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol.options import Expiry, SyncOptions, WriteOptions
+from django_clustered_sessions.protocol.record import (
+    NOBODY,
+    NODE_BYTES,
+    VERSION_BYTES,
+    CachedSession,
+    EndReason,
+    HiddenKey,
+    Loaded,
+    Meta,
+    Mode,
+    Serializer,
+    SessionKeys,
+    node_tag,
+)
+from django_clustered_sessions.protocol.session_data import Changes, SessionData
+from django_clustered_sessions.signals import PendingSignals
+from django_clustered_sessions.store.budget import Budget, RequestBudget
+
+from .lifetime import Lifetime
+from .lock import SessionLock
+from .login_limit import LoginLimit
+from .near_cache import near_cache
+from .operation_lock import OperationLock
+from .replication import Replication, wanted
+from .request_policy import Policy
+from .value_serializer import serializer_of
+
+logger = logging.getLogger("django_clustered_sessions")
+
+#: The session key that Django's ``set_expiry()`` sets.
+EXPIRY: Final = "_session_expiry"
+
+
+class SessionState:
+    """What one session object knows: its session's key, values, lock and lifetime, and its request.
+
+    ``session`` is the object, which has its state: the state does not keep it alive.
+    """
+
+    # Of the request.
+
+    #: How the request uses its session.
+    policy: Policy = Policy()
+    #: The store's time for this request; without one, each operation has its own.
+    budget: Budget | None = None
+    #: Whether a load also renews the session's deadline, on the same trip.
+    renew_on_load: bool = False
+    #: Whether this request's use of the session has renewed its deadline.
+    renewed: bool = False
+    #: Whether ``commit()`` or ``lock()`` has written it, so that its cookie is due.
+    committed: bool = False
+    #: Whether this request moved the session to another key, of which the browser has to learn.
+    has_moved: bool = False
+    #: Whether the request is over, so that nothing would give up a lock that it took unasked.
+    is_over: bool = False
+
+    # Of a store that is away, or a lock that was not got.
+
+    #: What made the session unusable during this request: an error of the store or of the lock.
+    failure: ClusteredSessionError | None = None
+    #: Whether something failed that the request must not go on without, such as a logout.
+    failure_stands: bool = False
+    #: Whether the view goes on without its session while the store is away.
+    tolerates_outage: bool = False
+    #: Whether the session was read from this process's near cache alone, for the store is away.
+    is_local: bool = False
+
+    # Of the session.
+
+    #: The serialiser's class, as Django's SessionBase has it.
+    serializer: type
+    #: The session's values, None before the load.
+    data: SessionData | None = None
+    #: Whether ``modified`` was set.
+    is_marked_modified: bool = False
+    #: Why there was no session under the key that this object was made with, once it has looked.
+    ended: EndReason | None = None
+    #: The session as the store had it when it was last loaded.
+    found: Loaded | None = None
+    #: Record version that ``data`` fully reflects; b"" if unknown.
+    version: bytes = b""
+    #: The tag of the user whose session it is in the store, None if unknown.
+    owner: bytes | None = None
+    #: How many writes of this object have landed.
+    write_count: int = 0
+    _successor: tuple[str | None, SessionKeys] | None = None
+    _unanswered: tuple[Changes, bytes] | None = None
+
+    def __init__(self, session: SessionBase) -> None:
+        self._session = ref(session)
+        self.sender = type(session)
+        self.session_key: str | None = None
+        self.lifetime = Lifetime()
+        self.lock = SessionLock()
+        self.operations = OperationLock()
+        self.replication = Replication()
+        self.signals = PendingSignals()
+        self.login_limit = LoginLimit(self.signals)
+
+    # The key.
+
+    @property
+    def keys(self) -> SessionKeys | None:
+        """Where this session is kept, None without a key: what flows hold in the key's place."""
+        key = self.session_key
+        return None if key is None else self.keys_of(key)
+
+    def keys_of(self, session_key: str) -> SessionKeys:
+        """Return where the session under a key is kept."""
+        if self._successor is not None and self._successor[0] == session_key:
+            return self._successor[1]
+        return SessionKeys.of(conf.key_prefix, session_key)
+
+    @property
+    def has_moved_on(self) -> bool:
+        """Whether others have cycled the key, and this object works where the session goes on.
+
+        This process does not know the new key: ``session_key`` stays, and no cookie may say it.
+        """
+        return self._successor is not None and self._successor[0] == self.session_key
+
+    @property
+    def public_id(self) -> str | None:
+        """The session's public id, None where it has no key."""
+        return self.keys.id if self.keys else None
+
+    def follow(self, successor: SessionKeys) -> None:
+        """Take note of where the session goes on under a key that this process does not know."""
+        self._successor = self.session_key, successor
+
+    def vanish(self, reason: EndReason) -> None:
+        """Take note that there is no session under the key."""
+        self.lock.let_go()
+        self.session_key = self.owner = None
+        self.ended = reason
+
+    # The values.
+
+    def new_data(
+        self, loaded: Loaded | CachedSession | None = None, *, cleared: bool = False
+    ) -> SessionData:
+        """Return the values as they were loaded; none without that."""
+        return SessionData(
+            self.value_serializer,
+            loaded.values if loaded else None,
+            owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
+            cleared=cleared,
+            on_unreadable=partial(_note_unreadable, self.keys),
+            guard=self.operations.values,
+        )
+
+    def unloaded_data(self) -> SessionData:
+        """Return the values that this object has, which are none where nothing was loaded."""
+        if self.data is None:
+            self.data = self.new_data()
+        return self.data
+
+    @property
+    def value_serializer(self) -> Serializer:
+        """The serialiser of single values."""
+        return serializer_of(self.serializer)
+
+    @property
+    def is_modified(self) -> bool:
+        """Whether there is something to save: ``modified`` was set, or a value has changed."""
+        return self.is_marked_modified or (self.data is not None and self.data.changed_in_place())
+
+    def mark_modified(self, value: bool) -> None:
+        """Set whether there is something to save; False forgets the changes in place."""
+        self.is_marked_modified = value
+        if not value and self.data is not None:
+            self.data.settle()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is neither a key nor a value; never loads."""
+        return not self.session_key and not self.data
+
+    @property
+    def whose(self) -> bytes:
+        """The tag of the user whose the session has to be still, empty for anybody's.
+
+        What an anonymous visitor does counts also once somebody has logged in there.
+        """
+        return self.owner if self.owner and self.owner != NOBODY else b""
+
+    def is_anothers(self, user: bytes) -> bool:
+        """Return whether a session is not the user's any more whose this object has it."""
+        is_whose = self.data is not None or self.has_moved_on
+        return is_whose and self.whose not in (b"", user)
+
+    # The store's answers.
+
+    def see(
+        self, keys: SessionKeys, now_ms: int, deadline_ms: int, mode: Mode | None = None
+    ) -> None:
+        """Take what the store said of the session's deadline, for later requests too."""
+        self.lifetime.see(now_ms, deadline_ms, mode)
+        self.keep_life(keys)
+
+    def keep_life(self, keys: SessionKeys) -> None:
+        """Take note of when the session ends and was renewed last, for later requests."""
+        if life := self.lifetime.life:
+            near_cache.renew(keys.record, life)
+
+    def cached(self, keys: SessionKeys) -> CachedSession | None:
+        """Return what this process has of a session, None where it has nothing."""
+        return near_cache.get(keys.record) if conf.near_cache_bytes else None
+
+    def wrote(self, keys: SessionKeys, data: SessionData, version: bytes, *, is_all: bool) -> None:
+        """Keep at hand what was written, if it ``is_all`` that the record has now."""
+        self.version = version if is_all else b""
+        if not is_all:
+            near_cache.drop(keys.record)
+        elif conf.near_cache_bytes:
+            cached = CachedSession(version, data.stored)
+            near_cache.put(keys.record, cached, conf.near_cache_bytes, self.lifetime.life)
+
+    @property
+    def as_loaded(self) -> Loaded | None:
+        """The session as it was loaded, None where it has been written since."""
+        found = self.found
+        return found if found and found.meta.version == self.version else None
+
+    def limit_ms(self, meta: Meta) -> float:
+        """Return until when the session may be used, ms by the store's clock; infinite for ever."""
+        limit_ms = meta.span_ms if meta.mode is Mode.ABSOLUTE else math.inf
+        if conf.absolute_timeout is not None:
+            limit_ms = min(limit_ms, meta.created_ms + conf.absolute_timeout * 1000)
+        return limit_ms
+
+    def deadline_ms(self, meta: Meta) -> int:
+        """Return when the session ends, also where the limit was set after its deadline was."""
+        if conf.absolute_timeout is None:
+            return meta.deadline_ms
+        return round(min(meta.deadline_ms, self.limit_ms(meta)))
+
+    # What an operation is given.
+
+    @property
+    def _cookie_age_s(self) -> float:
+        session = self._session()
+        return 0 if session is None else session.get_session_cookie_age()
+
+    def write_options(self) -> WriteOptions:
+        """Return what the settings say about a write."""
+        return WriteOptions(
+            default_age_ms=round(self._cookie_age_s * 1000),
+            idle_ms=round((conf.idle_timeout or 0) * 1000),
+            absolute_ms=round((conf.absolute_timeout or 0) * 1000),
+            max_bytes=conf.max_bytes,
+            replay_ms=round(conf.store_timeout * 2000),
+            on_conflict=conf.on_conflict,
+            client=self.policy.client if conf.track_clients else b"",
+            events_kept=conf.events_kept,
+        )
+
+    def sync_options(self) -> SyncOptions | None:
+        """Return what a write waits for, None for nothing."""
+        return wanted(self.store_budget().left)
+
+    def store_budget(self) -> Budget:
+        """Return the store's time for an operation."""
+        return self.budget or RequestBudget(conf.store_timeout)
+
+    def expiry(self, data: SessionData) -> Expiry:
+        """Return how the session is to expire."""
+        return self.lifetime.expiry(data.get(EXPIRY))
+
+    def token_of(self, changes: Changes) -> bytes:
+        """Return a new token; the last one where the same write is tried again unanswered.
+
+        A view may save again after an outage, and the first write may have landed.
+        """
+        if self._unanswered is None or self._unanswered[0] != changes:
+            self._unanswered = changes, new_token()
+        return self._unanswered[1]
+
+    def answered(self) -> None:
+        """Take note that the store has answered the last write."""
+        self._unanswered = None
+
+    # A store that is away.
+
+    @property
+    def outage(self) -> SessionStoreUnavailable | None:
+        """What made the store unusable during this request."""
+        return self.failure if isinstance(self.failure, SessionStoreUnavailable) else None
+
+    @property
+    def nonstop(self) -> Nonstop:
+        """What this session does while the store is away, a value of CLUSTERED_SESSIONS_NONSTOP."""
+        return "noop" if self.tolerates_outage else self.policy.nonstop
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the store has failed this request, which goes on without it."""
+        return self.outage is not None and not self.failure_stands and self.nonstop != "exception"
+
+    def fail(self, error: ClusteredSessionError) -> None:
+        """Take note of what made the session unusable, in spite of what ``nonstop`` allows."""
+        self.failure = error
+        self.failure_stands = self.failure_stands or self.nonstop != "exception"
+
+    @property
+    def is_lock_optional(self) -> bool:
+        """Whether the view said itself that it can do without, and did not ask for the lock."""
+        return self.tolerates_outage or self.policy.lock_is_optional
+
+
+def new_key() -> HiddenKey:
+    """Return a new session key."""
+    # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
+    return HiddenKey(b32encode(secrets.token_bytes(20)).decode().lower())
+
+
+def new_token() -> bytes:
+    """Return the token of a write: this node's tag, and random bytes."""
+    return node_tag(conf.node_name) + secrets.token_bytes(VERSION_BYTES - NODE_BYTES)
+
+
+def is_elsewhere(version: bytes) -> bool:
+    """Return whether another node has written a version; not where there is none."""
+    return version != b"" and not version.startswith(node_tag(conf.node_name))
+
+
+def because(reason: EndReason | None) -> str:
+    """Return an error's words for why a session is gone."""
+    return f" ({reason.value})" if reason else ""
+
+
+def _note_unreadable(keys: SessionKeys | None, key: Any, error: Exception) -> None:
+    # Not a method: a session that its own values know would live until Python looks for cycles.
+    counters.add(values_set_aside=1)
+    logger.warning(
+        "session %s: the value of %r cannot be read and is set aside: %s: %s",
+        keys.id[:12] if keys else "without a key",
+        key,
+        type(error).__name__,
+        error,
+    )
