@@ -22,7 +22,7 @@ from .load import find, load
 from .near_cache import near_cache
 from .outage import refuse_writes
 from .save import answer, commit, create, may_write
-from .state import SessionState, because, new_key, new_token
+from .state import SessionState, because, new_token
 
 
 def rotate(state: SessionState) -> Flow[None]:
@@ -49,7 +49,7 @@ def rotate(state: SessionState) -> Flow[None]:
             # Others have cycled the key meanwhile, and that is as good.
             answer(state)
             return
-        new = new_key()
+        new = state.new_key()
         found = yield from _move(state, keys, state.keys_of(new.value), data)
         if isinstance(found, Gone) and (yield from find(state, keys, found.reason)):
             keys = state.keys

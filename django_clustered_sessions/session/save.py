@@ -35,7 +35,7 @@ from django_clustered_sessions.signals import session_created
 from .load import find
 from .near_cache import Renewal
 from .outage import go_on, may_drop, refuse_writes, require_store
-from .state import SessionState, because, is_elsewhere, new_key, new_token
+from .state import SessionState, because, is_elsewhere, new_token
 
 logger = logging.getLogger("django_clustered_sessions")
 
@@ -43,7 +43,7 @@ logger = logging.getLogger("django_clustered_sessions")
 def create(state: SessionState) -> Flow[None]:
     """Store the session under a new key."""
     data = state.unloaded_data()
-    while not (yield from _insert(state, data, new_key())):
+    while not (yield from _insert(state, data, state.new_key())):
         pass
     state.ended = None
     state.mark_modified(True)

@@ -129,6 +129,12 @@ class SessionState:
             return self._successor[1]
         return SessionKeys.of(conf.key_prefix, session_key)
 
+    @staticmethod
+    def new_key() -> HiddenKey:
+        """Return a new session key."""
+        # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
+        return HiddenKey(b32encode(secrets.token_bytes(20)).decode().lower())
+
     @property
     def has_moved_on(self) -> bool:
         """Whether others have cycled the key, and this object works where the session goes on.
@@ -324,12 +330,6 @@ class SessionState:
     def is_lock_optional(self) -> bool:
         """Whether the view said itself that it can do without, and did not ask for the lock."""
         return self.tolerates_outage or self.policy.lock_is_optional
-
-
-def new_key() -> HiddenKey:
-    """Return a new session key."""
-    # As Django's: 32 of its characters, 160 bits. Asking the system for each one takes 50 us.
-    return HiddenKey(b32encode(secrets.token_bytes(20)).decode().lower())
 
 
 def new_token() -> bytes:

@@ -164,7 +164,7 @@ class Swallower(Toucher):
 # Who locks.
 
 
-# The whole table is in tests/unit/test_usage.py.
+# The whole table is in tests/unit/test_request_policy.py.
 SAID = {
     "off": ("post", False),
     "write": ("post", True),
@@ -334,7 +334,7 @@ FORMS: dict[str, tuple[Callable[[Decorator], Decorator], View]] = {
     "async class": (async_class_based, ais_locked),
 }
 
-#: What each decorator says under each setting is in tests/unit/test_usage.py.
+#: What each decorator says under each setting is in tests/unit/test_request_policy.py.
 MARKS: dict[str, tuple[str, Decorator, bool]] = {
     "locked": ("off", session_locked, True),
     "unlocked": ("all", session_unlocked, False),

@@ -156,7 +156,7 @@ def test_expired_session_is_counted_as_it_leaves_the_index(store: redis.Redis) -
     # A new session in the same bucket.
     for at in (one, two):
         session = SessionStore()
-        keys = (session._new_key() for _ in range(100_000))
+        keys = (session.state.new_key().value for _ in range(100_000))
         key = next(key for key in keys if SessionKeys.of("session", key).index == at.index)
         session._session_key = key
         session.save(must_create=True)

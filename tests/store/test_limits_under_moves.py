@@ -24,8 +24,9 @@ from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.locks import LockRequest
 from django_clustered_sessions.protocol.login_limit import Limit
 from django_clustered_sessions.protocol.options import LockOptions, WriteOptions
-from django_clustered_sessions.protocol.record import EndReason, SessionKeys, user_tag
+from django_clustered_sessions.protocol.record import EndReason, HiddenKey, SessionKeys, user_tag
 from django_clustered_sessions.session.near_cache import near_cache
+from django_clustered_sessions.session.state import SessionState
 from tests.gateways import place
 from tests.locking import ask
 from tests.store.test_registry_truth import BUCKETS, Keys
@@ -140,7 +141,7 @@ def interleaved(login: Flow[None], other: Flow[None], positions: Sequence[int]) 
 def keys(store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Keys:
     """Give the keys that new sessions get, all in a few buckets."""
     drawn = Keys()
-    monkeypatch.setattr(SessionStore, "_new_key", drawn.draw)
+    monkeypatch.setattr(SessionState, "new_key", lambda state: HiddenKey(drawn.draw()))
     monkeypatch.setattr(user_index, "BUCKETS", BUCKETS)
     return drawn
 

@@ -124,13 +124,13 @@ async def test_lock_goes_to_who_came_first_asynchronously(store: redis.Redis) ->
 def test_newcomer_cannot_overtake_one_who_has_not_woken_up_yet(store: redis.Redis) -> None:
     key, first, newcomer = new_session(), new_token(), new_token()
     token = seize(key)
-    assert claim(key, first).place == 1
+    assert claim(key, first).queue_position == 1
     free(key, token)
     assert owner(store, key) == first
     assert store.lrange(place(key).mailbox(first), 0, -1) == [b"1"]
     found = claim(key, newcomer)
     assert isinstance(found, Held)
-    assert (found.place, found.holder) == (1, ELSEWHERE)
+    assert (found.queue_position, found.holder) == (1, ELSEWHERE)
     assert isinstance(claim(key, first), Taken)
     free(key, first)
     assert isinstance(claim(key, newcomer), Taken)
@@ -139,7 +139,7 @@ def test_newcomer_cannot_overtake_one_who_has_not_woken_up_yet(store: redis.Redi
 def test_asking_again_keeps_the_place(store: redis.Redis) -> None:
     key, first, second = new_session(), new_token(), new_token()
     seize(key)
-    assert [claim(key, token).place for token in (first, second, first)] == [1, 2, 1]
+    assert [claim(key, token).queue_position for token in (first, second, first)] == [1, 2, 1]
 
 
 def test_one_whose_patience_is_over_is_skipped(store: redis.Redis) -> None:

@@ -402,7 +402,9 @@ def test_a_rollback_of_the_request_brings_nothing_back(old: Old, store: redis.Re
 def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = SessionKeys.of("session", key), SessionStore(key)
-    late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
+    late = on_demand.take_over(
+        HiddenKey(key), place, session.state.write_options(), session.serializer()
+    )
     asking = next(late)
     step = late.send([store.zscore(place.index.replace("index", "moved"), place.id), 0])
     assert isinstance(step, OutsideCall) and asking
@@ -420,7 +422,9 @@ def test_a_request_in_flight_brings_nothing_back(old: Old, store: redis.Redis) -
 def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, late_one = SessionKeys.of("session", key), SessionStore(key)
-    late = on_demand.take_over(HiddenKey(key), place, late_one._terms(), late_one.serializer())
+    late = on_demand.take_over(
+        HiddenKey(key), place, late_one.state.write_options(), late_one.serializer()
+    )
     next(late)
     row = late.send([None, 0]).call()
     first = SessionStore(key)
@@ -438,7 +442,9 @@ def test_two_at_once_take_a_session_over_once(old: Old, store: redis.Redis) -> N
 def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = SessionKeys.of("session", key), SessionStore(key)
-    late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
+    late = on_demand.take_over(
+        HiddenKey(key), place, session.state.write_options(), session.serializer()
+    )
     next(late)
     row = late.send([None, 0]).call()
     session._session_cache = {"n": "native"}
@@ -451,7 +457,9 @@ def test_session_that_is_here_already_stays(old: Old, store: redis.Redis) -> Non
 def test_session_taken_over_meanwhile_is_no_logout(old: Old, store: redis.Redis) -> None:
     key = old.create({"n": 1})
     place, session = SessionKeys.of("session", key), SessionStore(key)
-    late = on_demand.take_over(HiddenKey(key), place, session._terms(), session.serializer())
+    late = on_demand.take_over(
+        HiddenKey(key), place, session.state.write_options(), session.serializer()
+    )
     assert next(late) == commands.adopted(place)
     # Between the load that found nothing and this question.
     assert SessionStore(key)["n"] == 1

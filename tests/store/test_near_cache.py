@@ -20,7 +20,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.record import CachedSession
-from django_clustered_sessions.session import near_cache, operations
+from django_clustered_sessions.session import near_cache
 from django_clustered_sessions.session.near_cache import Life, NearCache, Renewal, memory
 from tests.children import forked
 from tests.gateways import load_scripts, place
@@ -44,7 +44,9 @@ def other_node(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
     @contextmanager
     def other() -> Iterator[None]:
         with monkeypatch.context() as patch:
-            patch.setattr(operations, "near_cache", cache)
+            for module in ("end", "load", "outage", "rotate", "state"):
+                name = f"django_clustered_sessions.session.{module}.near_cache"
+                patch.setattr(name, cache)
             yield
 
     return other

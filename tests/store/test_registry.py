@@ -176,7 +176,7 @@ def _create_in(place: SessionKeys, store: Any) -> None:
     """Create a session in the bucket of ``place``."""
     while True:
         session = SessionStore()
-        key = session._new_key()
+        key = session.state.new_key().value
         if SessionKeys.of("session", key).index == place.index:
             session._session_key = key
             session.save(must_create=True)

@@ -37,6 +37,7 @@ from django_clustered_sessions.protocol.record import (
     META,
     NEXT,
     NOBODY,
+    HiddenKey,
     Meta,
     SessionKeys,
     bucket_tag,
@@ -45,6 +46,7 @@ from django_clustered_sessions.protocol.record import (
 )
 from django_clustered_sessions.protocol.session_data import USER_FIELD
 from django_clustered_sessions.session.near_cache import near_cache
+from django_clustered_sessions.session.state import SessionState
 from django_clustered_sessions.store import drivers
 from django_clustered_sessions.store import exchange as exchanging
 from django_clustered_sessions.store.cluster import Nodes
@@ -535,7 +537,7 @@ def run(
 
     monkeypatch.setattr(drivers, "_send", send_or_die)
     monkeypatch.setattr(exchanging, "exchange", exchange_or_lose)
-    monkeypatch.setattr(SessionStore, "_new_key", keys.draw)
+    monkeypatch.setattr(SessionState, "new_key", lambda state: HiddenKey(keys.draw()))
     monkeypatch.setattr(user_index, "BUCKETS", BUCKETS)
     monkeypatch.setattr(User, "save", lambda self, **kwargs: None)
     settings.CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER = most

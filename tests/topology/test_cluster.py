@@ -42,10 +42,11 @@ from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import commands, results
-from django_clustered_sessions.protocol.record import EndReason
+from django_clustered_sessions.protocol.record import EndReason, HiddenKey
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session import finish
 from django_clustered_sessions.session.near_cache import near_cache
+from django_clustered_sessions.session.state import SessionState
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store import exchange as exchanging
 from django_clustered_sessions.store.runner import report_the_rest
@@ -228,7 +229,7 @@ def apart(servers: ClusterServers, monkeypatch: pytest.MonkeyPatch, key: str) ->
         for made in (f"new{number:029}" for number in range(1000))
         if servers.owner(place(made).record) is not home
     )
-    monkeypatch.setattr(SessionStore, "_new_key", lambda self: new)
+    monkeypatch.setattr(SessionState, "new_key", lambda self: HiddenKey(new))
     return new
 
 
@@ -819,7 +820,7 @@ def test_move_waits_for_the_replicas_of_both_nodes(
         key = next(
             one for one in keys if has_replica == (with_replica.owner(place(one).record) is first)
         )
-        monkeypatch.setattr(SessionStore, "_new_key", lambda self: key)
+        monkeypatch.setattr(SessionState, "new_key", lambda self: HiddenKey(key))
         return key
 
     for world in (World(is_async=False), World(is_async=True)):

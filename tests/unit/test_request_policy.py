@@ -138,14 +138,14 @@ def test_marks_of_a_view_are_seen_before_it_is_called(view: Any, marks: Marks) -
 
 def test_marks_that_come_late_add_up() -> None:
     request = request_of(session_no_touch(page))
-    usage = RequestPolicy(request)
-    assert not usage.touches
-    assert usage.obey(Marks(Access.READ_ONLY))
-    assert (usage.access, usage.touches) == (Access.READ_ONLY, False)
-    assert not usage.obey(Marks(touches=False))
-    assert (usage.access, usage.touches) == (Access.READ_ONLY, False)
-    assert not usage.obey(Marks(Access.LOCKED))
-    assert (usage.access, usage.touches) == (Access.LOCKED, False)
+    policy = RequestPolicy(request)
+    assert not policy.touches
+    assert policy.apply(Marks(Access.READ_ONLY))
+    assert (policy.access, policy.touches) == (Access.READ_ONLY, False)
+    assert not policy.apply(Marks(touches=False))
+    assert (policy.access, policy.touches) == (Access.READ_ONLY, False)
+    assert not policy.apply(Marks(Access.LOCKED))
+    assert (policy.access, policy.touches) == (Access.LOCKED, False)
 
 
 def test_route_shows_the_pattern_and_no_value() -> None:
@@ -156,9 +156,9 @@ def test_route_shows_the_pattern_and_no_value() -> None:
 def test_unknown_path_has_no_route_and_no_marks(settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
     request = request_of(session_unlocked(page), url="/nowhere/")
-    usage = RequestPolicy(request)
-    assert usage.route == ""
-    assert usage.access is Access.LOCKED
+    policy = RequestPolicy(request)
+    assert policy.route == ""
+    assert policy.access is Access.LOCKED
 
 
 def test_header_gives_its_token_back() -> None:
