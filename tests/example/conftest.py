@@ -16,7 +16,7 @@ import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.children import ROOT
+from tests.children import ROOT, bound
 from tests.conftest import require
 from tests.servers import free_port, wait_for
 
@@ -48,7 +48,7 @@ class Demo:
         folder.mkdir(exist_ok=True)
         with self.output_path.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(EXAMPLE / "demo.py"), *arguments],
+                bound([sys.executable, EXAMPLE / "demo.py", *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -36,7 +36,7 @@ from django_clustered_sessions.counters import counters
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol.record import Meta, Place
 from tests import settings as test_settings
-from tests.children import ROOT
+from tests.children import ROOT, bound
 from tests.clocks import libfaketime
 from tests.conftest import use_store
 from tests.pairs import pairwise
@@ -212,7 +212,7 @@ class Node:
             "SESSION_COOKIE_AGE": AGE_S,
         }
         self.process = subprocess.Popen(
-            [sys.executable, "-W", "error", "-m", "tests.request.test_clocks", json.dumps(own)],
+            bound([sys.executable, "-W", "error", "-m", __name__, json.dumps(own)]),
             cwd=ROOT,
             env=environ,
             stdin=subprocess.PIPE,
