@@ -149,7 +149,7 @@ def run(
         yield from _events(reading, usual_s)
     finally:
         os.close(reading)
-        # The servers that its tests have started are of its group.
+        # What its tests have started is of its group, or ends with it as tests.children says.
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
