@@ -18,6 +18,7 @@ from django_clustered_sessions.counters import Counters, counters
 from django_clustered_sessions.embedded import bundled_binary
 from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.store.breaker import breakers
+from tests.children import end_with_parent
 from tests.locking import Threads
 from tests.servers import CountingProxy, StoreServer
 
@@ -61,6 +62,9 @@ def pytest_configure(config: pytest.Config) -> None:
     each process.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        # A worker of xdist would otherwise be in its test for seconds more.
+        end_with_parent()
     if core.global_force_seed is None:
         core.global_force_seed = config.getoption("randomly_seed", None)
 

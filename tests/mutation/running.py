@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.children import end_with_parent
+
 from . import recorder
 from .mutants import Mutant
 
@@ -197,6 +199,7 @@ def _child(
     copy: Path, arguments: Sequence[str], tests: Sequence[str], records: Path | None, out: int
 ) -> None:
     os.setsid()
+    end_with_parent()
     os.chdir(copy)
     log = os.open(copy / "mutation.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
