@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,30 @@ def pytest_configure(config: pytest.Config) -> None:
         end_with_parent()
     if core.global_force_seed is None:
         core.global_force_seed = config.getoption("randomly_seed", None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the second of two runs do what is left of everything."""
+    parser.addoption("--rest", action="store_true", help='leave out what "make test" runs')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what "make test" has run, where only the rest is asked for."""
+    if config.getoption("rest"):
+        folders = [config.rootpath / path for path in config.getini("testpaths")]
+        done = {item for item in items if _is_of_make_test(item, folders)}
+        config.hook.pytest_deselected(items=list(done))
+        items[:] = [item for item in items if item not in done]
+
+
+def _is_of_make_test(item: pytest.Item, folders: Sequence[Path]) -> bool:
+    """Return whether "make test" runs a test, and with this server."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (
+        any(item.path.is_relative_to(folder) for folder in folders)
+        and item.get_closest_marker("full") is None
+        and parameters.get("server_binary", SERVERS[0]) == SERVERS[0]
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
