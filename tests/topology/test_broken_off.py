@@ -376,7 +376,9 @@ def locks(settings: Any) -> None:
 def test_signal_before_any_line_leaves_nothing(
     store: redis.Redis, work: Callable[[str], None], error: type[BaseException]
 ) -> None:
-    assert sweep_lines(store, work, error, database=DATABASE, step=1) > 300
+    # Each point of waiting in vain waits, and most of its lines are in turns that are alike.
+    step = 3 if work in IN_VAIN else 1
+    assert sweep_lines(store, work, error, database=DATABASE, step=step) > 300
 
 
 @pytest.mark.full
