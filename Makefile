@@ -15,7 +15,8 @@ demo: .venv/example.stamp  ## Run the example: a store and two nodes (PORTS=9081
 test: .venv/test.stamp  ## Run the tests, in three minutes (ARGS="-k name" picks some)
 	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto -m "not full" $(ARGS)
 
-# Coverage and its floor are those of all tests, not of some that ARGS picks.
+# Coverage and its floor are those of all tests, not of some that ARGS picks. After "make test",
+# ARGS=--rest leaves out what that has run.
 test-full: export CLUSTERED_SESSIONS_TEST_SERVERS ?= valkey redis
 test-full: .venv/test.stamp  ## Run every test, on Valkey and on Redis: clusters, failovers, browsers, the example
 	PYTHONDEVMODE=1 .venv/bin/python -m pytest -n auto -m "not image" --hypothesis-profile=full $(if $(ARGS),,--cov --cov-report=term) \

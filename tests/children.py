@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,33 @@ ROOT: Final = Path(__file__).parent.parent
 #: it and every wait for it ends, and the test fails by what it gets then.
 LIFE_S: Final = 60.0
 
+#: Asks the kernel for a SIGKILL when the thread that started this ends, and becomes the command.
+_LAUNCH: Final = """
+import ctypes, os, sys
+parent, *command = sys.argv[1:]
+ctypes.CDLL(None).prctl(1, 9)
+if os.getppid() == int(parent):
+    os.execvp(command[0], command)
+"""
+
+
+def bound(command: Sequence[str | Path]) -> list[str]:
+    """Return a command line for what ends with the thread that starts it, on Linux.
+
+    Whatever a test starts, it starts by this: a test run that is killed with SIGKILL cleans nothing
+    up. Not by subprocess's ``preexec_fn``: a fork that runs Python while other threads do may hang.
+    """
+    words = [str(word) for word in command]
+    if sys.platform != "linux":
+        return words
+    return [sys.executable, "-I", "-S", "-c", _LAUNCH, str(os.getpid()), *words]
+
+
+def end_with_parent() -> None:
+    """Let this process end with the thread that has started it, on Linux: see `bound`."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
 
 @contextmanager
 def python(
@@ -30,9 +58,8 @@ def python(
     ``options`` are those of `subprocess.Popen`. What it has started itself is killed with it.
     """
     defaults: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    process = subprocess.Popen(
-        [sys.executable, *arguments], text=True, start_new_session=True, **(defaults | options)
-    )
+    command = bound([sys.executable, *arguments])
+    process = subprocess.Popen(command, text=True, start_new_session=True, **(defaults | options))
     alarm = threading.Timer(life_s, _kill, [process])
     alarm.daemon = True
     alarm.start()
@@ -73,21 +100,18 @@ def forked(work: Callable[[], bytes]) -> bytes:
         pid = os.fork()
     if not pid:
         status = 1
+        # Not by this process, which may be killed itself.
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(int(LIFE_S))
         try:
             os.write(writing, work())
             status = 0
         finally:
             os._exit(status)
     os.close(writing)
-    alarm = threading.Timer(LIFE_S, os.kill, [pid, signal.SIGKILL])
-    alarm.daemon = True
-    alarm.start()
-    try:
-        with os.fdopen(reading, "rb") as pipe:
-            told = pipe.read()
-        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
-    finally:
-        alarm.cancel()
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read()
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     return told
 
 

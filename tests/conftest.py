@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from django_clustered_sessions.embedded import bundled_binary
 from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.monitoring.counters import Counters, counters
 from django_clustered_sessions.store.circuit_breaker import breakers
+from tests.children import end_with_parent
 from tests.locking import Threads
 from tests.servers import CountingProxy, StoreServer
 
@@ -61,8 +62,35 @@ def pytest_configure(config: pytest.Config) -> None:
     each process.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if hasattr(config, "workerinput"):
+        # A worker of xdist would otherwise be in its test for seconds more.
+        end_with_parent()
     if core.global_force_seed is None:
         core.global_force_seed = config.getoption("randomly_seed", None)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let the second of two runs do what is left of everything."""
+    parser.addoption("--rest", action="store_true", help='leave out what "make test" runs')
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what "make test" has run, where only the rest is asked for."""
+    if config.getoption("rest"):
+        folders = [config.rootpath / path for path in config.getini("testpaths")]
+        done = {item for item in items if _is_of_make_test(item, folders)}
+        config.hook.pytest_deselected(items=list(done))
+        items[:] = [item for item in items if item not in done]
+
+
+def _is_of_make_test(item: pytest.Item, folders: Sequence[Path]) -> bool:
+    """Return whether "make test" runs a test, and with this server."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return (
+        any(item.path.is_relative_to(folder) for folder in folders)
+        and item.get_closest_marker("full") is None
+        and parameters.get("server_binary", SERVERS[0]) == SERVERS[0]
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

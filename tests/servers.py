@@ -37,7 +37,11 @@ def _free_ports() -> Iterator[int]:
     The reservation is a lock on one byte of a file, so that processes that run tests side by side
     do not take the same port between the moment it is found free and the start of the server.
     """
-    with Path(tempfile.gettempdir(), f"dcs-ports-{os.getuid()}").open("wb") as reserved:
+    # One file for all of a user's on the machine: forks of tests/mutation have temporary folders of
+    # their own, and tests/newest/run has another root, but this machine's /dev.
+    shared = Path("/dev/shm")
+    folder = shared if shared.is_dir() else Path(tempfile.gettempdir())
+    with (folder / f"dcs-ports-{os.getuid()}").open("wb") as reserved:
         # The order is of no consequence to a test, so it does not depend on the seed of the run.
         for port in random.SystemRandom().sample(PORTS, len(PORTS)):
             with suppress(OSError):

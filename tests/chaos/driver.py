@@ -28,6 +28,7 @@ from django.test import override_settings
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout, SessionStoreUnavailable
 from django_clustered_sessions.store import connections
+from tests.children import ROOT, bound
 from tests.clocks import libfaketime
 from tests.servers import wait_for
 
@@ -35,8 +36,6 @@ from . import checker, plan
 from .history import History, Notebook
 from .plan import LOCK_LEASE, LOCK_WAIT, STORE_TIMEOUT, Plan
 from .stores import Stores
-
-ROOT = Path(__file__).parent.parent.parent
 
 #: The driver looks after the workers so often, and takes note when it could not; seconds.
 BEAT_S, STALL_S = 0.01, 0.25
@@ -100,7 +99,7 @@ class Worker:
         configuration = json.dumps(told | {"name": self.name})
         with (folder / f"{self.name}.err").open("wb") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "tests.chaos.worker", configuration],
+                bound([sys.executable, "-m", "tests.chaos.worker", configuration]),
                 cwd=ROOT,
                 env=os.environ | self.environment,
                 stdin=subprocess.DEVNULL,

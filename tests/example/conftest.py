@@ -10,13 +10,15 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from itertools import count
 from pathlib import Path
 
 import psutil
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from tests.children import ROOT
+from tests.children import ROOT, bound
 from tests.conftest import require
 from tests.servers import free_port, wait_for
 
@@ -48,7 +50,7 @@ class Demo:
         folder.mkdir(exist_ok=True)
         with self.output_path.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, str(EXAMPLE / "demo.py"), *arguments],
+                bound([sys.executable, EXAMPLE / "demo.py", *arguments]),
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -131,25 +133,21 @@ def refuses(port: int) -> bool:
 @pytest.fixture
 def start_demo(tmp_path: Path) -> Iterator[Callable[..., Demo]]:
     """Return what starts a demo with some arguments; it ends with the test."""
-    demos: list[Demo] = []
+    numbers = count()
+    with ExitStack() as started:
 
-    def start(*arguments: str, **environment: str) -> Demo:
-        demos.append(Demo(tmp_path / f"demo{len(demos)}", *arguments, **environment))
-        return demos[-1]
+        def start(*arguments: str, **environment: str) -> Demo:
+            folder = tmp_path / f"demo{next(numbers)}"
+            return started.enter_context(closing(Demo(folder, *arguments, **environment)))
 
-    yield start
-    for demo in demos:
-        demo.close()
+        yield start
 
 
 @pytest.fixture(scope="session")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Demo]:
     """Run one demo for all tests that leave its processes alone."""
-    demo = Demo(tmp_path_factory.mktemp("shared") / "demo")
-    try:
+    with closing(Demo(tmp_path_factory.mktemp("shared") / "demo")) as demo:
         yield demo.wait_until_started()
-    finally:
-        demo.close()
 
 
 @pytest.fixture(scope="module")
@@ -160,25 +158,24 @@ def browser() -> Iterator[Browser]:
     may hold async tests, and the scope may not be larger than a module.
     """
     path = require(shutil.which("chromium"), "chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS)
+    with (
+        sync_playwright() as playwright,
+        playwright.chromium.launch(executable_path=path, args=CHROMIUM_ARGUMENTS) as browser,
+    ):
         yield browser
-        browser.close()
 
 
 @pytest.fixture
 def new_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
     """Return what opens a browser profile without cookies; it ends with the test."""
-    contexts: list[BrowserContext] = []
+    with ExitStack() as opened:
 
-    def new(**options: object) -> BrowserContext:
-        contexts.append(browser.new_context(**options))
-        contexts[-1].set_default_timeout(15_000)
-        return contexts[-1]
+        def new(**options: object) -> BrowserContext:
+            context = opened.enter_context(browser.new_context(**options))
+            context.set_default_timeout(15_000)
+            return context
 
-    yield new
-    for context in contexts:
-        context.close()
+        yield new
 
 
 @pytest.fixture

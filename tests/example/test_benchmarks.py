@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import ROOT
+from tests.children import ROOT, bound
 
 #: Seconds for a benchmark on a machine that has much else to do.
 PATIENCE_S = 500
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.full, pytest.mark.timeout(PATIENCE_S + 60)]
 def run(*arguments: str) -> str:
     """Return what a benchmark prints; it fails if the benchmark does."""
     done = subprocess.run(
-        [sys.executable, "-m", *arguments],
+        bound([sys.executable, "-m", *arguments]),
         cwd=ROOT,
         capture_output=True,
         text=True,

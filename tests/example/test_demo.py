@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.children import bound
 from tests.example.conftest import EXAMPLE, Demo, refuses
 from tests.servers import free_port, wait_for
 
@@ -156,7 +157,8 @@ def test_killed_node_starts_again_by_the_printed_line(start_demo: StartDemo) -> 
         demo.wait_for_output("Start it again, in another terminal:\n  cd ")
         line = demo.output.split("in another terminal:\n  ", 1)[1].splitlines()[0]
         environment = {k: v for k, v in os.environ.items() if k != "DJANGO_SETTINGS_MODULE"}
-        again = subprocess.Popen(["sh", "-c", line], env=environment, start_new_session=True)
+        command = bound(["sh", "-c", line])
+        again = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             wait_for(lambda: not refuses(demo.ports[1]), "it listens", timeout_s=60.0)
             assert cart(client, demo, 1) == {"mug": 1}

@@ -26,6 +26,7 @@ import httpx
 import pytest
 import redis
 
+from tests.children import ROOT, bound
 from tests.conftest import require, store_binary
 from tests.example.conftest import EXAMPLE
 from tests.servers import free_port, wait_for
@@ -35,7 +36,6 @@ from tests.topologies import NAME, Replicated, follows, is_primary
 pytestmark = pytest.mark.timeout(300)
 
 DEPLOY = EXAMPLE / "deploy"
-ROOT = EXAMPLE.parent
 
 GUNICORN = [sys.executable, "-m", "gunicorn", "-c", "deploy/gunicorn.conf.py", "shop.wsgi"]
 
@@ -77,7 +77,7 @@ class Process:
         }
         with log_path.open("ab") as log:
             self.popen = subprocess.Popen(
-                command,
+                bound(command),
                 cwd=EXAMPLE,
                 env=inherited | environment,
                 stdin=subprocess.DEVNULL,

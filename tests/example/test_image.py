@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.children import ROOT
+from tests.children import ROOT, bound
 from tests.conftest import require
 from tests.example.test_deploy import DEPLOY, PATIENCE_S, Process, is_healthy
 from tests.servers import free_port, wait_for
@@ -52,7 +52,7 @@ class Builder:
 
 def run(command: list[str]) -> str:
     """Return what a command prints; fail with all that it says."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=DOWNLOAD_S)
+    done = subprocess.run(bound(command), capture_output=True, text=True, timeout=DOWNLOAD_S)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     return done.stdout.strip()
 

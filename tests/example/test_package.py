@@ -12,7 +12,7 @@ from zipfile import ZipFile
 import pytest
 
 import django_clustered_sessions
-from tests.children import ROOT
+from tests.children import ROOT, bound
 from tests.servers import StoreServer
 
 # They build with pip and the package index, which answer when they like.
@@ -36,7 +36,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_pip(python: str | Path, *arguments: str | Path) -> None:
     command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    done = subprocess.run(bound(command), capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

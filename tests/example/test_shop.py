@@ -15,6 +15,7 @@ import httpx
 import pytest
 from playwright.sync_api import BrowserContext, Page, expect
 
+from tests.children import bound
 from tests.conftest import require
 from tests.example.conftest import EXAMPLE, Demo, refuses
 from tests.servers import free_port
@@ -331,10 +332,12 @@ def test_screenshot_script_makes_a_picture(tmp_path: Path) -> None:
     require(shutil.which("chromium"), "chromium")
     picture = tmp_path / "cart.png"
     subprocess.run(
-        [
-            *(sys.executable, str(EXAMPLE / "screenshot.py")),
-            *("--ports", f"{free_port()},{free_port()}", "--to", str(picture)),
-        ],
+        bound(
+            [
+                *(sys.executable, EXAMPLE / "screenshot.py"),
+                *("--ports", f"{free_port()},{free_port()}", "--to", picture),
+            ]
+        ),
         check=True,
         timeout=110,
     )

@@ -18,6 +18,8 @@ from typing import Any, Final
 
 import pytest
 
+from tests.children import end_with_parent
+
 from . import recorder
 from .mutants import Mutant
 
@@ -149,7 +151,7 @@ def run(
         yield from _events(reading, usual_s)
     finally:
         os.close(reading)
-        # The servers that its tests have started are of its group.
+        # What its tests have started is of its group, or ends with it as tests.children says.
         with suppress(ProcessLookupError):
             os.killpg(child, signal.SIGKILL)
         os.waitpid(child, 0)
@@ -197,6 +199,7 @@ def _child(
     copy: Path, arguments: Sequence[str], tests: Sequence[str], records: Path | None, out: int
 ) -> None:
     os.setsid()
+    end_with_parent()
     os.chdir(copy)
     log = os.open(copy / "mutation.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)

@@ -26,7 +26,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
-from tests.children import ROOT
+from tests.children import ROOT, bound
 from tests.conftest import store_binary, use_store
 from tests.servers import StoreServer, free_port, wait_for
 
@@ -166,7 +166,7 @@ class Node:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        self._process = subprocess.Popen(self._command, cwd=ROOT, env=self._environment)
+        self._process = subprocess.Popen(bound(self._command), cwd=ROOT, env=self._environment)
 
     def wait(self) -> None:
         def answers() -> bool:

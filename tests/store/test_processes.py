@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -43,12 +43,9 @@ def count(key: str, threads: int, times: int) -> None:
                 session[f"{os.getpid()} {number}"] = "here"
             session.save()
 
-    together = [threading.Thread(target=work, args=(number,)) for number in range(threads)]
-    for thread in together:
-        thread.start()
-    # The whole process has its time.
-    for thread in together:
-        thread.join()
+    with ThreadPoolExecutor(threads) as pool:
+        # What fails in a thread fails here; the whole process has its time.
+        list(pool.map(work, range(threads)))
 
 
 def acount(key: str, tasks: int, times: int) -> None:

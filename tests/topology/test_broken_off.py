@@ -275,8 +275,8 @@ def sweep_lines(
         work(key)
     if token:
         free(key, token)
+    before = SessionStore(key).load()["n"]
     for at in range(1, lines.count + 1, step):
-        before = SessionStore(key).load()["n"]
         forget_connections()
         where = "nowhere"
         context = contextvars.copy_context()
@@ -300,7 +300,8 @@ def sweep_lines(
             assert after in (before, before + 1)
             with SessionStore(key).lock() as session:
                 session["n"] = after + 1
-            assert SessionStore(key).load()["n"] == after + 1
+            before = SessionStore(key).load()["n"]
+            assert before == after + 1
             check_lock(store, key)
         except BaseException as problem:
             problem.add_note(f"{work.__name__} was broken off by {error.__name__} at {at}, {where}")
@@ -375,7 +376,9 @@ def locks(settings: Any) -> None:
 def test_signal_before_any_line_leaves_nothing(
     store: redis.Redis, work: Callable[[str], None], error: type[BaseException]
 ) -> None:
-    assert sweep_lines(store, work, error, database=DATABASE, step=1) > 300
+    # Each point of waiting in vain waits, and most of its lines are in turns that are alike.
+    step = 3 if work in IN_VAIN else 1
+    assert sweep_lines(store, work, error, database=DATABASE, step=step) > 300
 
 
 @pytest.mark.full
@@ -406,11 +409,12 @@ def cluster(servers: ClusterServers, settings: Any, locks: None) -> redis.RedisC
 
 @pytest.mark.full
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
-@pytest.mark.parametrize("error", [Stop, SoftLimit])
+# What an exception that may be caught does at each line is seen above; here at some.
+@pytest.mark.parametrize(("error", "step"), [(Stop, 1), (SoftLimit, 3)])
 def test_signal_on_a_cluster_leaves_nothing(
-    cluster: redis.RedisCluster, error: type[BaseException]
+    cluster: redis.RedisCluster, error: type[BaseException], step: int
 ) -> None:
-    assert sweep_lines(cluster, lock_and_change, error, database=0, step=1) > 300
+    assert sweep_lines(cluster, lock_and_change, error, database=0, step=step) > 300
 
 
 @pytest.mark.full

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import sys
 import time
 
 import pytest
@@ -39,3 +41,18 @@ def test_fork_tells_what_it_found_or_is_an_error() -> None:
     assert forked(lambda: b"found") == b"found"
     with pytest.raises(AssertionError):
         forked(lambda: b"%d" % (1 // 0))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_what_a_killed_process_has_started_ends_with_it() -> None:
+    starts = (
+        "import subprocess; from tests.children import bound;"
+        "subprocess.run(bound(['sh', '-c', 'echo begun; exec sleep 1000']))"
+    )
+    with python("-c", starts) as process:
+        assert line(process) == "begun\n"
+        process.kill()
+        # Both have the pipe, so that it is at its end when both have ended.
+        assert process.stdout is not None
+        assert select.select([process.stdout], [], [], LIFE_S / 2)[0]
+        assert process.stdout.read() == ""

@@ -243,6 +243,12 @@ def test_unacknowledged_flush_has_ended_the_session(silent: Replicated, do: Any)
         do(SessionStore(), "delete", old)
 
 
+def test_unacknowledged_end_names_its_session(silent: Replicated) -> None:
+    session = stored(n=1)
+    with pytest.raises(SessionNotReplicated, match=place(session.session_key or "").id[:12]):
+        session.flush()
+
+
 def test_unacknowledged_commit_gives_up_the_lock(silent: Replicated) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated), session.lock():
@@ -268,10 +274,13 @@ async def test_unacknowledged_asynchronous_commit_gives_up_the_lock(
     assert await SessionStore(session.session_key).aget("n") == 2
 
 
-def test_repeated_save_asks_the_replicas_again(silent: Replicated, settings: Any, do: Any) -> None:
+@pytest.mark.parametrize("write", [create, change], ids=["create", "change"])
+def test_repeated_save_asks_the_replicas_again(
+    silent: Replicated, settings: Any, do: Any, write: Any
+) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated):
-        change(session, do)
+        write(session, do)
     with pytest.raises(SessionNotReplicated):
         do(session, "save")
     speak(silent, settings)
@@ -549,6 +558,7 @@ def test_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any) 
     assert session.session_key is None
 
 
+@pytest.mark.full
 def test_write_waits_for_the_disks_of_replicas(settings: Any) -> None:
     flags = "--appendonly", "yes", "--appendfsync", "always"
     with Replicated(*flags, replicas=1, binary=store_binary("valkey")) as topology:
@@ -568,6 +578,7 @@ def test_write_waits_for_the_disks_of_replicas(settings: Any) -> None:
         topology.replicas[0].resume()
 
 
+@pytest.mark.full
 def test_waiting_for_replicas_is_no_store_error(
     silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -607,6 +618,7 @@ def test_statistics_tell_how_long_acknowledgements_take(
 # A primary that dies.
 
 
+@pytest.mark.full
 @pytest.mark.each_server
 def test_acknowledged_writes_outlast_their_primary(
     settings: Any, threads: Threads, server_binary: Path
