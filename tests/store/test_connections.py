@@ -265,6 +265,7 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
             with pytest.raises(SessionStoreUnavailable, match="all 1 connections .*max_conn"):
                 await ause(nothing)
         connections.apool().take_back(taken)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
         await ause(nothing)
 
     if is_async:
@@ -275,6 +276,7 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
             with pytest.raises(SessionStoreUnavailable, match="all 1 connections .*max_conn"):
                 use(False)
         connections.pool().take_back(taken)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
         use(False)
     assert counters._counts["breaker_opened"] == before
 
@@ -289,6 +291,7 @@ def test_connection_that_is_lost_makes_room(store: redis.Redis, settings: Any, p
     for _ in range(5):
         lent(connections.pool())
         gc.collect()
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
     use(False)
 
 

@@ -36,7 +36,7 @@ from django_clustered_sessions.protocol import commands
 from django_clustered_sessions.protocol.effects import Trip, Wait
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, SessionKeys
-from django_clustered_sessions.session import leases, load
+from django_clustered_sessions.session import leases, load, lock_scope, rotate, save
 from django_clustered_sessions.session.request_policy import Policy
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -656,7 +656,11 @@ class Interleavings(RuleBasedStateMachine):
         """End a request, without another write, and begin the next."""
         s, grant = slot.session, slot.request.grant
         assert s.is_locked == (grant is not None)
-        self.call(slot, lambda: s.run(s.releasing(), ""), lambda: s.arun(s.releasing()))
+        self.call(
+            slot,
+            lambda: s.run(s.state.lock.releasing(), ""),
+            lambda: s.arun(s.state.lock.releasing()),
+        )
         if grant:
             self.world.release(grant)
         slot.context = Context()
@@ -824,14 +828,14 @@ class Interleavings(RuleBasedStateMachine):
     def lock(self, number: int) -> None:
         """Enter session.lock() with what was changed so far."""
         if (slot := self.free(number)) and slot.request.key and not slot.request.grant:
-            self.start(slot, slot.session.locking(), slot.request.locking())
+            self.start(slot, lock_scope.lock(slot.session.state), slot.request.locking())
 
     @rule(number=slots)
     def finish(self, number: int) -> None:
         """Write and release, as the middleware does at the end of a request."""
         if (slot := self.free(number)) and slot.request.grant:
             s = slot.session
-            self.start(slot, s.committing(), slot.request.finishing(s.modified))
+            self.start(slot, lock_scope.commit(s.state), slot.request.finishing(s.modified))
 
     @precondition(lambda self: self.world.sessions)
     @rule(
@@ -889,7 +893,7 @@ class Interleavings(RuleBasedStateMachine):
         for slot in filter(None, map(self.free, numbers)):
             s = slot.session
             if self.is_contested(slot):
-                self.start(slot, s.saving(), slot.request.saving())
+                self.start(slot, save.save(s.state), slot.request.saving())
                 continue
             began = time.monotonic()
             self.both(slot, partial(self.call, slot, s.save, s.asave), slot.request.saving())
@@ -906,7 +910,7 @@ class Interleavings(RuleBasedStateMachine):
         if now and (slot := self.free(number)):
             s = slot.session
             if self.is_contested(slot):
-                self.start(slot, s._rotating(), slot.request.rotating())
+                self.start(slot, rotate.rotate(s.state), slot.request.rotating())
                 return
             self.both(
                 slot, lambda: self.call(slot, s.cycle_key, s.acycle_key), slot.request.rotating()
@@ -961,7 +965,7 @@ class Interleavings(RuleBasedStateMachine):
             s, request = slot.session, slot.request
             self.start(
                 slot,
-                s._rotating() if is_move else s.saving(),
+                rotate.rotate(s.state) if is_move else save.save(s.state),
                 request.rotating() if is_move else request.saving(),
             )
 

@@ -201,13 +201,13 @@ def test_dead_waiter_costs_no_more_than_the_claim_lease(
 def test_no_more_than_so_many_wait_and_writers_are_not_counted(store: redis.Redis) -> None:
     key, one, two, writer = (new_session(), *(new_token() for _ in range(3)))
     seize(key)
-    assert claim(key, one, most=1).place == 1
+    assert claim(key, one, most=1).queue_position == 1
     refused = claim(key, two, most=1)
     assert isinstance(refused, Held)
-    assert (refused.place, refused.waiting, refused.holder) == (0, 1, ELSEWHERE)
+    assert (refused.queue_position, refused.waiting, refused.holder) == (0, 1, ELSEWHERE)
     # One who does not count against the caps has a place in the same queue.
-    assert claim(key, writer, most=-1).place == 2
-    assert claim(key, one, most=1).place == 1
+    assert claim(key, writer, most=-1).queue_position == 2
+    assert claim(key, one, most=1).queue_position == 1
     assert [entry.token for entry in queue(store, key)][1:] == [one, writer]
 
 

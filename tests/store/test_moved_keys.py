@@ -137,7 +137,7 @@ def test_use_of_a_moved_session_renews_the_successor(
     new = cycled(key)
     store.pexpire(place(new).record, 60_000)
     settings.SESSION_COOKIE_AGE *= 2
-    late.renewed = False
+    late.state.renewed = False
     do(late, "save")
     assert store.pttl(place(new).record) > settings.SESSION_COOKIE_AGE * 900
     assert late.state.ended is None

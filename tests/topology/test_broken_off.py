@@ -29,6 +29,7 @@ from django.test import AsyncRequestFactory, RequestFactory
 from hiredis import pack_command
 
 import django_clustered_sessions
+from django_clustered_sessions import backend
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
@@ -355,6 +356,12 @@ async def sweep_awaits(
             problem.add_note(f"{work.__name__} was cancelled at await {at}")
             raise
     return awaits.count
+
+
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a machine that stands still give up a lock all the same."""
+    monkeypatch.setattr(backend, "GIVING_UP_S", 10.0)
 
 
 @pytest.fixture
