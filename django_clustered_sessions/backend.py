@@ -19,6 +19,7 @@ from django.conf import settings
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import SessionBase
 from django.core.exceptions import SynchronousOnlyOperation
+from django.utils.module_loading import import_string
 from django.utils.timezone import is_aware, make_naive
 
 from .conf import conf
@@ -29,10 +30,9 @@ from .protocol.effects import Flow
 from .protocol.record import HiddenKey, Mode
 from .protocol.session_data import SessionData
 from .session import end, load, lock_scope, rotate, save
-from .session.lock_scope import LockScope, LockScopes
 from .session.operation_lock import to_its_end
 from .session.request_policy import write_header
-from .session.state import EXPIRY, SessionState
+from .session.state import EXPIRY, LockScope, SessionState
 from .store import runner
 from .store.budget import Budget
 
@@ -59,9 +59,11 @@ class SessionStore(SessionBase):
     """
 
     def __init__(self, session_key: str | None = None) -> None:
+        # Not SessionBase's: it would come back to this class for each thing that it sets.
         self.state = SessionState(self)
-        self._scopes = LockScopes(self.state)
-        super().__init__(session_key)
+        self.state.serializer = import_string(settings.SESSION_SERIALIZER)
+        self.accessed = False
+        self._session_key = session_key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has and a pickle: the key, the values, and what is to be saved.
@@ -279,27 +281,27 @@ class SessionStore(SessionBase):
         scope = LockScope(threading.get_ident())
         try:
             try:
-                self.run(self._scopes.entering(scope), "alock()")
+                self.run(lock_scope.enter(self.state, scope), "alock()")
                 yield self
-                self.run(self._scopes.leaving(scope), "alock()")
+                self.run(lock_scope.leave(self.state, scope), "alock()")
             except BaseException:
-                self.run(self._scopes.breaking_off(scope), "alock()", self._brief())
+                self.run(lock_scope.break_off(self.state, scope), "alock()", self._brief())
                 raise
         finally:
             # A signal's exception may have come while that was done.
-            if not self._scopes.has_left(scope):
-                self.run(self._scopes.breaking_off(scope), "alock()", self._brief())
+            if not lock_scope.has_left(self.state, scope):
+                self.run(lock_scope.break_off(self.state, scope), "alock()", self._brief())
 
     @asynccontextmanager
     async def alock(self) -> AsyncIterator[Self]:
         """See lock(); for ``async with``."""
         scope = LockScope(asyncio.current_task())
         try:
-            await self.arun(self._scopes.entering(scope))
+            await self.arun(lock_scope.enter(self.state, scope))
             yield self
-            await self.arun(self._scopes.leaving(scope))
+            await self.arun(lock_scope.leave(self.state, scope))
         except BaseException:
-            await to_its_end(self.arun(self._scopes.breaking_off(scope), self._brief()))
+            await to_its_end(self.arun(lock_scope.break_off(self.state, scope), self._brief()))
             raise
 
     def commit(self) -> None:
@@ -326,12 +328,12 @@ class SessionStore(SessionBase):
 
     def apply_marks(self, marks: Marks) -> None:
         """Take what the decorators of the view that begins say."""
-        if late := lock_scope.apply_marks(self.state, self._scopes, marks):
+        if late := lock_scope.apply_marks(self.state, marks):
             self.run(late, "aapply_marks()")
 
     async def aapply_marks(self, marks: Marks) -> None:
         """See apply_marks()."""
-        if late := lock_scope.apply_marks(self.state, self._scopes, marks):
+        if late := lock_scope.apply_marks(self.state, marks):
             await self.arun(late)
 
     def encode(self, session_dict: Mapping[Any, Any]) -> str:
@@ -592,7 +594,8 @@ class SessionStore(SessionBase):
 
         Raises SynchronousOnlyOperation on a running event loop.
         """
-        if _on_event_loop():
+        # Not get_running_loop(): off a loop, an exception on each call.
+        if asyncio._get_running_loop() is not None and _on_event_loop():
             raise SynchronousOnlyOperation(
                 "The session cannot talk to its store synchronously on an event loop. "
                 f"Use await request.session.{twin}."
@@ -602,7 +605,7 @@ class SessionStore(SessionBase):
         try:
             with state.operations.lock:
                 try:
-                    result = runner.run(flow, budget or state.store_budget())
+                    result = runner.run(flow, budget or state.budget or state.store_budget())
                 except SessionStoreUnavailable as error:
                     state.fail(error)
                     raise
@@ -614,7 +617,8 @@ class SessionStore(SessionBase):
         finally:
             if state.signals:
                 state.signals.send(type(self))
-        self._note_clock(started_s, sent_s)
+        if state.lifetime.seen_at_s > started_s:
+            counters.observe_clock(state.lifetime.seen_ms, sent_s, time.time())
         return result
 
     async def arun(
@@ -627,7 +631,7 @@ class SessionStore(SessionBase):
             if not out_of_turn:
                 await state.operations.aenter()
             try:
-                result = await runner.arun(flow, budget or state.store_budget())
+                result = await runner.arun(flow, budget or state.budget or state.store_budget())
             except SessionStoreUnavailable as error:
                 state.fail(error)
                 raise
@@ -641,13 +645,9 @@ class SessionStore(SessionBase):
         finally:
             if state.signals:
                 await state.signals.asend(type(self))
-        self._note_clock(started_s, sent_s)
+        if state.lifetime.seen_at_s > started_s:
+            counters.observe_clock(state.lifetime.seen_ms, sent_s, time.time())
         return result
-
-    def _note_clock(self, started_s: float, sent_s: float) -> None:
-        lifetime = self.state.lifetime
-        if lifetime.seen_at_s > started_s:
-            counters.observe_clock(lifetime.seen_ms, sent_s, time.time())
 
 
 def _on_event_loop() -> bool:

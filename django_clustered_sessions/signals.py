@@ -20,21 +20,15 @@ session_ended: Final = Signal()
 session_expired: Final = Signal()
 
 
-class PendingSignals:
+class PendingSignals(list[tuple[Signal, dict[str, Any]]]):
     """What has happened to sessions and nobody in this process has been told yet.
 
     A receiver's error is logged by Django, and concerns nobody else.
     """
 
-    def __init__(self) -> None:
-        self._untold: list[tuple[Signal, dict[str, Any]]] = []
-
-    def __bool__(self) -> bool:
-        return bool(self._untold)
-
     def created(self, keys: SessionKeys, user_id: str | None) -> None:
         """Note that a session was created."""
-        self._untold.append((session_created, {"session_id": keys.id, "user_id": user_id}))
+        self.append((session_created, {"session_id": keys.id, "user_id": user_id}))
 
     def ended(
         self,
@@ -50,7 +44,7 @@ class PendingSignals:
             "reason": reason_of(reason.value),
             "replaced_by": successor.id if successor else None,
         }
-        self._untold.append((session_ended, about))
+        self.append((session_ended, about))
 
     def send(self, sender: type) -> None:
         """Tell who wants to know; ``sender`` is the class of the sessions."""
@@ -64,5 +58,5 @@ class PendingSignals:
 
     def _told(self) -> Iterator[tuple[Signal, dict[str, Any]]]:
         # One by one: a receiver may use sessions itself.
-        while self._untold:
-            yield self._untold.pop(0)
+        while self:
+            yield self.pop(0)

@@ -29,12 +29,16 @@ class Lifetime:
     _deadline_ms: int | None = None
     _from_now: tuple[Any, float] | None = None
 
-    def see(self, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> None:
-        """Take what the store said: its clock, the deadline (both ms) and, if it said, the mode."""
+    def see(self, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> Life:
+        """Take what the store said: its clock, the deadline (both ms) and, if it said, the mode.
+
+        Return it for later requests.
+        """
         self.seen_ms, self.seen_at_s = now_ms, time.monotonic()
         # An older release let a session end after the calendar's last day.
         self._deadline_ms = min(deadline_ms, LATEST_MS)
         self.mode = mode or self.mode
+        return Life(self.seen_at_s, now_ms, self._deadline_ms, self.mode, self.renewal)
 
     @property
     def life(self) -> Life | None:

@@ -74,7 +74,7 @@ def load(state: SessionState) -> Flow[SessionData]:
     except SessionStoreUnavailable as error:
         if locks and not state.is_lock_optional:
             raise
-        return read_without_store(state, keys, state.cached(keys), error)
+        return read_without_store(state, keys, near_cache.get(keys.record), error)
     loaded = yield from take(state, keys, lock_request, found)
     if loaded and options:
         state.lifetime.renewal = Renewal(loaded.meta.seen_ms, options.ages)
@@ -98,7 +98,9 @@ def read(
     while True:
         keys = cast(SessionKeys, state.keys)
         lock_request = state.lock.request(keys, state.policy, capped=True) if locks else None
-        found = yield from flows.load(keys, options, lock_request, state.cached(keys), joins=joins)
+        found = yield from flows.load(
+            keys, options, lock_request, near_cache.get(keys.record), joins=joins
+        )
         if not isinstance(found.found, EndReason):
             break
         # A request that waited for the lock had seen the session before it moved.
@@ -119,7 +121,8 @@ def take(
     state: SessionState, keys: SessionKeys, lock_request: LockRequest | None, read: Read
 ) -> Flow[Loaded | None]:
     """Take what was read, and the lock that came with it; return None if the session is gone."""
-    state.lock.take(keys, lock_request, read.turn)
+    if lock_request is not None:
+        state.lock.take(keys, lock_request, read.turn)
     found = read.found
     if isinstance(found, EndReason):
         counters.add(loads=1)
@@ -159,7 +162,7 @@ def look(state: SessionState) -> Flow[None]:
     except Damaged:
         return
     except SessionStoreUnavailable as error:
-        read_without_store(state, keys, state.cached(keys), error)
+        read_without_store(state, keys, near_cache.get(keys.record), error)
         return
     if meta:
         state.see(keys, now_ms, state.deadline_ms(meta), meta.mode)

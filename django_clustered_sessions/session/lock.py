@@ -47,7 +47,7 @@ class SessionLock:
     @property
     def is_asked_for(self) -> bool:
         """Whether the lock is held, or was asked for and nobody knows what came of it."""
-        return self.grant is not None or self.is_in_doubt
+        return self.grant is not None or self._asked is not None
 
     def request(self, keys: SessionKeys, policy: Policy, *, capped: bool) -> LockRequest:
         """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
@@ -74,11 +74,9 @@ class SessionLock:
             inside=policy.outer_token(keys.id),
         )
 
-    def take(
-        self, keys: SessionKeys, lock_request: LockRequest | None, turn: LockOutcome | None
-    ) -> None:
-        """Take what came of asking; nothing where nobody asked, or the session is gone."""
-        if lock_request is None or turn is None or isinstance(turn.found, Gone):
+    def take(self, keys: SessionKeys, lock_request: LockRequest, turn: LockOutcome | None) -> None:
+        """Take what came of asking; nothing, if the session is gone."""
+        if turn is None or isinstance(turn.found, Gone):
             self._asked = None
             return
         is_inside = turn.found.inside

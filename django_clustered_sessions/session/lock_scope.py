@@ -2,106 +2,76 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.decorators import Access, Marks
 from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import Damaged
-from django_clustered_sessions.protocol.session_data import SessionData, Snapshot
 
 from . import load
 from .outage import require_store
 from .save import create, save
-from .state import SessionState, because
+from .state import LockScope, SessionState, because
 
 
-@dataclass(eq=False, slots=True)
-class LockScope:
-    """One block of ``lock()``: what was changed and not saved when it began, after so many writes.
+def enter(state: SessionState, scope: LockScope) -> Flow[None]:
+    """Begin a block of ``lock()``: take the lock, unless this object has it."""
+    is_first = not state.lock_scopes
+    state.lock_scopes.add(scope)
+    if state.lock.grant is None:
+        # Where the request locks its session anyway, its own lock is the outermost.
+        if is_first or not state.lock_ends_with_scopes:
+            locks_anyway = state.data is None and state.policy.access is Access.LOCKED
+            state.lock_ends_with_scopes = not locks_anyway
+        yield from lock(state)
+    elif is_first:
+        state.lock_ends_with_scopes = False
+    scope.data, scope.write_count = state.data, state.write_count
+    scope.modified = state.is_marked_modified
+    scope.snapshot = None if state.data is None else state.data.snapshot()
+    scope.may_forget = True
 
-    ``by`` is the thread or task that it is of. ``may_forget``: it has begun and not ended, so what
-    was changed in it is forgotten if it fails.
+
+def leave(state: SessionState, scope: LockScope) -> Flow[None]:
+    """End a block of ``lock()`` cleanly; with the last one, write and give up the lock."""
+    scope.may_forget = False
+    state.lock_scopes.discard(scope)
+    for other in state.lock_scopes:
+        # What this block has changed stands, though another task's goes on and may fail.
+        other.may_forget = other.may_forget and other.by == scope.by
+    if state.lock_scopes or not state.lock_ends_with_scopes:
+        return
+    yield from commit(state)
+    # Dropped, where a caller that locks wants to know that it has landed.
+    require_store(state)
+
+
+def break_off(state: SessionState, scope: LockScope) -> Flow[None]:
+    """End a block of ``lock()`` that failed, wherever; with the last one, give up the lock.
+
+    What was changed inside is forgotten, except while another task is inside as well. May be
+    done twice.
     """
+    if scope.may_forget and {other.by for other in state.lock_scopes} == {scope.by}:
+        if scope.snapshot and scope.data and scope.write_count == state.write_count:
+            scope.data.restore(scope.snapshot)
+            state.data = scope.data
+        else:
+            state.data = None
+        state.is_marked_modified = scope.modified
+    scope.may_forget = False
+    state.lock_scopes.discard(scope)
+    if not has_left(state, scope):
+        yield from state.lock.releasing()
 
-    by: object
-    data: SessionData | None = None
-    snapshot: Snapshot | None = None
-    modified: bool = False
-    write_count: int = 0
-    may_forget: bool = False
 
-
-class LockScopes:
-    """The open blocks of ``lock()`` of one session object, in any thread or task."""
-
-    #: Whether the lock ends with the last block, and not with the request.
-    _ends_with_them: bool = False
-
-    def __init__(self, state: SessionState) -> None:
-        self._state = state
-        self._open: set[LockScope] = set()
-
-    def __bool__(self) -> bool:
-        return bool(self._open)
-
-    def entering(self, scope: LockScope) -> Flow[None]:
-        """Begin a block of ``lock()``: take the lock, unless this object has it."""
-        state = self._state
-        is_first = not self._open
-        self._open.add(scope)
-        if state.lock.grant is None:
-            # Where the request locks its session anyway, its own lock is the outermost.
-            if is_first or not self._ends_with_them:
-                locks_anyway = state.data is None and state.policy.access is Access.LOCKED
-                self._ends_with_them = not locks_anyway
-            yield from lock(state)
-        elif is_first:
-            self._ends_with_them = False
-        scope.data, scope.write_count = state.data, state.write_count
-        scope.modified = state.is_marked_modified
-        scope.snapshot = None if state.data is None else state.data.snapshot()
-        scope.may_forget = True
-
-    def leaving(self, scope: LockScope) -> Flow[None]:
-        """End a block of ``lock()`` cleanly; with the last one, write and give up the lock."""
-        scope.may_forget = False
-        self._open.discard(scope)
-        for other in self._open:
-            # What this block has changed stands, though another task's goes on and may fail.
-            other.may_forget = other.may_forget and other.by == scope.by
-        if self._open or not self._ends_with_them:
-            return
-        yield from commit(self._state)
-        # Dropped, where a caller that locks wants to know that it has landed.
-        require_store(self._state)
-
-    def breaking_off(self, scope: LockScope) -> Flow[None]:
-        """End a block of ``lock()`` that failed, wherever; with the last one, give up the lock.
-
-        What was changed inside is forgotten, except while another task is inside as well. May be
-        done twice.
-        """
-        state = self._state
-        if scope.may_forget and {other.by for other in self._open} == {scope.by}:
-            if scope.snapshot and scope.data and scope.write_count == state.write_count:
-                scope.data.restore(scope.snapshot)
-                state.data = scope.data
-            else:
-                state.data = None
-            state.is_marked_modified = scope.modified
-        scope.may_forget = False
-        self._open.discard(scope)
-        if not self.has_left(scope):
-            yield from state.lock.releasing()
-
-    def has_left(self, scope: LockScope) -> bool:
-        """Return whether nothing is left to do for a block of ``lock()`` that has ended."""
-        if scope in self._open:
-            return False
-        return bool(self._open) or not (self._ends_with_them and self._state.lock.is_asked_for)
+def has_left(state: SessionState, scope: LockScope) -> bool:
+    """Return whether nothing is left to do for a block of ``lock()`` that has ended."""
+    if scope in state.lock_scopes:
+        return False
+    ends = state.lock_ends_with_scopes and state.lock.is_asked_for
+    return bool(state.lock_scopes) or not ends
 
 
 def lock(state: SessionState) -> Flow[None]:
@@ -144,11 +114,11 @@ def close(state: SessionState) -> Flow[None]:
     state.is_over = True
     if state.lock.is_asked_for:
         yield from state.lock.releasing()
-    if state.login_limit.is_pending:
+    if state.login_limit.claim is not None:
         yield from state.login_limit.giving_back()
 
 
-def apply_marks(state: SessionState, scopes: LockScopes, marks: Marks) -> Flow[None] | None:
+def apply_marks(state: SessionState, marks: Marks) -> Flow[None] | None:
     """Take what the decorators of the view that begins say.
 
     Return what is left to do where the session was loaded before they were known.
@@ -162,7 +132,7 @@ def apply_marks(state: SessionState, scopes: LockScopes, marks: Marks) -> Flow[N
     grant = state.lock.grant
     if marks.access is Access.LOCKED:
         return None if grant else _lock_late(state)
-    if grant and is_news and not grant.is_inside and not scopes:
+    if grant and is_news and not grant.is_inside and not state.lock_scopes:
         return state.lock.releasing()
     return None
 

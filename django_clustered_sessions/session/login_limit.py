@@ -33,25 +33,20 @@ class Claim:
 class LoginLimit:
     """The claim of a login that this object has not written yet."""
 
-    _claim: Claim | None = None
+    #: The claim, None where there is none.
+    claim: Claim | None = None
     _may_be_written: bool = False
 
-    def __init__(self, notices: PendingSignals) -> None:
-        self._notices = notices
-
-    @property
-    def is_pending(self) -> bool:
-        """Whether there is such a claim."""
-        return self._claim is not None
-
-    def claiming(self, keys: SessionKeys, user: str, sync: SyncOptions | None) -> Flow[None]:
-        """Claim that the session at ``place`` may become a user's, unless that was done just now.
+    def claiming(
+        self, keys: SessionKeys, user: str, sync: SyncOptions | None, signals: PendingSignals
+    ) -> Flow[None]:
+        """Claim that the session at ``keys`` may become a user's, unless that was done just now.
 
         Raises SessionLimitReached.
         """
         if (limit := _limit()) is None:
             return
-        claim, now_s = self._claim, time.monotonic()
+        claim, now_s = self.claim, time.monotonic()
         if claim and (claim.keys, claim.user) == (keys, user):
             if now_s - claim.made_s < login_limit.FRESH_S:
                 return
@@ -59,24 +54,10 @@ class LoginLimit:
             yield from self.giving_back()
 
         def end(all_keys: Sequence[SessionKeys]) -> Flow[None]:
-            return self._ending(all_keys, user, sync)
+            return _ending(all_keys, user, sync, signals)
 
         yield from login_limit.claim(keys, conf.key_prefix, user, limit, end, time.monotonic)
-        self._claim, self._may_be_written = Claim(keys, user, now_s), False
-
-    def _ending(
-        self, all_keys: Sequence[SessionKeys], user: str, sync: SyncOptions | None
-    ) -> Flow[None]:
-        for keys in all_keys:
-            replication = Replication()
-            ending = flows.end(keys, EndReason.LIMIT, conf.events_kept)
-            ended = yield from replication.awaited(keys, ending, sync)
-            near_cache.end(keys.record)
-            if ended:
-                counters.ended([ended.lifetime_ms])
-                # A login that was not written yet has no user.
-                self._notices.ended(keys, user if ended.user else None, EndReason.LIMIT)
-            replication.answer()
+        self.claim, self._may_be_written = Claim(keys, user, now_s), False
 
     def writing(self) -> None:
         """Take note that the login is about to be written."""
@@ -92,10 +73,25 @@ class LoginLimit:
 
         One that may have been is kept: who counts may have looked before it was.
         """
-        claim, self._claim = self._claim, None
+        claim, self.claim = self.claim, None
         if claim and not self._may_be_written:
             with suppress(SessionStoreUnavailable):
                 yield from login_limit.give_back(claim.keys, conf.key_prefix, claim.user)
+
+
+def _ending(
+    all_keys: Sequence[SessionKeys], user: str, sync: SyncOptions | None, signals: PendingSignals
+) -> Flow[None]:
+    for keys in all_keys:
+        replication = Replication()
+        ending = flows.end(keys, EndReason.LIMIT, conf.events_kept)
+        ended = yield from replication.awaited(keys, ending, sync)
+        near_cache.end(keys.record)
+        if ended:
+            counters.ended([ended.lifetime_ms])
+            # A login that was not written yet has no user.
+            signals.ended(keys, user if ended.user else None, EndReason.LIMIT)
+        replication.answer()
 
 
 def _limit() -> Limit | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import cached_property
 from typing import Any, Final
 from weakref import ref
 
@@ -61,8 +62,6 @@ class RequestPolicy(Policy):
         # uploaded with it, until Python looks for cycles.
         self._request = ref(request)
         self._headers = request.META
-        self._known_marks: Marks | None = None
-        self._known_client: bytes | None = None
 
     @property
     def _method(self) -> str | None:
@@ -79,15 +78,12 @@ class RequestPolicy(Policy):
                 return resolve(request.path_info, getattr(request, "urlconf", None))
         return request.resolver_match
 
-    @property
+    @cached_property
     def _marks(self) -> Marks:
-        marks = self._known_marks
-        if marks is None:
-            match = self._match
-            marks = self._known_marks = marks_of(match.func) if match else NO_MARKS
-        return marks
+        match = self._match
+        return marks_of(match.func) if match else NO_MARKS
 
-    @property
+    @cached_property
     def access(self) -> Access:  # type: ignore[override]
         """How the view uses the session: as it says itself, or by CLUSTERED_SESSIONS_LOCKING."""
         if self._marks.access:
@@ -96,7 +92,7 @@ class RequestPolicy(Policy):
         locks = locking == "all" or (locking == "write" and self._method not in _SAFE_METHODS)
         return Access.LOCKED if locks else Access.UNLOCKED
 
-    @property
+    @cached_property
     def touches(self) -> bool:  # type: ignore[override]
         """Whether this counts as a use, which renews the session."""
         return self._marks.touches
@@ -117,18 +113,18 @@ class RequestPolicy(Policy):
         match = self._match
         return f"{self._method} /{match.route}" if match else ""
 
-    @property
+    @cached_property
     def client(self) -> bytes:  # type: ignore[override]
         """From where the session is used, packed."""
-        if self._known_client is None:
-            self._known_client = Client.of(self._headers).pack()
-        return self._known_client
+        return Client.of(self._headers).pack()
 
     def apply(self, marks: Marks) -> bool:
         """Add what a view's decorators say, once the view is called. See Policy.apply()."""
         before = self._marks
         access, touches = marks.access or before.access, marks.touches and before.touches
-        self._known_marks = Marks(access, touches, marks.nonstop or before.nonstop)
+        self._marks = Marks(access, touches, marks.nonstop or before.nonstop)
+        for name in ("access", "touches"):
+            vars(self).pop(name, None)
         return before.access is None
 
     def outer_token(self, session_id: str) -> str:

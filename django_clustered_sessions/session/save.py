@@ -129,7 +129,8 @@ def commit(
     if conf.max_sessions_per_user is not None and data.changes().changes_user:
         if data.user != NOBODY:
             user = str(data[USER])
-            yield from state.login_limit.claiming(keys, user, state.sync_options())
+            sync = state.sync_options()
+            yield from state.login_limit.claiming(keys, user, sync, state.signals)
         state.login_limit.writing()
     try:
         committing = flows.commit(
@@ -200,7 +201,8 @@ def admit(state: SessionState, data: SessionData, user: object) -> Flow[None]:
         # There has to be a session that can be ended while the login is on its way.
         yield from create(state)
     keys = cast(SessionKeys, state.keys)
-    yield from state.login_limit.claiming(keys, str(user), state.sync_options())
+    sync = state.sync_options()
+    yield from state.login_limit.claiming(keys, str(user), sync, state.signals)
 
 
 def may_write(state: SessionState) -> bool:

@@ -6,6 +6,7 @@ import logging
 import math
 import secrets
 from base64 import b32encode
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 from weakref import ref
@@ -30,7 +31,7 @@ from django_clustered_sessions.protocol.record import (
     SessionKeys,
     node_tag,
 )
-from django_clustered_sessions.protocol.session_data import Changes, SessionData
+from django_clustered_sessions.protocol.session_data import Changes, SessionData, Snapshot
 from django_clustered_sessions.signals import PendingSignals
 from django_clustered_sessions.store.budget import Budget, RequestBudget
 
@@ -47,6 +48,22 @@ logger = logging.getLogger("django_clustered_sessions")
 
 #: The session key that Django's ``set_expiry()`` sets.
 EXPIRY: Final = "_session_expiry"
+
+
+@dataclass(eq=False, slots=True)
+class LockScope:
+    """One block of ``lock()``: what was changed and not saved when it began, after so many writes.
+
+    ``by`` is the thread or task that it is of. ``may_forget``: it has begun and not ended, so what
+    was changed in it is forgotten if it fails.
+    """
+
+    by: object
+    data: SessionData | None = None
+    snapshot: Snapshot | None = None
+    modified: bool = False
+    write_count: int = 0
+    may_forget: bool = False
 
 
 class SessionState:
@@ -99,6 +116,8 @@ class SessionState:
     version: bytes = b""
     #: The tag of the user whose session it is in the store, None if unknown.
     owner: bytes | None = None
+    #: Whether the lock ends with the last open block of ``lock()``, and not with the request.
+    lock_ends_with_scopes: bool = False
     #: How many writes of this object have landed.
     write_count: int = 0
     _successor: tuple[str | None, SessionKeys] | None = None
@@ -113,7 +132,9 @@ class SessionState:
         self.operations = OperationLock()
         self.replication = Replication()
         self.signals = PendingSignals()
-        self.login_limit = LoginLimit(self.signals)
+        self.login_limit = LoginLimit()
+        #: The open blocks of ``lock()``, in any thread or task.
+        self.lock_scopes: set[LockScope] = set()
 
     # The key.
 
@@ -121,7 +142,9 @@ class SessionState:
     def keys(self) -> SessionKeys | None:
         """Where this session is kept, None without a key: what flows hold in the key's place."""
         key = self.session_key
-        return None if key is None else self.keys_of(key)
+        if key is None or self._successor is not None:
+            return None if key is None else self.keys_of(key)
+        return SessionKeys.of(conf.key_prefix, key)
 
     def keys_of(self, session_key: str) -> SessionKeys:
         """Return where the session under a key is kept."""
@@ -165,7 +188,7 @@ class SessionState:
     ) -> SessionData:
         """Return the values as they were loaded; none without that."""
         return SessionData(
-            self.value_serializer,
+            serializer_of(self.serializer),
             loaded.values if loaded else None,
             owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
             cleared=cleared,
@@ -210,8 +233,9 @@ class SessionState:
 
     def is_anothers(self, user: bytes) -> bool:
         """Return whether a session is not the user's any more whose this object has it."""
-        is_whose = self.data is not None or self.has_moved_on
-        return is_whose and self.whose not in (b"", user)
+        if self.data is None and self._successor is None:
+            return False
+        return (self.data is not None or self.has_moved_on) and self.whose not in (b"", user)
 
     # The store's answers.
 
@@ -219,17 +243,12 @@ class SessionState:
         self, keys: SessionKeys, now_ms: int, deadline_ms: int, mode: Mode | None = None
     ) -> None:
         """Take what the store said of the session's deadline, for later requests too."""
-        self.lifetime.see(now_ms, deadline_ms, mode)
-        self.keep_life(keys)
+        near_cache.renew(keys.record, self.lifetime.see(now_ms, deadline_ms, mode))
 
     def keep_life(self, keys: SessionKeys) -> None:
         """Take note of when the session ends and was renewed last, for later requests."""
         if life := self.lifetime.life:
             near_cache.renew(keys.record, life)
-
-    def cached(self, keys: SessionKeys) -> CachedSession | None:
-        """Return what this process has of a session, None where it has nothing."""
-        return near_cache.get(keys.record) if conf.near_cache_bytes else None
 
     def wrote(self, keys: SessionKeys, data: SessionData, version: bytes, *, is_all: bool) -> None:
         """Keep at hand what was written, if it ``is_all`` that the record has now."""

@@ -42,7 +42,11 @@ class _Trip(AbstractContextManager[float | None]):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: object
     ) -> None:
-        self._breaker.ended(error, self._is_probe)
+        breaker = self._breaker
+        if error is None and not breaker.failures and breaker.opened_at_s is None:
+            # All is well, as nearly always.
+            return
+        breaker.ended(error, self._is_probe)
 
 
 class CircuitBreaker:
@@ -62,8 +66,10 @@ class CircuitBreaker:
     def reset(self) -> None:
         """Start anew, as after a fork."""
         self._lock = threading.Lock()
-        self._failures = 0
-        self._opened_at_s: float | None = None
+        #: Failed trips in a row.
+        self.failures = 0
+        #: When it opened, None while it is closed.
+        self.opened_at_s: float | None = None
         self._why = ""
         #: When the next probe may begin; while one is under way, when its time is over.
         self._probe_at_s = 0.0
@@ -72,7 +78,7 @@ class CircuitBreaker:
     @property
     def is_open(self) -> bool:
         """Whether the node is taken to be away."""
-        return self._opened_at_s is not None
+        return self.opened_at_s is not None
 
     def trip(self) -> AbstractContextManager[float | None]:
         """Return a context in which to ask the node something, which learns what comes of it.
@@ -81,14 +87,13 @@ class CircuitBreaker:
 
         Raises SessionStoreUnavailable at once while the node is away.
         """
-        return self._probe if self.is_open and self._admit() else self._trip
+        is_probe = self.opened_at_s is not None and self._admit()
+        return self._probe if is_probe else self._trip
 
     def ended(self, error: BaseException | None, is_probe: bool) -> None:
         """Learn from how a trip has ended."""
         if error is None:
-            # Without the lock while all is well, as nearly always.
-            if self._failures or self.is_open:
-                self._answered()
+            self._answered()
         elif not isinstance(error, SessionStoreUnavailable) or error.is_away is None:
             # Broken off, by a client that has left for one: nothing is known of the node.
             if is_probe:
@@ -102,14 +107,14 @@ class CircuitBreaker:
     def _admit(self) -> bool:
         """Return whether this trip is the one that finds out whether the node is back."""
         with self._lock:
-            if self._opened_at_s is None:
+            if self.opened_at_s is None:
                 return False
             now_s = self._clock()
             if now_s >= self._probe_at_s:
                 # Not a flag: a signal's exception may come before the probe has begun.
                 self._probe_at_s = now_s + self.probe_s
                 return True
-            away_s = now_s - self._opened_at_s
+            away_s = now_s - self.opened_at_s
         counters.add(nonstop_trips=1)
         counters.away(away_s)
         error = SessionStoreUnavailable(
@@ -121,17 +126,17 @@ class CircuitBreaker:
 
     def _failed(self, error: SessionStoreUnavailable, is_probe: bool) -> None:
         with self._lock:
-            self._failures += 1
+            self.failures += 1
             self._why = str(error)
-            opens = self._opened_at_s is None and self._failures >= FAILURES
+            opens = self.opened_at_s is None and self.failures >= FAILURES
             if opens:
-                self._opened_at_s, self.probe_s = self._clock(), FIRST_PROBE_S
+                self.opened_at_s, self.probe_s = self._clock(), FIRST_PROBE_S
                 self._schedule()
             elif is_probe:
                 self.probe_s = min(self.probe_s * 2, LONGEST_PROBE_S)
                 self._schedule()
             error.is_told = self.is_open
-            away_s = self._clock() - (self._opened_at_s or 0.0)
+            away_s = self._clock() - (self.opened_at_s or 0.0)
         if error.is_told:
             counters.away(away_s)
         if opens:
@@ -144,8 +149,8 @@ class CircuitBreaker:
 
     def _answered(self) -> None:
         with self._lock:
-            opened_at_s = self._opened_at_s
-            self._failures, self._opened_at_s = 0, None
+            opened_at_s = self.opened_at_s
+            self.failures, self.opened_at_s = 0, None
             away_s = 0.0 if opened_at_s is None else self._clock() - opened_at_s
         if opened_at_s is not None:
             counters.away(away_s)

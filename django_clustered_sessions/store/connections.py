@@ -316,16 +316,14 @@ class _Pools:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sync: Pool | None = None
+        self.sync: Pool | None = None
         self._async: dict[_Where, tuple[AsyncPool, AsyncGenerator[None]]] = {}
         self._changes = 0
 
     def pool(self) -> Pool:
-        pool = self._sync
-        if pool is None:
-            with self._lock:
-                pool = self._sync = self._sync or _build(parse_url, Retry, 0)
-        return pool
+        with self._lock:
+            self.sync = self.sync or _build(parse_url, Retry, 0)
+            return self.sync
 
     def apool(self) -> AsyncPool:
         where = (asyncio.get_running_loop(), self._changes)
@@ -354,7 +352,7 @@ class _Pools:
 
     def forget(self) -> None:
         with self._lock:
-            pool, self._sync = self._sync, None
+            pool, self.sync = self.sync, None
             self._changes += 1
         if pool is not None:
             pool.disconnect()
@@ -395,7 +393,8 @@ def pool(step: Asks | None = None) -> Pool:
 
     Raises ImproperlyConfigured.
     """
-    return _for(_working.pool(), step)
+    pool = _working.sync or _working.pool()
+    return _for(pool, step) if isinstance(step, Wait) else pool
 
 
 def apool(step: Asks | None = None) -> AsyncPool:

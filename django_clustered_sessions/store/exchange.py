@@ -32,7 +32,8 @@ def perform(attempt: Attempt, pool: Any) -> list[Any]:
                 if isinstance(act, Connect):
                     if connection is None:
                         connection = pool.lend(act.deadline)
-                    connect(connection, act.deadline, anew=act.anew)
+                    if act.anew or not connection.is_sound or not connection.is_connected:
+                        connect(connection, act.deadline, anew=act.anew)
                     done: Any = None
                 else:
                     done = exchange(connection, act.commands, act.deadline)
@@ -58,7 +59,8 @@ async def aperform(attempt: Attempt, pool: Any) -> list[Any]:
                 if isinstance(act, Connect):
                     if connection is None:
                         connection = await pool.lend(act.deadline)
-                    await aconnect(connection, act.deadline, anew=act.anew)
+                    if act.anew or not connection.is_sound or not connection.is_connected:
+                        await aconnect(connection, act.deadline, anew=act.anew)
                     done: Any = None
                 else:
                     done = await aexchange(connection, act.commands, act.deadline)

@@ -37,14 +37,17 @@ def run(flow: Flow[T], budget: Budget | None = None) -> T:
     Raises SessionStoreUnavailable, and what the flow raises.
     """
     budget = budget or PerTrip(conf.store_timeout)
-    return drivers.run(_with_figures(flow), connections.pool, budget, connections.waiting_pool)
+    if counters.are_due:
+        flow = flows.riding(flow, Figures())
+    return drivers.run(flow, connections.pool, budget, connections.waiting_pool)
 
 
 async def arun(flow: Flow[T], budget: Budget | None = None) -> T:
     """See run()."""
     budget = budget or PerTrip(conf.store_timeout)
-    pool, waiting_pool = connections.apool, connections.awaiting_pool
-    return await drivers.arun(_with_figures(flow), pool, budget, waiting_pool)
+    if counters.are_due:
+        flow = flows.riding(flow, Figures())
+    return await drivers.arun(flow, connections.apool, budget, connections.awaiting_pool)
 
 
 def report_the_rest() -> None:
@@ -82,10 +85,6 @@ class Figures:
         counters.put_back(self._counts)
         counters.put_back_past(self._past)
         self._counts, self._past = (), ()
-
-
-def _with_figures(flow: Flow[T]) -> Flow[T]:
-    return flows.riding(flow, Figures()) if counters.are_due else flow
 
 
 def _call(bucket: str, counts: Sequence[int], past: Sequence[Past]) -> Call:
