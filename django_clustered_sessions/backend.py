@@ -40,10 +40,10 @@ T = TypeVar("T")
 
 _NOT_GIVEN: Final = object()
 
-#: What it may take to give up a lock that was not got, or whose block was broken off; seconds.
+#: Seconds to give up a lock that was not got, or whose block was broken off.
 GIVING_UP_S: Final = 0.5
 
-#: What to await where any method may have been called that loads.
+#: The twins to await, in an error about a method that loads.
 _ANY_TWIN: Final = (
     'aget(), aset() or the "a" twin of what was called; once one of them has loaded the session,'
     " it is read and changed without the store"
@@ -114,7 +114,7 @@ class SessionStore(SessionBase):
 
     @property
     def modified(self) -> bool:
-        """Whether there is something to save: it was said so, or a value has changed."""
+        """True if there is something to save: it was said so, or a value has changed."""
         return self.state.is_modified
 
     @modified.setter
@@ -125,17 +125,17 @@ class SessionStore(SessionBase):
 
     @property
     def is_locked(self) -> bool:
-        """Whether this object holds the session's lock, as far as it knows."""
+        """True if this object holds the session's lock, as far as it knows."""
         return self.state.lock.grant is not None
 
     @property
     def is_local(self) -> bool:
-        """Whether it was read from this process's near cache alone, for the store is away."""
+        """True if it was read from this process's near cache alone, for the store is away."""
         return self.state.is_local
 
     @property
     def outage(self) -> SessionStoreUnavailable | None:
-        """What made the store unusable during this request."""
+        """The error that made the store unusable during this request."""
         return self.state.outage
 
     @property
@@ -384,7 +384,7 @@ class SessionStore(SessionBase):
         return self.get_expiry_date(**kwargs)
 
     def expires_at(self) -> datetime | None:
-        """Return when the session ends if nobody uses it any more, None where none is stored.
+        """Return when the session ends if it is not used any more, None where none is stored.
 
         An aware datetime, by the store's clock. To ask is no use of the session, and no trip
         where the request has loaded it. What was not saved yet does not count.
@@ -422,7 +422,7 @@ class SessionStore(SessionBase):
 
     @property
     def is_at_hand(self) -> bool:
-        """Whether all of that is known without a trip: it is as loaded, or none is stored."""
+        """True if all of that is known without a trip: it is as loaded, or none is stored."""
         self.accessed = True
         if self.outage is not None or not self.session_key:
             return self.outage is None

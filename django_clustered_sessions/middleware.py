@@ -136,7 +136,7 @@ _http_date: Final = lru_cache(maxsize=64)(http_date)
 
 
 def _session_of(request: HttpRequest) -> SessionStore | None:
-    """Return the request's session, or None where another engine made it, or nobody."""
+    """Return the request's session, or None if another engine made it, or there is none."""
     session = getattr(request, "session", None)
     return session if isinstance(session, SessionStore) else None
 

@@ -1,3 +1,3 @@
-"""What one session object is made of: its operations, its lock, its life, its near cache."""
+"""One session object: its state, a module for each flow, and the parts that these share."""
 
 from __future__ import annotations

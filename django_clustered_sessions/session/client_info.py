@@ -22,7 +22,7 @@ from django_clustered_sessions.conf import PREFIX, conf
 _LONGEST_ADDRESS: Final = 64
 _LONGEST_AGENT: Final = 200
 
-#: Who speaks through a unix socket is on this machine.
+#: The peer of a unix socket is on this machine.
 _HERE: Final = "127.0.0.1"
 _HOPS: Final = "HOPS"
 
@@ -66,7 +66,7 @@ class _Proxies:
 
     @cached_property
     def reader(self) -> Any:
-        """What reads the hops of a request; None where there are no proxies."""
+        """The reader of a request's hops, None where there are no proxies."""
         proxies = conf.trusted_proxies
         if not proxies:
             return None
@@ -96,7 +96,7 @@ def _address(meta: Mapping[str, Any]) -> str:
         return peer
     # An open quotation mark of the client's would swallow what the proxies have added.
     forwarded = str(meta.get("HTTP_X_FORWARDED_FOR", "")).replace('"', "")
-    # The last hop is the one that nobody can lie about.
+    # The last hop is the one that no client can forge.
     hops = {_HOPS: f"{forwarded},{peer or _HERE}"}
     address, is_trusted = _proxies.reader.get_client_ip(hops)
     return str(address) if is_trusted else peer

@@ -1,4 +1,4 @@
-"""What a request is answered when its session cannot be used."""
+"""Responses to requests whose session cannot be used."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from django_clustered_sessions.exceptions import (
 
 logger = logging.getLogger("django_clustered_sessions")
 
-#: What a 503 or 429 tells the client to wait before it asks again, in seconds.
+#: Retry-After of a 503 or 429, in seconds.
 RETRY_AFTER_S: Final = 5
 
 _BUSY: Final = "Another request of yours is still under way. Please try again.\n"

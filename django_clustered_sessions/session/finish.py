@@ -1,4 +1,4 @@
-"""What becomes of the session, its cookie and the response when a request is over."""
+"""The end of a request: save the session, release its lock, decide on cookie and response."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FAILURES: Final = (*_REFUSALS, SessionLimitReached, SessionStoreUnavailable)
 
 
 class Cookie(Enum):
-    """What the response says of the session's cookie."""
+    """The session's cookie in the response."""
 
     KEEP = auto()
     SET = auto()
@@ -39,7 +39,7 @@ class Cookie(Enum):
 
 
 class Finish(NamedTuple):
-    """What becomes of a response.
+    """The decision on a response.
 
     ``error`` is answered instead, if there is one; ``varies``: the response depends on the cookie.
     """
@@ -96,17 +96,17 @@ def _decide(
 ) -> Finish:
     if state.failure is not None:
         # Nothing is known of the session, so its cookie stays as it is. But where a write was
-        # refused after this request had moved the session, nobody else knows the new key.
+        # refused after this request had moved the session, only this one knows the new key.
         is_news = state.has_moved and state.session_key and isinstance(state.failure, _REFUSALS)
         failure = error if state.goes_on else state.failure
         return Finish(Cookie.SET if is_news else Cookie.KEEP, accessed, failure)
     if is_saved or (state.replication.shortfall and state.session_key):
-        # A write that landed, even if nobody can say for how long: its key may be a new one.
+        # A write that landed, even if it is not replicated: its key may be a new one.
         return Finish(Cookie.KEEP if state.has_moved_on else Cookie.SET, True, error)
     if state.is_empty and has_cookie:
         # A request that was under way while its session moved to another key must not take
         # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
-        # somebody may be logging in meanwhile.
+        # a login may be under way meanwhile.
         is_asked = state.policy.touches or state.ended is None
         is_over = is_asked and state.ended is not EndReason.ROTATED
         return Finish(Cookie.DELETE if is_over else Cookie.KEEP, True, error)

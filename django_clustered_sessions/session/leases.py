@@ -1,4 +1,4 @@
-"""What this process has of locks: which it holds, who waits in it, and how leases are renewed.
+"""The locks of this process: those it holds, the requests that wait, the renewal of leases.
 
 One renewer per world: a thread for what was taken synchronously, a task of each event loop for
 the rest. It starts with the first lock and ends when none was held for a while.
@@ -58,7 +58,7 @@ class Grant:
 
     @property
     def is_leased(self) -> bool:
-        """Whether nobody else can have been given the lock, as far as this process knows."""
+        """True if no other can have been given the lock, as far as this process knows."""
         return time.monotonic() < self.leased_until_s
 
     @property
@@ -103,7 +103,7 @@ class _Waiter:
 
 
 class _WaitingRoom:
-    """How many requests of this process wait for each session."""
+    """The requests of this process that wait, by session."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""How long a session lives, as one request knows it: by the store's clock.
+"""The lifetime of a session as one request knows it, by the store's clock.
 
 What the store said about the time that is left is carried on by a clock that never jumps, so a
 node whose own clock is wrong agrees with the others.
@@ -42,7 +42,7 @@ class Lifetime:
 
     @property
     def life(self) -> Life | None:
-        """What the store said, to be kept beyond the request; None while it has said nothing."""
+        """The lifetime to keep beyond the request, None before the store has told it."""
         if self._deadline_ms is None:
             return None
         return Life(self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal)
@@ -72,7 +72,7 @@ class Lifetime:
 
     @property
     def deadline(self) -> datetime | None:
-        """When the session expires, or None while the store has said nothing."""
+        """The time at which the session expires, None before the store has told it."""
         if self._deadline_ms is None:
             return None
         return moment(self._deadline_ms)

@@ -188,7 +188,7 @@ def find(state: SessionState, keys: SessionKeys, reason: EndReason) -> Flow[bool
 def follow(state: SessionState, keys: SessionKeys) -> Flow[bool]:
     """Go on where the session does whose key others have cycled, if it is still this user's.
 
-    Only what was loaded before is followed: a key that somebody brings later is worth nothing.
+    Only what was loaded before is followed: a key that comes later is worth nothing.
     """
     if not state.whose or keys != state.keys:
         return False

@@ -31,22 +31,22 @@ logger = logging.getLogger("django_clustered_sessions.locks")
 
 
 class SessionLock:
-    """What one session object has of its session's lock."""
+    """One session object's hold on its session's lock."""
 
     #: The lock, as far as this object knows.
     grant: Grant | None = None
-    #: What the store may have under a token, the lock or a place in its queue: asked for, or to be
-    #: given up, and no answer has come.
+    #: The keys and token of a lock, or of a place in its queue, that was asked for or given up and not
+    #: answered yet.
     _asked: tuple[SessionKeys, str] | None = None
 
     @property
     def is_in_doubt(self) -> bool:
-        """Whether it is unknown if the store has something of this object's."""
+        """True if it is unknown if the store has something of this object's."""
         return self._asked is not None
 
     @property
     def is_asked_for(self) -> bool:
-        """Whether the lock is held, or was asked for and nobody knows what came of it."""
+        """True if the lock is held, or was asked for without an answer yet."""
         return self.grant is not None or self._asked is not None
 
     def request(self, keys: SessionKeys, policy: Policy, *, capped: bool) -> LockRequest:
@@ -117,7 +117,7 @@ class SessionLock:
             self.grant = None
 
     def lose(self) -> None:
-        """Take note that the lock, if there was one, went to somebody else."""
+        """Take note that the lock, if there was one, went to another request."""
         if self.grant:
             counters.add(locks_lost=1)
             self.let_go()
@@ -151,7 +151,7 @@ class SessionLock:
         self._asked = None
 
     def not_locked(self, error: SessionLockTimeout, policy: Policy) -> SessionLockTimeout:
-        """Count, log and return the error of one who asked in vain."""
+        """Count, log and return the error of a request that asked in vain."""
         self._asked = None
         is_refusal = isinstance(error, SessionLockRefused)
         counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
@@ -179,7 +179,7 @@ class SessionLock:
 def _refusal(keys: SessionKeys, capped: bool, lost: Grant | None) -> Refusal | None:
     """Return why waiting for a session's lock makes no sense in this process, if so.
 
-    ``lost`` is the grant of who asks: it has one only if that was lost.
+    ``lost`` is the grant of the asking object: it has one only if that was lost.
     """
     if leases.holds(keys, besides=lost):
         return Refusal(

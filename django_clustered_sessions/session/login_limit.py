@@ -71,7 +71,7 @@ class LoginLimit:
     def giving_back(self) -> Flow[None]:
         """Give up the claim of a login that was not written.
 
-        One that may have been is kept: who counts may have looked before it was.
+        One that may have been is kept: a count may have been made before it was.
         """
         claim, self.claim = self.claim, None
         if claim and not self._may_be_written:

@@ -17,24 +17,24 @@ from typing import Any, Final, NamedTuple
 
 from django_clustered_sessions.protocol.record import CachedSession
 
-#: What Python takes for a session and for one of its fields, beside the bytes in it.
+#: Memory of Python for a session and for one of its fields, beside the bytes in it.
 _SESSION_BYTES: Final = 600
 _FIELD_BYTES: Final = 200
 
 #: Renewals within so many ms are one: ``lua/touch.lua`` has the same.
 RENEWED_EACH_MS: Final = 1000
 
-#: How long an ended session leaves a trace in the store, less what clocks may differ; how much
-#: life it must have had left; and how long after a warning there is no other; in seconds.
+#: An ended session leaves a trace in the store for so long, less what clocks may differ; it must have
+#: had so much life left; and no warning follows another for so long. Seconds.
 _TRACE_S: Final = 500
 _DOUBT_S: Final = 10
 _QUIET_S: Final = 60
-#: How many ended sessions are remembered.
+#: Number of ended sessions that are remembered.
 _ENDED: Final = 2000
 
 
 class Renewal(NamedTuple):
-    """When a session's deadline was renewed last, by the store's clock, and on which terms.
+    """The last renewal of a session's deadline: its time by the store's clock, and its ages.
 
     The terms are opaque here.
     """
@@ -44,7 +44,7 @@ class Renewal(NamedTuple):
 
 
 class Life(NamedTuple):
-    """When a session expires, as the store last said: its clock then, and this process's.
+    """The expiry of a session, as the store last told it: its clock then, and this process's.
 
     ``mode`` is the record's, opaque here; ``renewal`` is the last one that this process knows of.
     """
@@ -134,7 +134,7 @@ class NearCache:
         return True
 
     def end(self, record: str) -> None:
-        """Forget a session that is no more, also for who has just loaded it and comes late."""
+        """Evict, and reject later puts, so that a load in flight cannot cache it again."""
         with self._lock:
             self._drop(record)
             self._ended[record] = None

@@ -8,8 +8,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Final
 
-#: Where a thread is at it, which does not tell a task when it is done, the task looks so often;
-#: seconds.
+#: Seconds between two looks of a task while a thread has the turn, whose end wakes no task.
 _LOOK_S: Final = 0.005
 
 _unfinished: set[asyncio.Task[Any]] = set()
@@ -22,7 +21,7 @@ class OperationLock:
     behind. A copy of it is another one.
     """
 
-    #: Whether a task has ``lock``, which its thread could enter once more.
+    #: True if a task has ``lock``, which its thread could enter once more.
     _has_task: bool = False
 
     def __init__(self) -> None:

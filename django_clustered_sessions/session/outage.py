@@ -1,4 +1,4 @@
-"""What a session does while the store is away: CLUSTERED_SESSIONS_NONSTOP, and what views say."""
+"""Go on while the store is away: CLUSTERED_SESSIONS_NONSTOP, and the marks of views."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether what one session object has written would outlast its primary, as far as was asked."""
+"""The replication of one session object's writes, as far as the settings ask for it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def wanted(left_s: float) -> SyncOptions | None:
 
 
 class Replication:
-    """What came of waiting for the replicas of one session object's writes."""
+    """The outcome of waiting for the replicas of one session object's writes."""
 
     #: The error of the last write that landed, where too few acknowledged it.
     shortfall: SessionNotReplicated | None = None

@@ -1,4 +1,4 @@
-"""How a request uses its session: what its view's decorators, its method and its headers say."""
+"""The use that a request makes of its session, by its view's decorators, method and headers."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
 
 
 class Policy:
-    """How a session is used outside a request: without a lock, except by ``session.lock()``."""
+    """The policy outside a request: no lock, except by ``session.lock()``."""
 
     access: Access = Access.UNLOCKED
-    #: Whether this counts as a use, which renews the session.
+    #: True if this counts as a use, which renews the session.
     touches: bool = True
-    #: What happens while the store is away.
+    #: The behaviour while the store is away.
     nonstop: Nonstop = "exception"
-    #: Whether a lock that is asked for without the view's saying so may be done without.
+    #: True if a lock that is asked for without the view's saying so may be done without.
     lock_is_optional: bool = False
     #: The pattern of the request's route; never its path, which may hold secrets.
     route: str = ""
@@ -52,7 +52,7 @@ class Policy:
 
 
 class RequestPolicy(Policy):
-    """How a request uses its session.
+    """The policy of a request.
 
     The path is resolved here where a middleware touches the session before Django has done it.
     """
@@ -85,7 +85,7 @@ class RequestPolicy(Policy):
 
     @cached_property
     def access(self) -> Access:  # type: ignore[override]
-        """How the view uses the session: as it says itself, or by CLUSTERED_SESSIONS_LOCKING."""
+        """The view's use of the session: by its decorator, or by CLUSTERED_SESSIONS_LOCKING."""
         if self._marks.access:
             return self._marks.access
         locking = conf.locking
@@ -94,17 +94,17 @@ class RequestPolicy(Policy):
 
     @cached_property
     def touches(self) -> bool:  # type: ignore[override]
-        """Whether this counts as a use, which renews the session."""
+        """True if this counts as a use, which renews the session."""
         return self._marks.touches
 
     @property
     def nonstop(self) -> Nonstop:  # type: ignore[override]
-        """What happens while the store is away: as the view says, or CLUSTERED_SESSIONS_NONSTOP."""
+        """The behaviour while the store is away: the view's, or CLUSTERED_SESSIONS_NONSTOP."""
         return self._marks.nonstop or conf.nonstop
 
     @property
     def lock_is_optional(self) -> bool:  # type: ignore[override]
-        """Whether only the setting asks for the lock, and the view says what it does without."""
+        """True if only the setting asks for the lock, and the view says what it does without."""
         return self._marks.nonstop is not None and self._marks.access is None
 
     @property

@@ -33,7 +33,7 @@ def rotate(state: SessionState) -> Flow[None]:
     keys, data = state.keys, state.data
     if keys is None and state.ended is EndReason.ROTATED:
         # It has moved before this request came. A new session would take its cookie's place,
-        # so there is none before somebody logs in.
+        # so there is none before a login.
         return
     if conf.max_sessions_per_user is not None and keys is not None and data is None:
         # The user has to be known.
@@ -54,7 +54,7 @@ def rotate(state: SessionState) -> Flow[None]:
         if isinstance(found, Gone) and (yield from find(state, keys, found.reason)):
             keys = state.keys
             found = None
-    # Two clicks on "log in": the second one's session has moved meanwhile. It had nobody
+    # Two clicks on "log in": the second one's session has moved meanwhile. It had no user
     # logged in, so a session of its own takes nothing from anybody.
     if (
         isinstance(found, Gone)

@@ -1,4 +1,4 @@
-"""What one session object knows of its session. Nothing here asks the store."""
+"""The state of one session object. Nothing here asks the store."""
 
 from __future__ import annotations
 
@@ -67,37 +67,37 @@ class LockScope:
 
 
 class SessionState:
-    """What one session object knows: its session's key, values, lock and lifetime, and its request.
+    """The knowledge of one session object: key, values, lock, lifetime, and its request.
 
     ``session`` is the object, which has its state: the state does not keep it alive.
     """
 
     # Of the request.
 
-    #: How the request uses its session.
+    #: The use that the request makes of its session.
     policy: Policy = Policy()
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
-    #: Whether a load also renews the session's deadline, on the same trip.
+    #: True if a load also renews the session's deadline, on the same trip.
     renew_on_load: bool = False
-    #: Whether this request's use of the session has renewed its deadline.
+    #: True if this request's use of the session has renewed its deadline.
     renewed: bool = False
-    #: Whether ``commit()`` or ``lock()`` has written it, so that its cookie is due.
+    #: True if ``commit()`` or ``lock()`` has written it, so that its cookie is due.
     committed: bool = False
-    #: Whether this request moved the session to another key, of which the browser has to learn.
+    #: True if this request moved the session to another key, of which the browser has to learn.
     has_moved: bool = False
-    #: Whether the request is over, so that nothing would give up a lock that it took unasked.
+    #: True if the request is over, so that nothing would give up a lock that it took unasked.
     is_over: bool = False
 
     # Of a store that is away, or a lock that was not got.
 
-    #: What made the session unusable during this request: an error of the store or of the lock.
+    #: The error, of the store or of the lock, that made the session unusable during this request.
     failure: ClusteredSessionError | None = None
-    #: Whether something failed that the request must not go on without, such as a logout.
+    #: True if something failed that the request must not go on without, such as a logout.
     failure_stands: bool = False
-    #: Whether the view goes on without its session while the store is away.
+    #: True if the view goes on without its session while the store is away.
     tolerates_outage: bool = False
-    #: Whether the session was read from this process's near cache alone, for the store is away.
+    #: True if the session was read from this process's near cache alone, for the store is away.
     is_local: bool = False
 
     # Of the session.
@@ -106,9 +106,9 @@ class SessionState:
     serializer: type
     #: The session's values, None before the load.
     data: SessionData | None = None
-    #: Whether ``modified`` was set.
+    #: True if ``modified`` was set.
     is_marked_modified: bool = False
-    #: Why there was no session under the key that this object was made with, once it has looked.
+    #: The reason why there is no session under the key of this object, once it has looked.
     ended: EndReason | None = None
     #: The session as the store had it when it was last loaded.
     found: Loaded | None = None
@@ -116,9 +116,9 @@ class SessionState:
     version: bytes = b""
     #: The tag of the user whose session it is in the store, None if unknown.
     owner: bytes | None = None
-    #: Whether the lock ends with the last open block of ``lock()``, and not with the request.
+    #: True if the lock ends with the last open block of ``lock()``, and not with the request.
     lock_ends_with_scopes: bool = False
-    #: How many writes of this object have landed.
+    #: Number of this object's writes that have landed.
     write_count: int = 0
     _successor: tuple[str | None, SessionKeys] | None = None
     _unanswered: tuple[Changes, bytes] | None = None
@@ -140,7 +140,7 @@ class SessionState:
 
     @property
     def keys(self) -> SessionKeys | None:
-        """Where this session is kept, None without a key: what flows hold in the key's place."""
+        """The keys of this session in the store, None without a session key."""
         key = self.session_key
         if key is None or self._successor is not None:
             return None if key is None else self.keys_of(key)
@@ -160,7 +160,7 @@ class SessionState:
 
     @property
     def has_moved_on(self) -> bool:
-        """Whether others have cycled the key, and this object works where the session goes on.
+        """True if others have cycled the key, and this object works where the session goes on.
 
         This process does not know the new key: ``session_key`` stays, and no cookie may say it.
         """
@@ -209,7 +209,7 @@ class SessionState:
 
     @property
     def is_modified(self) -> bool:
-        """Whether there is something to save: ``modified`` was set, or a value has changed."""
+        """True if there is something to save: ``modified`` was set, or a value has changed."""
         return self.is_marked_modified or (self.data is not None and self.data.changed_in_place())
 
     def mark_modified(self, value: bool) -> None:
@@ -220,14 +220,14 @@ class SessionState:
 
     @property
     def is_empty(self) -> bool:
-        """Whether there is neither a key nor a value; never loads."""
+        """True if there is neither a key nor a value; never loads."""
         return not self.session_key and not self.data
 
     @property
     def whose(self) -> bytes:
         """The tag of the user whose the session has to be still, empty for anybody's.
 
-        What an anonymous visitor does counts also once somebody has logged in there.
+        An anonymous visitor's changes count also after a login in that session.
         """
         return self.owner if self.owner and self.owner != NOBODY else b""
 
@@ -327,17 +327,17 @@ class SessionState:
 
     @property
     def outage(self) -> SessionStoreUnavailable | None:
-        """What made the store unusable during this request."""
+        """The error that made the store unusable during this request."""
         return self.failure if isinstance(self.failure, SessionStoreUnavailable) else None
 
     @property
     def nonstop(self) -> Nonstop:
-        """What this session does while the store is away, a value of CLUSTERED_SESSIONS_NONSTOP."""
+        """The behaviour while the store is away, a value of CLUSTERED_SESSIONS_NONSTOP."""
         return "noop" if self.tolerates_outage else self.policy.nonstop
 
     @property
     def goes_on(self) -> bool:
-        """Whether the store has failed this request, which goes on without it."""
+        """True if the store has failed this request, which goes on without it."""
         return self.outage is not None and not self.failure_stands and self.nonstop != "exception"
 
     def fail(self, error: ClusteredSessionError) -> None:
@@ -347,7 +347,7 @@ class SessionState:
 
     @property
     def is_lock_optional(self) -> bool:
-        """Whether the view said itself that it can do without, and did not ask for the lock."""
+        """True if the view said itself that it can do without, and did not ask for the lock."""
         return self.tolerates_outage or self.policy.lock_is_optional
 
 

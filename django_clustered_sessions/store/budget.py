@@ -1,4 +1,4 @@
-"""How long the store may keep a request waiting."""
+"""The time for which the store may keep a request waiting."""
 
 from __future__ import annotations
 

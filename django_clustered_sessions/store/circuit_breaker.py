@@ -2,7 +2,7 @@
 
 It opens after a few failed trips in a row. Then one trip at a time is let through, at intervals
 that grow up to a second or so, until one is answered. A refusal of the store, a full one's for
-example, is an answer. Who waits for a lock asks on connections of its own and is not counted.
+example, is an answer. A wait for a lock uses connections of its own and is not counted.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ logger = logging.getLogger("django_clustered_sessions")
 
 #: Failed trips in a row that open a breaker.
 FAILURES: Final = 3
-#: How long until the first probe, and the longest that it comes to by doubling, in seconds. A probe
+#: Seconds until the first probe, and the longest that they come to by doubling. A probe
 #: has as long for itself: one that a silent store has swallowed does not keep the next one waiting.
-#: So a store that is back is found within about a second.
+#: A store that is back is found within about a second.
 FIRST_PROBE_S: Final = 0.2
 LONGEST_PROBE_S: Final = 0.5
 
@@ -50,7 +50,7 @@ class _Trip(AbstractContextManager[float | None]):
 
 
 class CircuitBreaker:
-    """What this process has seen of one node lately, and so whether it is asked now."""
+    """The circuit breaker of one node: opened by failed trips, closed by an answer."""
 
     def __init__(
         self,
@@ -68,16 +68,16 @@ class CircuitBreaker:
         self._lock = threading.Lock()
         #: Failed trips in a row.
         self.failures = 0
-        #: When it opened, None while it is closed.
+        #: The time at which it opened, None while it is closed.
         self.opened_at_s: float | None = None
         self._why = ""
-        #: When the next probe may begin; while one is under way, when its time is over.
+        #: The time at which the next probe may begin; during a probe, the end of its time.
         self._probe_at_s = 0.0
         self.probe_s = FIRST_PROBE_S
 
     @property
     def is_open(self) -> bool:
-        """Whether the node is taken to be away."""
+        """True if the node is taken to be away."""
         return self.opened_at_s is not None
 
     def trip(self) -> AbstractContextManager[float | None]:

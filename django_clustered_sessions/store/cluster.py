@@ -51,7 +51,7 @@ _REDIRECTS: Final = (AskError, MovedError, TryAgainError, ClusterDownError)
 
 
 class NodeAddress(NamedTuple):
-    """Where a node listens."""
+    """The address at which a node listens."""
 
     host: str
     port: int
@@ -83,7 +83,7 @@ class Addressed(tuple[Call, ...]):
 
 
 class SlotMap:
-    """Which primary has which slot, as far as this process knows."""
+    """The map of slots to primaries, as far as this process knows it."""
 
     def __init__(self, start: Sequence[NodeAddress]) -> None:
         self._start = start
@@ -93,12 +93,12 @@ class SlotMap:
     def _forget(self) -> None:
         self._slots: dict[int, NodeAddress] = {}
         self._refreshing = threading.Lock()
-        #: Whether it has to be asked for anew, and a node that is better not asked.
+        #: True if the map has to be asked for anew; and a node that is better not asked.
         self.is_stale = True
         self._suspect: NodeAddress | None = None
 
     def node(self, slot: int | None) -> NodeAddress:
-        """Return the primary of a slot, any for None; where nobody knows, who may know."""
+        """Return the primary of a slot, any for None; if it is unknown, a node that may know."""
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._forget()
@@ -131,7 +131,7 @@ class SlotMap:
         self.is_stale, self._suspect = True, node or self._suspect
 
     def refreshing(self, budget: Budget) -> Flow[None]:
-        """Ask the nodes one after the other for the map, unless somebody else is doing it."""
+        """Ask the nodes one after the other for the map, unless another thread or task is doing it."""
         if not self._refreshing.acquire(blocking=False):
             return
         try:
@@ -164,7 +164,7 @@ def _parse_slots(reply: Sequence[Any], asked: NodeAddress) -> Iterator[tuple[int
 
 
 class Nodes:
-    """The pools of one world, one for each node, and who of them is to be asked.
+    """The pools of one world, one for each node, and the choice of the one to ask.
 
     ``build`` makes the pool for an address.
     """
@@ -203,7 +203,7 @@ class Nodes:
             pool.disconnect()
 
     def asking(self, trip: Trip, budget: Budget) -> Flow[list[Any]]:
-        """Ask a trip of whoever has its slots; the flow's replies may be errors, as a node's.
+        """Ask a trip of the primaries of its slots; the flow's replies may be errors, as a node's.
 
         What comes before a call that is sent elsewhere is not asked again; what comes behind it is,
         for it may build on it. Figures that ride along stay behind where their slot is open.
@@ -308,7 +308,7 @@ def _guarded(call: Call) -> Call:
 
     While a slot moves key by key, a script that finds all the keys that it was given may still be
     refused one that it is about to make, in its middle, after it has written. So it is given a key
-    that nobody has: then it is told to try again, before it begins.
+    that no node has: then it is told to try again, before it begins.
     """
     if call.script is None or call.script.reads_only:
         return call

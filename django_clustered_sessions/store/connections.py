@@ -44,7 +44,7 @@ CLUSTER: Final = "django_clustered_sessions.cluster.ClusterConnectionFactory"
 FACTORIES: Final = (PLAIN, SENTINEL, CLUSTER)
 
 
-#: What stands for the pool classes that exist both for synchronous and for asynchronous use.
+#: The pool classes that exist both for synchronous and for asynchronous use, and ours for them.
 POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
     "redis.ConnectionPool": (pools.Pool, pools.AsyncPool),
     "redis.connection.ConnectionPool": (pools.Pool, pools.AsyncPool),
@@ -403,7 +403,7 @@ def apool(step: Asks | None = None) -> AsyncPool:
 
 
 def waiting_pool(step: Asks | None = None) -> Pool:
-    """Return the pool for those who wait for a lock, so that they starve nobody who works.
+    """Return the pool for waits for a lock, which starve no other trip of connections.
 
     As large as the other one. See pool().
     """
@@ -411,7 +411,7 @@ def waiting_pool(step: Asks | None = None) -> Pool:
 
 
 def awaiting_pool(step: Asks | None = None) -> AsyncPool:
-    """Return the running event loop's pool for those who wait. See waiting_pool()."""
+    """Return the running event loop's pool for waits. See waiting_pool()."""
     return _for(_waiting.apool(), step)
 
 
@@ -422,7 +422,7 @@ def pool_at(address: sentinel.Address) -> pools.Pool:
 
 
 def watcher() -> sentinel.SentinelWatcher | None:
-    """Return who asks the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
+    """Return the watcher of the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
     found = pool()
     return None if isinstance(found, Nodes) else found.connection_kwargs.get("watcher")
 

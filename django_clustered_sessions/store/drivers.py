@@ -29,10 +29,10 @@ from .pools import AsyncPool, Pool
 
 T = TypeVar("T")
 
-#: What a blocking read may take longer than it was asked to, in seconds.
+#: Seconds that a blocking read may take longer than it was asked to.
 _GRACE_S: Final = 0.25
 
-#: Where a blocking read is not possible, a waiting flow asks again after so long, in seconds.
+#: Seconds after which a waiting flow asks again if a blocking read is not possible.
 _DOUBT_S: Final = 0.05
 
 

@@ -1,4 +1,4 @@
-"""What redis-py's errors mean: whether to repeat, whether the store is away, what to do. Pure."""
+"""The meaning of redis-py's errors: repeat or not, away or not, and the advice. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from redis.sentinel import MasterNotFoundError
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 
-#: What an error reply's first word means to the operator of the site.
+#: The advice to a site's operator, by an error reply's first word.
 _ADVICE: Final = {
     "LOADING": "it is loading its data after a start; it will answer when it is done",
     "READONLY": "it is a replica: point the sessions' CACHES entry at the primary, or at Sentinel",
@@ -40,7 +40,7 @@ _ADVICE: Final = {
 #: Of these, the ones by which a store says that it cannot answer anybody.
 _NOT_READY: Final = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY"})
 
-#: What redis-py raises where a trip did not get through. Its TimeoutError is none of Python's.
+#: redis-py's errors for a trip that did not get through. Its TimeoutError is none of Python's.
 LOST: Final = (ConnectionError, TimeoutError, builtins.TimeoutError)
 
 
@@ -73,7 +73,7 @@ def is_mended_by_connecting(error: Exception) -> bool:
 
 
 def unavailable(error: Exception) -> SessionStoreUnavailable:
-    """Return what an error of redis-py, or of a socket, is to those who asked."""
+    """Return the SessionStoreUnavailable for an error of redis-py or of a socket."""
     error = _plain(error)
     text = str(error) or "no reply in time"
     word = getattr(error, "status_code", None)

@@ -1,4 +1,4 @@
-"""What is done with a connection: lend, connect, send, read, take back. The only twins.
+"""Use a connection: lend, connect, send, read, take back. The only twins.
 
 A connection is sound from the end of its greeting or exchange to the beginning of the next one. An
 exchange that is broken off in between, at whatever line, leaves one that is not sound, and that
@@ -79,7 +79,7 @@ async def aperform(attempt: Attempt, pool: Any) -> list[Any]:
 def read_alone(pool: Any, command: bytes, seconds: float) -> Any:
     """Return the reply to one command that may wait for so long, or the error in place of it.
 
-    Nobody waits for a connection: there is one to spare, or that is the error.
+    There is no wait for a connection: one is to spare, or that is the error.
     """
     connection: Any = None
     try:
@@ -223,7 +223,7 @@ def cancellations() -> int:
 
 
 def heed(cancels: int) -> None:
-    """Raise CancelledError where the running task was cancelled since, and nobody has heard of it.
+    """Raise CancelledError where the running task was cancelled since, and the cancellation was lost.
 
     What connects or sends within ``wait_for``, as redis-py does where it has limits of its own, may
     forget it in Python 3.11. A client that has left would then be waited for to the end.

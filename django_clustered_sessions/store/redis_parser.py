@@ -1,4 +1,4 @@
-"""How the replies of a trip are read: all of them by one deadline.
+"""Read the replies of a trip, all of them by one deadline.
 
 redis-py reads one reply at a time, each through three functions: a tenth of what a trip takes.
 """

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 logger = logging.getLogger("django_clustered_sessions")
 
-#: What a process gives the store at its end, in seconds.
+#: Seconds that a process gives the store at its end.
 _LAST_BUDGET_S: Final = 0.5
 
 

@@ -1,8 +1,8 @@
-"""Which server is the primary, by what the Sentinels say: asked again every second.
+"""The primary by the Sentinels' account, asked again every second.
 
 A connection stays where it was made, and a primary that was cut off from its Sentinels goes on
 taking writes after another was promoted. So one thread of this process asks all Sentinels, off the
-request path, and a connection that leads elsewhere is dropped before it is lent. Whoever connects,
+request path, and a connection that leads elsewhere is dropped before it is lent. Code that connects,
 in a thread or in an event loop, waits for that thread's next answer.
 """
 
@@ -65,7 +65,7 @@ class SentinelWatcher:
         self._asking: list[Future[Address]] = []
         self._is_running = self._is_used = self._is_closed = False
         self._known: Answer | None = None
-        #: Whether no Sentinel has answered the last time.
+        #: True if no Sentinel has answered the last time.
         self._are_silent = False
 
     def clients(self) -> list[redis.Redis]:
@@ -134,7 +134,7 @@ class SentinelWatcher:
             client.close()
 
     def _ends(self, idle: int) -> bool:
-        """End, unless somebody asks; who comes later finds nothing known, and asks."""
+        """Stop when idle. The next caller finds no cached primary and restarts the thread."""
         with self._lock:
             if (idle >= _IDLE_INTERVALS or self._is_closed) and not self._asking:
                 self._is_running, self._known = False, None
@@ -150,7 +150,7 @@ class SentinelWatcher:
             try:
                 found = self._ask(client)
             except Exception as error:
-                # Whatever it is, nobody else would take it, and all would wait for a dead thread.
+                # No other code would catch it, and all callers would wait for a dead thread.
                 rests_until[client] = time.monotonic() + _REST_S
                 why = why or f"{type(error).__name__}: {error}"
                 continue
