@@ -35,13 +35,13 @@ class SessionLock:
 
     #: The lock, as far as this object knows.
     grant: Grant | None = None
-    #: The keys and token of a lock, or of a place in its queue, that was asked for or given up and not
-    #: answered yet.
+    #: The keys and token of a lock, or of a place in its queue, that was asked for or given up
+    #: and not answered yet.
     _asked: tuple[SessionKeys, str] | None = None
 
     @property
     def is_in_doubt(self) -> bool:
-        """True if it is unknown if the store has something of this object's."""
+        """True if the store may have something of this object's: no answer has come."""
         return self._asked is not None
 
     @property

@@ -24,8 +24,8 @@ _FIELD_BYTES: Final = 200
 #: Renewals within so many ms are one: ``lua/touch.lua`` has the same.
 RENEWED_EACH_MS: Final = 1000
 
-#: An ended session leaves a trace in the store for so long, less what clocks may differ; it must have
-#: had so much life left; and no warning follows another for so long. Seconds.
+#: An ended session leaves a trace in the store for so long, less what clocks may differ; it must
+#: have had so much life left; and no warning follows another for so long. Seconds.
 _TRACE_S: Final = 500
 _DOUBT_S: Final = 10
 _QUIET_S: Final = 60

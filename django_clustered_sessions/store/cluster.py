@@ -131,7 +131,7 @@ class SlotMap:
         self.is_stale, self._suspect = True, node or self._suspect
 
     def refreshing(self, budget: Budget) -> Flow[None]:
-        """Ask the nodes one after the other for the map, unless another thread or task is doing it."""
+        """Ask the nodes one after the other for the map, unless another thread or task does."""
         if not self._refreshing.acquire(blocking=False):
             return
         try:

@@ -422,7 +422,7 @@ def pool_at(address: sentinel.Address) -> pools.Pool:
 
 
 def watcher() -> sentinel.SentinelWatcher | None:
-    """Return the watcher of the Sentinels, None where the entry has none. Raises ImproperlyConfigured."""
+    """Return the watcher of the Sentinels, None without any. Raises ImproperlyConfigured."""
     found = pool()
     return None if isinstance(found, Nodes) else found.connection_kwargs.get("watcher")
 

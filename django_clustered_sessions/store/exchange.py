@@ -223,10 +223,10 @@ def cancellations() -> int:
 
 
 def heed(cancels: int) -> None:
-    """Raise CancelledError where the running task was cancelled since, and the cancellation was lost.
+    """Raise CancelledError if the running task was cancelled since and that was lost.
 
-    What connects or sends within ``wait_for``, as redis-py does where it has limits of its own, may
-    forget it in Python 3.11. A client that has left would then be waited for to the end.
+    In Python 3.11 ``wait_for``, which redis-py uses, may lose it. The request of a client that has
+    left would then go on to its end.
     """
     if cancellations() > cancels:
         raise asyncio.CancelledError

@@ -2,8 +2,8 @@
 
 A connection stays where it was made, and a primary that was cut off from its Sentinels goes on
 taking writes after another was promoted. So one thread of this process asks all Sentinels, off the
-request path, and a connection that leads elsewhere is dropped before it is lent. Code that connects,
-in a thread or in an event loop, waits for that thread's next answer.
+request path, and a connection that leads elsewhere is dropped before it is lent. A thread or task
+that connects waits for that thread's next answer.
 """
 
 from __future__ import annotations
