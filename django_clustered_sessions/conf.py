@@ -15,7 +15,6 @@ PREFIX = "CLUSTERED_SESSIONS_"
 
 OnConflict = Literal["merge", "overwrite", "error"]
 Locking = Literal["off", "write", "all"]
-OnLockLost = Literal["error", "merge"]
 OnReadOnlyChange = Literal["error", "log"]
 OnSyncShortfall = Literal["error", "warn"]
 OnSessionLimit = Literal["end_oldest", "refuse"]
@@ -120,11 +119,6 @@ class Settings:
     def lock_process_waiters(self) -> int:
         """How many requests of one process may wait for one session's lock."""
         return cast(int, _read("LOCK_PROCESS_WAITERS", 2))
-
-    @cached_property
-    def on_lock_lost(self) -> OnLockLost:
-        """What happens to the write of a request that has lost its lock."""
-        return cast(OnLockLost, _read("ON_LOCK_LOST", "error"))
 
     @cached_property
     def on_read_only_change(self) -> OnReadOnlyChange:

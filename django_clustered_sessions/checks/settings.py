@@ -216,13 +216,6 @@ def _locks() -> Iterator[CheckMessage]:
             hint="Make the lease shorter than the wait by a second or two.",
             id="clustered_sessions.W011",
         )
-    if conf.on_lock_lost == "merge" and conf.on_conflict != "merge":
-        yield Warning(
-            f"{PREFIX}ON_LOCK_LOST is 'merge' and has no effect, for {PREFIX}ON_CONFLICT is "
-            f"{conf.on_conflict!r}: who lost its lock is refused.",
-            hint=f"Set {PREFIX}ON_CONFLICT to 'merge', or leave ON_LOCK_LOST out.",
-            id="clustered_sessions.W013",
-        )
 
 
 def _sync_timeout() -> Iterator[CheckMessage]:

@@ -141,7 +141,6 @@ def commit(
             partial(state.lock.request, keys, state.policy, capped=False),
             state.lock.fence(release=release),
             whose=state.whose,
-            merge_lost=conf.on_lock_lost == "merge" and conf.on_conflict == "merge",
             again=state.replication.shortfall is not None,
         )
         # Others have moved it on, so that no move of this request's comes after.
@@ -165,7 +164,6 @@ def commit(
     if outcome.turn:
         # The commit had to take a lock of its own, which ended with it.
         state.lock.count(outcome.turn)
-        state.lock.lose()
     if release:
         state.lock.let_go()
     alive = outcome.alive

@@ -830,29 +830,6 @@ def test_middleware_that_swallows_the_loss_gets_a_409(
     assert stored(browser.key) == UNCHANGED
 
 
-def test_loss_may_be_merged_by_the_setting(
-    browser: Browser, settings: Any, store: redis.Redis, threads: Threads
-) -> None:
-    settings.CLUSTERED_SESSIONS_ON_LOCK_LOST = "merge"
-    tokens = []
-
-    @session_locked
-    def view(request: HttpRequest) -> HttpResponse:
-        response = change(request)
-        tokens.append(lose(store, browser.key))
-        return response
-
-    settings.ROOT_URLCONF = (path("", view),)
-    visit = visiting(threads, browser)
-    wait_for(lambda: tokens, "the loss")
-    wait_for_queue(store, browser.key, 1)
-    assert stored(browser.key) == UNCHANGED
-    free(browser.key, tokens[0])
-    assert outcome(visit).status_code == 200
-    assert stored(browser.key) == CHANGED
-    assert owner(store, browser.key) == ""
-
-
 # A view that calls its own site.
 
 

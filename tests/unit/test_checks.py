@@ -94,7 +94,6 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "LOCK_MAX_HOLD": (0, -1, "10", None, True, float("inf")),
     "LOCK_MAX_WAITERS": (-1, 1.5, "2", None, False),
     "LOCK_PROCESS_WAITERS": (-1, 1.5, "2", None, False),
-    "ON_LOCK_LOST": ("overwrite", None),
     "ON_READ_ONLY_CHANGE": ("warn", False),
     "SYNC_REPLICAS": (-1, 1.5, "1", None, True),
     "SYNC_FSYNC": (1, "yes", None),
@@ -167,8 +166,6 @@ RAISED = [
     ("W005", {PREFIX + "IDLE_TIMEOUT": 601, "SESSION_COOKIE_AGE": 600}),
     ("W011", {PREFIX + "LOCKING": "all", PREFIX + "LOCK_LEASE": 10}),
     ("W011", {PREFIX + "LOCKING": "write", PREFIX + "LOCK_WAIT": 7.5}),
-    ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "overwrite"}),
-    ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "error"}),
     ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 8.0}),
     ("W015", {PREFIX + "SYNC_FSYNC": True, PREFIX + "STORE_TIMEOUT": 1.0}),
     *(
@@ -232,8 +229,6 @@ SILENT = [
     {PREFIX + "SYNC_TIMEOUT": 5},
     *({PREFIX + "ON_SYNC_SHORTFALL": value} for value in ("error", "warn")),
     {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
-    {PREFIX + "ON_LOCK_LOST": "merge"},
-    {PREFIX + "ON_LOCK_LOST": "error", PREFIX + "ON_CONFLICT": "error"},
     *({PREFIX + "ON_READ_ONLY_CHANGE": value} for value in (None, "error", "log")),
 ]
 
