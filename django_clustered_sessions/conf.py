@@ -15,7 +15,6 @@ PREFIX = "CLUSTERED_SESSIONS_"
 
 OnConflict = Literal["merge", "overwrite", "error"]
 Locking = Literal["off", "write", "all"]
-OnReadOnlyChange = Literal["error", "log"]
 OnSyncShortfall = Literal["error", "warn"]
 OnSessionLimit = Literal["end_oldest", "refuse"]
 Nonstop = Literal["exception", "noop", "local_reads", "local_reads_exception_on_write"]
@@ -121,12 +120,6 @@ class Settings:
         return cast(int, _read("LOCK_PROCESS_WAITERS", 2))
 
     @cached_property
-    def on_read_only_change(self) -> OnReadOnlyChange:
-        """What happens when a view that only reads its session has changed it."""
-        default = "error" if settings.DEBUG else "log"
-        return cast(OnReadOnlyChange, _read("ON_READ_ONLY_CHANGE", None) or default)
-
-    @cached_property
     def sync_replicas(self) -> int:
         """How many replicas have to acknowledge a write."""
         return cast(int, _read("SYNC_REPLICAS", 0))
@@ -182,5 +175,5 @@ conf = Settings()
 
 @receiver(setting_changed)
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    if setting.startswith(PREFIX) or setting == "DEBUG":
+    if setting.startswith(PREFIX):
         vars(conf).clear()

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import cast
 
+from django.conf import settings
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 
@@ -204,14 +205,14 @@ def admit(state: SessionState, data: SessionData, user: object) -> Flow[None]:
 def may_write(state: SessionState) -> bool:
     """Return whether the view may change its session.
 
-    Raises SessionReadOnly where it may not, and errors are wanted.
+    Raises SessionReadOnly where it may not and DEBUG is on.
     """
     if state.policy.access is not Access.READ_ONLY or state.lock.grant is not None:
         return True
     if state.session_key and not (state.data and state.data.changes()):
         return True
     error = SessionReadOnly(state.policy.route)
-    if conf.on_read_only_change == "error":
+    if settings.DEBUG:
         raise error
     logger.warning("%s", error)
     return False

@@ -218,7 +218,6 @@ def test_locked_view_counts_one_after_the_other(
 def test_view_that_only_reads_writes_nothing(
     browser: Browser, form: Callable[[Decorator], Any]
 ) -> None:
-    browser.settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "log"
     browser.settings.ROOT_URLCONF = (path("", form(session_read_only)),)
     assert browser.request("/").json() == {"n": 1, "is_locked": False}
     assert SessionStore(browser.key).load() == {"n": 0}

@@ -382,7 +382,6 @@ def test_hidden_mark_gives_up_the_lock_when_the_view_begins(
     browser: Browser, settings: Any, store: redis.Redis, view: View
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "log"
     settings.MIDDLEWARE = [OURS, HERE + "Toucher"]
     assert browser.visit(hidden(session_read_only)(view)).content == b"False"
     assert stored(browser.key) == UNCHANGED
@@ -447,24 +446,14 @@ def with_secret(decorate: Decorator) -> View:
     return page
 
 
-@pairwise(browser=GATEWAYS, view=[change, achange], why=["DEBUG", "setting"], indirect=["browser"])
+@halves(change, achange)
 def test_change_by_a_read_only_view_is_an_error_in_development(
-    browser: Browser, settings: Any, why: str, view: View
+    browser: Browser, settings: Any, view: View
 ) -> None:
-    if why == "DEBUG":
-        settings.DEBUG = True
-    else:
-        settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "error"
+    settings.DEBUG = True
     browser.client.raise_request_exception = True
     with pytest.raises(SessionReadOnly, match="marked session_read_only"):
         browser.visit(session_read_only(view))
-    assert stored(browser.key) == UNCHANGED
-
-
-def test_setting_may_say_to_log_in_development_too(browser: Browser, settings: Any) -> None:
-    settings.DEBUG = True
-    settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "log"
-    assert browser.visit(session_read_only(change)).status_code == 200
     assert stored(browser.key) == UNCHANGED
 
 

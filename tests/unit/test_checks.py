@@ -94,7 +94,6 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "LOCK_MAX_HOLD": (0, -1, "10", None, True, float("inf")),
     "LOCK_MAX_WAITERS": (-1, 1.5, "2", None, False),
     "LOCK_PROCESS_WAITERS": (-1, 1.5, "2", None, False),
-    "ON_READ_ONLY_CHANGE": ("warn", False),
     "SYNC_REPLICAS": (-1, 1.5, "1", None, True),
     "SYNC_FSYNC": (1, "yes", None),
     "SYNC_TIMEOUT": (0, "1", None),
@@ -229,7 +228,6 @@ SILENT = [
     {PREFIX + "SYNC_TIMEOUT": 5},
     *({PREFIX + "ON_SYNC_SHORTFALL": value} for value in ("error", "warn")),
     {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
-    *({PREFIX + "ON_READ_ONLY_CHANGE": value} for value in (None, "error", "log")),
 ]
 
 
