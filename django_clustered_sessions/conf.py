@@ -130,11 +130,6 @@ class Settings:
         return cast(bool, _read("SYNC_FSYNC", False))
 
     @cached_property
-    def sync_timeout(self) -> float:
-        """Seconds that a write waits for that."""
-        return float(_read("SYNC_TIMEOUT", 1.0))
-
-    @cached_property
     def on_sync_shortfall(self) -> OnSyncShortfall:
         """What happens when too few have acknowledged a write."""
         return cast(OnSyncShortfall, _read("ON_SYNC_SHORTFALL", "error"))

@@ -20,7 +20,6 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.importing import old_engine
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.session.replication import SHARE
 
 from .entry import shared_database, store_entry
 from .values import unknown_names, values_allowed
@@ -67,7 +66,6 @@ def check_settings(
                 *_moving(),
                 *_idle_timeout(),
                 *_locks(),
-                *_sync_timeout(),
                 *_nonstop(),
                 *_proxies(),
             ]
@@ -215,17 +213,6 @@ def _locks() -> Iterator[CheckMessage]:
             "it give up before its lease ends.",
             hint="Make the lease shorter than the wait by a second or two.",
             id="clustered_sessions.W011",
-        )
-
-
-def _sync_timeout() -> Iterator[CheckMessage]:
-    if (conf.sync_replicas or conf.sync_fsync) and conf.sync_timeout > conf.store_timeout / 2:
-        yield Warning(
-            f"{PREFIX}SYNC_TIMEOUT ({conf.sync_timeout} s) is more than half of "
-            f"{PREFIX}STORE_TIMEOUT ({conf.store_timeout} s): a write waits for "
-            f"{SHARE * conf.store_timeout:g} s at most.",
-            hint="Make it less, or STORE_TIMEOUT more.",
-            id="clustered_sessions.W015",
         )
 
 

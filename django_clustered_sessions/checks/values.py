@@ -98,7 +98,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "LOCK_PROCESS_WAITERS": _HOW_MANY,
     "SYNC_REPLICAS": _HOW_MANY,
     "SYNC_FSYNC": _SWITCH,
-    "SYNC_TIMEOUT": _SECONDS,
     "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
     "NONSTOP": _one_of(*get_args(Nonstop)),
     "MIGRATE_FROM": (

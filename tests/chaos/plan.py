@@ -31,10 +31,7 @@ PATIENT: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_STORE_TIMEOUT": 10.0}
 Topology = Literal["single", "sentinel", "cluster", "failing-cluster"]
 
 #: A write is acknowledged once a replica has it.
-SYNCHRONOUS: Final[Mapping[str, Any]] = {
-    "CLUSTERED_SESSIONS_SYNC_REPLICAS": 1,
-    "CLUSTERED_SESSIONS_SYNC_TIMEOUT": 0.3,
-}
+SYNCHRONOUS: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_SYNC_REPLICAS": 1}
 
 #: Each so many seconds the work goes on with new sessions, so that none becomes large.
 ERA_S: Final = 5.0

@@ -96,7 +96,6 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "LOCK_PROCESS_WAITERS": (-1, 1.5, "2", None, False),
     "SYNC_REPLICAS": (-1, 1.5, "1", None, True),
     "SYNC_FSYNC": (1, "yes", None),
-    "SYNC_TIMEOUT": (0, "1", None),
     "ON_SYNC_SHORTFALL": ("log", None),
     "NONSTOP": ("localReads", None, True, ["noop"]),
     "MIGRATE_FROM": (7,),
@@ -165,8 +164,6 @@ RAISED = [
     ("W005", {PREFIX + "IDLE_TIMEOUT": 601, "SESSION_COOKIE_AGE": 600}),
     ("W011", {PREFIX + "LOCKING": "all", PREFIX + "LOCK_LEASE": 10}),
     ("W011", {PREFIX + "LOCKING": "write", PREFIX + "LOCK_WAIT": 7.5}),
-    ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 8.0}),
-    ("W015", {PREFIX + "SYNC_FSYNC": True, PREFIX + "STORE_TIMEOUT": 1.0}),
     *(
         ("E005", {PREFIX + "MIGRATE_FROM": name})
         for name in (
@@ -224,8 +221,7 @@ SILENT = [
     {PREFIX + "LOCKING": "off", PREFIX + "LOCK_LEASE": 10},
     {PREFIX + "LOCK_LEASE": 0.5, PREFIX + "LOCK_MAX_HOLD": 0.5},
     {PREFIX + "NEAR_CACHE_BYTES": 0},
-    {PREFIX + "SYNC_REPLICAS": 2, PREFIX + "SYNC_FSYNC": True, PREFIX + "SYNC_TIMEOUT": 0.8},
-    {PREFIX + "SYNC_TIMEOUT": 5},
+    {PREFIX + "SYNC_REPLICAS": 2, PREFIX + "SYNC_FSYNC": True},
     *({PREFIX + "ON_SYNC_SHORTFALL": value} for value in ("error", "warn")),
     {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
 ]
