@@ -29,9 +29,9 @@ def _read(name: str, default: Any) -> Any:
 class Settings:
     """Shadow Django's settings with this package's names, types and defaults.
 
-    Each property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says what
-    each one does, and a test holds that page to this class. Read once, and again after a change:
-    each request asks a dozen times.
+    Each cached property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says
+    what each one does, and a test holds that page to this class. The plain properties follow from
+    these. A setting is read once, and again after a change: each request asks a dozen times.
     """
 
     @cached_property
@@ -142,12 +142,14 @@ class Settings:
     @cached_property
     def migrate_from(self) -> str | None:
         """Session engine that unknown sessions are taken over from."""
-        return cast("str | None", _read("MIGRATE_FROM", None))
+        setting = _read("MIGRATE_FROM", None)
+        return cast("str | None", setting["ENGINE"] if isinstance(setting, dict) else setting)
 
-    @cached_property
+    @property
     def migrate_cache(self) -> str | None:
-        """Entry of CACHES that that engine uses, or None for SESSION_CACHE_ALIAS."""
-        return cast("str | None", _read("MIGRATE_CACHE", None))
+        """Entry of CACHES that this engine uses, or None for SESSION_CACHE_ALIAS."""
+        setting = _read("MIGRATE_FROM", None)
+        return cast("str | None", setting.get("CACHE") if isinstance(setting, dict) else None)
 
     @cached_property
     def migrate_pickle(self) -> bool:

@@ -185,15 +185,16 @@ def _moving() -> Iterator[CheckMessage]:
         yield Error(
             f"Sessions cannot be taken over: {error}.",
             hint=f"Set {PREFIX}MIGRATE_PICKLE = True if nobody but this site can write there, and "
-            f"take it away with {PREFIX}MIGRATE_FROM; or name the cache by {PREFIX}MIGRATE_CACHE "
-            "if it is another one.",
+            f"take it away with {PREFIX}MIGRATE_FROM; or name the cache in {PREFIX}MIGRATE_FROM, "
+            '{"ENGINE": ..., "CACHE": ...}, if it is another one.',
             id="clustered_sessions.E006",
         )
     except ImproperlyConfigured as error:
         yield Error(
             f"Sessions cannot be taken over: {error}.",
-            hint="Name the engine that the site used before, as SESSION_ENGINE had it, and leave "
-            "its settings and its app in place.",
+            hint="Name the engine that the site used before, as SESSION_ENGINE had it, or "
+            '{"ENGINE": the same, "CACHE": what SESSION_CACHE_ALIAS was}, and leave its settings '
+            "and its app in place.",
             id="clustered_sessions.E005",
         )
 

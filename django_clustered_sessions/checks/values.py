@@ -43,6 +43,14 @@ def _are_networks(value: object) -> bool:
         return False
 
 
+def _is_old_engine(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"ENGINE", "CACHE"}
+        and all(isinstance(name, str) for name in value.values())
+    )
+
+
 def _one_of(*allowed: str | None) -> Rule:
     return lambda value: value in allowed, "one of " + ", ".join(map(repr, allowed))
 
@@ -101,12 +109,9 @@ RULES: Final[Mapping[str, Rule]] = {
     "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
     "NONSTOP": _one_of(*get_args(Nonstop)),
     "MIGRATE_FROM": (
-        lambda value: value is None or isinstance(value, str),
-        "None or the dotted name of a session engine",
-    ),
-    "MIGRATE_CACHE": (
-        lambda value: value is None or isinstance(value, str),
-        "None or the name of an entry of CACHES",
+        lambda value: value is None or isinstance(value, str) or _is_old_engine(value),
+        "None; the session engine that the site used before, as SESSION_ENGINE had it; or "
+        '{"ENGINE": the same, "CACHE": what SESSION_CACHE_ALIAS was}',
     ),
     "MIGRATE_PICKLE": _SWITCH,
     "EVENTS_KEPT": _HOW_MANY,

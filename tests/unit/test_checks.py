@@ -98,8 +98,13 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "SYNC_FSYNC": (1, "yes", None),
     "ON_SYNC_SHORTFALL": ("log", None),
     "NONSTOP": ("localReads", None, True, ["noop"]),
-    "MIGRATE_FROM": (7,),
-    "MIGRATE_CACHE": (7,),
+    "MIGRATE_FROM": (
+        7,
+        {},
+        {"CACHE": "default"},
+        {"ENGINE": "django.contrib.sessions.backends.cache", "CACHE": None},
+        {"ENGINE": "django.contrib.sessions.backends.cache", "ALIAS": "default"},
+    ),
     "MIGRATE_PICKLE": (1, "yes", None),
     "EVENTS_KEPT": (-1, 1.5, "2", None, False),
     "NODE_NAME": (7,),
@@ -177,13 +182,18 @@ RAISED = [
     (
         "E005",
         {
-            PREFIX + "MIGRATE_FROM": "django.contrib.sessions.backends.cache",
-            PREFIX + "MIGRATE_CACHE": "nowhere",
+            PREFIX + "MIGRATE_FROM": {
+                "ENGINE": "django.contrib.sessions.backends.cache",
+                "CACHE": "nowhere",
+            },
         },
     ),
     *(
-        ("E006", {PREFIX + "MIGRATE_FROM": "django.contrib.sessions.backends.cache", **more})
-        for more in ({}, {PREFIX + "MIGRATE_CACHE": "default"})
+        ("E006", {PREFIX + "MIGRATE_FROM": old})
+        for old in (
+            "django.contrib.sessions.backends.cache",
+            {"ENGINE": "django.contrib.sessions.backends.cache", "CACHE": "default"},
+        )
     ),
 ]
 
