@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from functools import cache, cached_property
+from math import ceil
 from typing import Any, Literal, cast
 
 from django.conf import settings
@@ -114,10 +115,10 @@ class Settings:
         """How many requests may wait for one session's lock."""
         return cast(int, _read("LOCK_MAX_WAITERS", 16))
 
-    @cached_property
+    @property
     def lock_process_waiters(self) -> int:
-        """How many requests of one process may wait for one session's lock."""
-        return cast(int, _read("LOCK_PROCESS_WAITERS", 2))
+        """Most requests of one process that may wait for one session's lock."""
+        return ceil(self.lock_max_waiters / 8)
 
     @cached_property
     def sync_replicas(self) -> int:

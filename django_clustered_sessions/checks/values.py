@@ -103,7 +103,6 @@ RULES: Final[Mapping[str, Rule]] = {
     "LOCK_LEASE": _SECONDS,
     "LOCK_MAX_HOLD": _SECONDS,
     "LOCK_MAX_WAITERS": _HOW_MANY,
-    "LOCK_PROCESS_WAITERS": _HOW_MANY,
     "SYNC_REPLICAS": _HOW_MANY,
     "SYNC_FSYNC": _SWITCH,
     "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),

@@ -203,5 +203,5 @@ def _crowded() -> Refusal:
     return Refusal(
         SessionLockRefused,
         f"{conf.lock_process_waiters} requests of this process wait for it already",
-        "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS says how many may.",
+        "An eighth of CLUSTERED_SESSIONS_LOCK_MAX_WAITERS may wait in one process.",
     )

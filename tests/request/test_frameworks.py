@@ -43,7 +43,7 @@ NAMES = itertools.count()
 def browser(request: pytest.FixtureRequest, store: redis.Redis, settings: Any) -> Browser:
     """Visit with the cookie of a session that is stored, in which ``n`` is 0."""
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = BOUND_S
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 8
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 64
     found = Browser(settings, asgi=request.param == "asgi")
     found.key = new_session(n=0)
     return found

@@ -231,7 +231,7 @@ def test_locked_requests_come_one_after_the_other(
     browser: Browser, settings: Any, threads: Threads
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 8
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 64
     settings.ROOT_URLCONF = (path("", count),)
 
     def visit(tab: Browser) -> list[int]:
@@ -603,10 +603,13 @@ def test_one_waiter_too_many_for_the_session_is_refused_at_once(
 
 
 def test_one_waiter_too_many_for_the_process_is_refused_at_once(
-    browser: Browser, settings: Any, store: redis.Redis, threads: Threads
+    browser: Browser,
+    settings: Any,
+    store: redis.Redis,
+    threads: Threads,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 2
     settings.ROOT_URLCONF = (path("", count),)
     token = seize(browser.key)
     waiting = []
@@ -618,6 +621,8 @@ def test_one_waiter_too_many_for_the_process_is_refused_at_once(
     response = browser.request("/")
     assert response.status_code == 429
     assert int(response.headers["Retry-After"]) > 0
+    assert "2 requests of this process wait for it already" in caplog.text
+    assert "An eighth of CLUSTERED_SESSIONS_LOCK_MAX_WAITERS may wait" in caplog.text
     assert len(queue(store, browser.key)) == 3
     # It counts for each session alone.
     other = browser.another_tab()
@@ -629,12 +634,9 @@ def test_one_waiter_too_many_for_the_process_is_refused_at_once(
     assert not waiting_here(browser.key)
 
 
-@on(("wsgi", "MAX"), ("asgi", "PROCESS"), name="cap")
-def test_template_that_swallows_the_refusal_is_replaced(
-    browser: Browser, settings: Any, cap: str
-) -> None:
+def test_template_that_swallows_the_refusal_is_replaced(browser: Browser, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    setattr(settings, f"CLUSTERED_SESSIONS_LOCK_{cap}_WAITERS", 0)
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
     template = engines["django"].from_string(
         "{% if request.session.user %}in{% else %}out{% endif %}"
     )
@@ -648,7 +650,6 @@ def test_template_that_swallows_the_refusal_is_replaced(
     assert response.status_code == 429
     assert "Retry-After" in response.headers
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 1
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 1
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.1
     assert browser.visit(view).status_code == 503
 
@@ -682,7 +683,6 @@ def test_unlocked_change_waits_for_the_holder_outside_the_caps(
     browser: Browser, settings: Any, store: redis.Redis, threads: Threads, view: View
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 0
     settings.ROOT_URLCONF = (path("", view),)
     token = seize(browser.key)
     visit = visiting(threads, browser)

@@ -60,7 +60,7 @@ def patience(settings: Any) -> None:
     # Not the 15 s of all tests: whose turn went unheard asks again after half of it.
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 5.0
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = BOUND_S
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 16
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 128
 
 
 def append(key: str, value: Any) -> None:
@@ -730,7 +730,6 @@ def test_unlocked_writer_waits_for_its_turn_and_then_merges(
 ) -> None:
     # Its work is done already, so there is always room for it.
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 0
     key = new_session(order=[])
     holder = SessionStore(key)
 

@@ -93,7 +93,6 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "LOCK_LEASE": (0, -1, "10", None, True, float("inf")),
     "LOCK_MAX_HOLD": (0, -1, "10", None, True, float("inf")),
     "LOCK_MAX_WAITERS": (-1, 1.5, "2", None, False),
-    "LOCK_PROCESS_WAITERS": (-1, 1.5, "2", None, False),
     "SYNC_REPLICAS": (-1, 1.5, "1", None, True),
     "SYNC_FSYNC": (1, "yes", None),
     "ON_SYNC_SHORTFALL": ("log", None),
@@ -233,7 +232,7 @@ SILENT = [
     {PREFIX + "NEAR_CACHE_BYTES": 0},
     {PREFIX + "SYNC_REPLICAS": 2, PREFIX + "SYNC_FSYNC": True},
     *({PREFIX + "ON_SYNC_SHORTFALL": value} for value in ("error", "warn")),
-    {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
+    {PREFIX + "LOCK_MAX_WAITERS": 0},
 ]
 
 
