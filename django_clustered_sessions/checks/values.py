@@ -21,6 +21,7 @@ from django_clustered_sessions.conf import (
     OnSyncShortfall,
     Settings,
 )
+from django_clustered_sessions.session.replication import SHARE
 
 #: Bytes of a session are counted in 32 bits.
 _MAX_BYTES: Final = 2**32 - 1
@@ -120,6 +121,19 @@ RULES: Final[Mapping[str, Rule]] = {
     ),
 }
 
+#: Settings of early versions, and what to do without each.
+REMOVED: Final[Mapping[str, str]] = {
+    "LOCK_PROCESS_WAITERS": f"Set {PREFIX}LOCK_MAX_WAITERS: an eighth of that, rounded up, may "
+    "wait in one process.",
+    "MIGRATE_CACHE": f"Name the cache in {PREFIX}MIGRATE_FROM: "
+    '{"ENGINE": "django.contrib.sessions.backends.cache", "CACHE": "default"}.',
+    "ON_LOCK_LOST": "Leave it out: a write under a lost lock always raises SessionLockLost.",
+    "ON_READ_ONLY_CHANGE": "Leave it out: a change is an error under DEBUG, and otherwise a "
+    "warning in the log.",
+    "SYNC_TIMEOUT": f"Set {PREFIX}STORE_TIMEOUT: a write waits for {SHARE} of what is left of "
+    "that.",
+}
+
 
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -134,7 +148,7 @@ def unknown_names() -> Iterator[CheckMessage]:
             nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
             yield Warning(
                 f"There is no setting {name}; it has no effect.",
-                hint=f"The nearest one is {nearest}.",
+                hint=REMOVED.get(name.removeprefix(PREFIX)) or f"The nearest one is {nearest}.",
                 id="clustered_sessions.W003",
             )
 

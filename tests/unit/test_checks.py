@@ -19,7 +19,7 @@ from django_clustered_sessions.checks import settings as settings_checks
 from django_clustered_sessions.checks import store as store_checks
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
-from django_clustered_sessions.checks.values import RULES, _names
+from django_clustered_sessions.checks.values import REMOVED, RULES, _names
 from django_clustered_sessions.conf import PREFIX
 from django_clustered_sessions.monitoring.server_info import StoreFacts
 from django_clustered_sessions.store import connections
@@ -405,6 +405,30 @@ def test_unknown_setting_is_told_the_nearest_name(wrong: str, right: str, settin
     setattr(settings, PREFIX + wrong, 1)
     (message,) = check_settings()
     assert message.hint == f"The nearest one is {PREFIX}{right}."
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("LOCK_PROCESS_WAITERS", "Set CLUSTERED_SESSIONS_LOCK_MAX_WAITERS: an eighth of that"),
+        ("MIGRATE_CACHE", "Name the cache in CLUSTERED_SESSIONS_MIGRATE_FROM: {"),
+        ("ON_LOCK_LOST", "always raises SessionLockLost"),
+        ("ON_READ_ONLY_CHANGE", "an error under DEBUG"),
+        ("SYNC_TIMEOUT", "Set CLUSTERED_SESSIONS_STORE_TIMEOUT: a write waits for 0.4 of"),
+    ],
+)
+def test_removed_setting_is_told_what_to_do_instead(name: str, instead: str, settings: Any) -> None:
+    setattr(settings, PREFIX + name, None)
+    (message,) = check_settings()
+    assert (message.id, message.msg) == (
+        "clustered_sessions.W003",
+        f"There is no setting {PREFIX}{name}; it has no effect.",
+    )
+    assert instead in (message.hint or "")
+
+
+def test_no_removed_setting_is_a_setting() -> None:
+    assert not REMOVED.keys() & set(_names())
 
 
 def test_check_command_runs_them(settings: Any) -> None:
