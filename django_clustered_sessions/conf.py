@@ -28,7 +28,7 @@ def _read(name: str, default: Any) -> Any:
 
 
 class Settings:
-    """Shadow Django's settings with this package's names, types and defaults.
+    """Settings of this package, with their names, types and defaults.
 
     Each cached property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says
     what each one does, and a test holds that page to this class. The plain properties follow from
@@ -42,7 +42,7 @@ class Settings:
 
     @cached_property
     def on_conflict(self) -> OnConflict:
-        """What happens when two requests changed one session key."""
+        """Outcome where two requests changed one session key."""
         return cast(OnConflict, _read("ON_CONFLICT", "merge"))
 
     @cached_property
@@ -67,22 +67,22 @@ class Settings:
 
     @cached_property
     def max_sessions_per_user(self) -> int | None:
-        """In how many sessions a user may be logged in, or None."""
+        """Most sessions in which a user may be logged in, or None."""
         return cast("int | None", _read("MAX_SESSIONS_PER_USER", None))
 
     @cached_property
     def on_session_limit(self) -> OnSessionLimit:
-        """What happens when a user logs in once more than that."""
+        """Outcome where a user logs in once more than that."""
         return cast(OnSessionLimit, _read("ON_SESSION_LIMIT", "end_oldest"))
 
     @cached_property
     def track_clients(self) -> bool:
-        """Whether sessions keep from where they are used."""
+        """Switch for keeping the addresses and user agents that use a session."""
         return cast(bool, _read("TRACK_CLIENTS", False))
 
     @cached_property
     def trusted_proxies(self) -> int | Sequence[str]:
-        """The site's proxies: how many, or the network of each."""
+        """The site's proxies: their number, or the network of each."""
         return cast("int | Sequence[str]", _read("TRUSTED_PROXIES", 0))
 
     @cached_property
@@ -92,7 +92,7 @@ class Settings:
 
     @cached_property
     def locking(self) -> Locking:
-        """Which requests take their session's lock."""
+        """Requests that take their session's lock: none, those that write, or all."""
         return cast(Locking, _read("LOCKING", "off"))
 
     @cached_property
@@ -112,7 +112,7 @@ class Settings:
 
     @cached_property
     def lock_max_waiters(self) -> int:
-        """How many requests may wait for one session's lock."""
+        """Most requests that may wait for one session's lock."""
         return cast(int, _read("LOCK_MAX_WAITERS", 16))
 
     @property
@@ -122,22 +122,22 @@ class Settings:
 
     @cached_property
     def sync_replicas(self) -> int:
-        """How many replicas have to acknowledge a write."""
+        """Number of replicas that have to acknowledge a write."""
         return cast(int, _read("SYNC_REPLICAS", 0))
 
     @cached_property
     def sync_fsync(self) -> bool:
-        """Whether a write has to be on disk."""
+        """Switch for waiting until a write is on disk."""
         return cast(bool, _read("SYNC_FSYNC", False))
 
     @cached_property
     def on_sync_shortfall(self) -> OnSyncShortfall:
-        """What happens when too few have acknowledged a write."""
+        """Outcome where too few replicas have acknowledged a write."""
         return cast(OnSyncShortfall, _read("ON_SYNC_SHORTFALL", "error"))
 
     @cached_property
     def nonstop(self) -> Nonstop:
-        """What a request does while the store is away."""
+        """Behaviour of a request while the store is away."""
         return cast(Nonstop, _read("NONSTOP", "exception"))
 
     @cached_property
@@ -154,12 +154,12 @@ class Settings:
 
     @cached_property
     def migrate_pickle(self) -> bool:
-        """Whether sessions are taken over that are stored as pickles."""
+        """Switch for taking over sessions that are stored as pickles."""
         return cast(bool, _read("MIGRATE_PICKLE", False))
 
     @cached_property
     def events_kept(self) -> int:
-        """How many events wait for somebody to handle them; 0 turns them off."""
+        """Most events that wait to be handled; 0 turns events off."""
         return cast(int, _read("EVENTS_KEPT", 0))
 
     @cached_property

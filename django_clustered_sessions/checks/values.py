@@ -1,4 +1,4 @@
-"""What each setting may be."""
+"""Checks of each setting by itself: its name and its value."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ _MAX_BYTES: Final = 2**32 - 1
 #: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
 _SHORTEST_IDLE_S: Final = 2
 
-#: How much of the prefix a setting's name has to have, for it to be meant: not CLUSTERED_CACHES_...
+#: Similarity to the prefix from which on a name is taken for one of this package's settings. It
+#: leaves out CLUSTERED_CACHES_...
 _LIKENESS: Final = 0.85
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -61,14 +62,14 @@ _SECONDS: Final[Rule] = (
     "a number of seconds above 0",
 )
 
-_HOW_MANY: Final[Rule] = (
+_COUNT: Final[Rule] = (
     lambda value: _is_number(value) and isinstance(value, int) and value >= 0,
     "a whole number, 0 or more",
 )
 
 _SWITCH: Final[Rule] = (lambda value: isinstance(value, bool), "True or False")
 
-#: What each setting has to be: a test, and the same in words.
+#: Rule of each setting: a test of its value, and the same in words.
 RULES: Final[Mapping[str, Rule]] = {
     "KEY_PREFIX": (
         lambda value: isinstance(value, str) and bool(value) and not set(value) & set("{}"),
@@ -89,22 +90,22 @@ RULES: Final[Mapping[str, Rule]] = {
         "None or a number of seconds above 0",
     ),
     "MAX_SESSIONS_PER_USER": (
-        lambda value: value is None or (_HOW_MANY[0](value) and value > 0),
+        lambda value: value is None or (_COUNT[0](value) and value > 0),
         "None or a whole number, 1 or more",
     ),
     "ON_SESSION_LIMIT": _one_of(*get_args(OnSessionLimit)),
-    "TRACK_CLIENTS": (lambda value: isinstance(value, bool), "True or False"),
+    "TRACK_CLIENTS": _SWITCH,
     "TRUSTED_PROXIES": (
-        lambda value: _HOW_MANY[0](value) or _are_networks(value),
+        lambda value: _COUNT[0](value) or _are_networks(value),
         "how many proxies, or a list with the network of each as a string",
     ),
-    "NEAR_CACHE_BYTES": _HOW_MANY,
+    "NEAR_CACHE_BYTES": _COUNT,
     "LOCKING": _one_of(*get_args(Locking)),
     "LOCK_WAIT": _SECONDS,
     "LOCK_LEASE": _SECONDS,
     "LOCK_MAX_HOLD": _SECONDS,
-    "LOCK_MAX_WAITERS": _HOW_MANY,
-    "SYNC_REPLICAS": _HOW_MANY,
+    "LOCK_MAX_WAITERS": _COUNT,
+    "SYNC_REPLICAS": _COUNT,
     "SYNC_FSYNC": _SWITCH,
     "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
     "NONSTOP": _one_of(*get_args(Nonstop)),
@@ -114,7 +115,7 @@ RULES: Final[Mapping[str, Rule]] = {
         '{"ENGINE": the same, "CACHE": what SESSION_CACHE_ALIAS was}',
     ),
     "MIGRATE_PICKLE": _SWITCH,
-    "EVENTS_KEPT": _HOW_MANY,
+    "EVENTS_KEPT": _COUNT,
     "NODE_NAME": (
         lambda value: value is None or isinstance(value, str),
         "a string, or None for the name of the host",
@@ -140,7 +141,7 @@ def _is_number(value: object) -> bool:
 
 
 def unknown_names() -> Iterator[CheckMessage]:
-    """Warn of settings that look like this package's and are none, by their prefix too."""
+    """Warn of settings that look like this package's and are none, a mistyped prefix included."""
     known = [PREFIX + name for name in _names()]
     for name in dir(settings):
         is_like_ours = get_close_matches(name[: len(PREFIX)], [PREFIX], cutoff=_LIKENESS)
@@ -161,12 +162,12 @@ def _names() -> list[str]:
 
 def values_allowed() -> Iterator[CheckMessage]:
     """Refuse values that settings cannot have."""
-    for name, (is_right, wanted) in RULES.items():
+    for name, (is_allowed, words) in RULES.items():
         if hasattr(settings, PREFIX + name):
             value = getattr(settings, PREFIX + name)
-            if not is_right(value):
+            if not is_allowed(value):
                 yield Error(
                     f"{PREFIX}{name} is {value!r}.",
-                    hint=f"It has to be {wanted}.",
+                    hint=f"It has to be {words}.",
                     id="clustered_sessions.E003",
                 )
