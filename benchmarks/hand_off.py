@@ -53,8 +53,8 @@ def configure(location: str) -> None:
         INSTALLED_APPS=["django_clustered_sessions"],
         CACHES={"default": {"BACKEND": "django_redis.cache.RedisCache", "LOCATION": location}},
         CLUSTERED_SESSIONS_LOCK_LEASE=LEASE_S,
-        CLUSTERED_SESSIONS_LOCK_MAX_WAITERS=WAITERS,
-        CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS=WAITERS,
+        # An eighth of them may wait in this process.
+        CLUSTERED_SESSIONS_LOCK_MAX_WAITERS=8 * WAITERS,
     )
     django.setup()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Sequence
 from functools import cache, cached_property
+from math import ceil
 from typing import Any, Literal, cast
 
 from django.conf import settings
@@ -15,8 +16,6 @@ PREFIX = "CLUSTERED_SESSIONS_"
 
 OnConflict = Literal["merge", "overwrite", "error"]
 Locking = Literal["off", "write", "all"]
-OnLockLost = Literal["error", "merge"]
-OnReadOnlyChange = Literal["error", "log"]
 OnSyncShortfall = Literal["error", "warn"]
 OnSessionLimit = Literal["end_oldest", "refuse"]
 Nonstop = Literal["exception", "noop", "local_reads", "local_reads_exception_on_write"]
@@ -29,11 +28,11 @@ def _read(name: str, default: Any) -> Any:
 
 
 class Settings:
-    """Shadow Django's settings with this package's names, types and defaults.
+    """Settings of this package, with their names, types and defaults.
 
-    Each property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says what
-    each one does, and a test holds that page to this class. Read once, and again after a change:
-    each request asks a dozen times.
+    Each cached property ``x`` is the setting ``CLUSTERED_SESSIONS_X``; ``docs/settings.md`` says
+    what each one does, and a test holds that page to this class. The plain properties follow from
+    these. A setting is read once, and again after a change: each request asks a dozen times.
     """
 
     @cached_property
@@ -43,7 +42,7 @@ class Settings:
 
     @cached_property
     def on_conflict(self) -> OnConflict:
-        """What happens when two requests changed one session key."""
+        """Outcome where two requests changed one session key."""
         return cast(OnConflict, _read("ON_CONFLICT", "merge"))
 
     @cached_property
@@ -68,22 +67,22 @@ class Settings:
 
     @cached_property
     def max_sessions_per_user(self) -> int | None:
-        """In how many sessions a user may be logged in, or None."""
+        """Most sessions in which a user may be logged in, or None."""
         return cast("int | None", _read("MAX_SESSIONS_PER_USER", None))
 
     @cached_property
     def on_session_limit(self) -> OnSessionLimit:
-        """What happens when a user logs in once more than that."""
+        """Outcome where a user logs in once more than that."""
         return cast(OnSessionLimit, _read("ON_SESSION_LIMIT", "end_oldest"))
 
     @cached_property
     def track_clients(self) -> bool:
-        """Whether sessions keep from where they are used."""
+        """Switch for keeping the addresses and user agents that use a session."""
         return cast(bool, _read("TRACK_CLIENTS", False))
 
     @cached_property
     def trusted_proxies(self) -> int | Sequence[str]:
-        """The site's proxies: how many, or the network of each."""
+        """The site's proxies: their number, or the network of each."""
         return cast("int | Sequence[str]", _read("TRUSTED_PROXIES", 0))
 
     @cached_property
@@ -93,7 +92,7 @@ class Settings:
 
     @cached_property
     def locking(self) -> Locking:
-        """Which requests take their session's lock."""
+        """Requests that take their session's lock: none, those that write, or all."""
         return cast(Locking, _read("LOCKING", "off"))
 
     @cached_property
@@ -113,68 +112,54 @@ class Settings:
 
     @cached_property
     def lock_max_waiters(self) -> int:
-        """How many requests may wait for one session's lock."""
+        """Most requests that may wait for one session's lock."""
         return cast(int, _read("LOCK_MAX_WAITERS", 16))
 
-    @cached_property
+    @property
     def lock_process_waiters(self) -> int:
-        """How many requests of one process may wait for one session's lock."""
-        return cast(int, _read("LOCK_PROCESS_WAITERS", 2))
-
-    @cached_property
-    def on_lock_lost(self) -> OnLockLost:
-        """What happens to the write of a request that has lost its lock."""
-        return cast(OnLockLost, _read("ON_LOCK_LOST", "error"))
-
-    @cached_property
-    def on_read_only_change(self) -> OnReadOnlyChange:
-        """What happens when a view that only reads its session has changed it."""
-        default = "error" if settings.DEBUG else "log"
-        return cast(OnReadOnlyChange, _read("ON_READ_ONLY_CHANGE", None) or default)
+        """Most requests of one process that may wait for one session's lock."""
+        return ceil(self.lock_max_waiters / 8)
 
     @cached_property
     def sync_replicas(self) -> int:
-        """How many replicas have to acknowledge a write."""
+        """Number of replicas that have to acknowledge a write."""
         return cast(int, _read("SYNC_REPLICAS", 0))
 
     @cached_property
     def sync_fsync(self) -> bool:
-        """Whether a write has to be on disk."""
+        """Switch for waiting until a write is on disk."""
         return cast(bool, _read("SYNC_FSYNC", False))
 
     @cached_property
-    def sync_timeout(self) -> float:
-        """Seconds that a write waits for that."""
-        return float(_read("SYNC_TIMEOUT", 1.0))
-
-    @cached_property
     def on_sync_shortfall(self) -> OnSyncShortfall:
-        """What happens when too few have acknowledged a write."""
+        """Outcome where too few replicas have acknowledged a write."""
         return cast(OnSyncShortfall, _read("ON_SYNC_SHORTFALL", "error"))
 
     @cached_property
     def nonstop(self) -> Nonstop:
-        """What a request does while the store is away."""
+        """Behaviour of a request while the store is away."""
         return cast(Nonstop, _read("NONSTOP", "exception"))
 
     @cached_property
     def migrate_from(self) -> str | None:
         """Session engine that unknown sessions are taken over from."""
-        return cast("str | None", _read("MIGRATE_FROM", None))
+        setting = _read("MIGRATE_FROM", None)
+        return cast("str | None", setting["ENGINE"] if isinstance(setting, dict) else setting)
 
-    @cached_property
+    @property
     def migrate_cache(self) -> str | None:
-        """Entry of CACHES that that engine uses, or None for SESSION_CACHE_ALIAS."""
-        return cast("str | None", _read("MIGRATE_CACHE", None))
+        """Entry of CACHES that this engine uses, or None for SESSION_CACHE_ALIAS."""
+        setting = _read("MIGRATE_FROM", None)
+        return cast("str | None", setting.get("CACHE") if isinstance(setting, dict) else None)
 
     @cached_property
     def migrate_pickle(self) -> bool:
-        """Whether sessions are taken over that are stored as pickles."""
+        """Switch for taking over sessions that are stored as pickles."""
         return cast(bool, _read("MIGRATE_PICKLE", False))
 
     @cached_property
     def events_kept(self) -> int:
-        """How many events wait for somebody to handle them; 0 turns them off."""
+        """Most events that wait to be handled; 0 turns events off."""
         return cast(int, _read("EVENTS_KEPT", 0))
 
     @cached_property
@@ -188,5 +173,5 @@ conf = Settings()
 
 @receiver(setting_changed)
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
-    if setting.startswith(PREFIX) or setting == "DEBUG":
+    if setting.startswith(PREFIX):
         vars(conf).clear()

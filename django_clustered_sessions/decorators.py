@@ -60,7 +60,7 @@ def session_locked(view: View) -> View:
 def session_read_only(view: View) -> View:
     """Let a view read its session without a lock and never write it.
 
-    A change raises SessionReadOnly, or is dropped and logged, by the setting ON_READ_ONLY_CHANGE.
+    A change raises SessionReadOnly under DEBUG; otherwise it is dropped and logged.
     """
     return _marked(view, access=Access.READ_ONLY)
 

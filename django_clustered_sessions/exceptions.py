@@ -119,7 +119,8 @@ class SessionNotReplicated(ClusteredSessionError):
         super().__init__(
             f"session {session_id[:12]}: {why}. The write was applied; whether it would outlast "
             "its primary is not known. Do not repeat the change: save() once more asks again. See "
-            "to the replicas, or to CLUSTERED_SESSIONS_SYNC_REPLICAS, SYNC_FSYNC and SYNC_TIMEOUT."
+            "to the replicas, or to CLUSTERED_SESSIONS_SYNC_REPLICAS, SYNC_FSYNC and "
+            "STORE_TIMEOUT."
         )
 
 

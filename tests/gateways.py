@@ -12,8 +12,10 @@ from asgiref.sync import async_to_sync
 from django.test import AsyncClient, Client
 from django.urls import path
 
+from django_clustered_sessions.conf import conf
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.session import replication
 
 #: What a test's view is: synchronous or asynchronous.
 View = Callable[..., Any]
@@ -86,3 +88,8 @@ def records(store: redis.Redis) -> list[bytes]:
     """Return the store's keys that hold a living session."""
     keys = [key for key in store.scan_iter("session:*") if store.type(key) == b"hash"]
     return [key for key in keys if store.hexists(key, "m:")]
+
+
+def wait_for_replicas(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
+    """Let a write wait for its replicas so long, however long STORE_TIMEOUT is now."""
+    monkeypatch.setattr(replication, "SHARE", seconds / conf.store_timeout)

@@ -1,4 +1,4 @@
-"""The entry of CACHES that names the store."""
+"""Checks of the entry of CACHES that names the store."""
 
 from __future__ import annotations
 
@@ -83,9 +83,9 @@ def _strange_classes(options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     parser = options.get("PARSER_CLASS")
     if parser and not str(parser).startswith("redis."):
         yield "PARSER_CLASS", parser
-    sharding = options.get("CLIENT_CLASS")
-    if sharding and str(sharding).endswith("ShardClient"):
-        yield "CLIENT_CLASS", sharding
+    cache_client = options.get("CLIENT_CLASS")
+    if cache_client and str(cache_client).endswith("ShardClient"):
+        yield "CLIENT_CLASS", cache_client
     pool_options = options.get("CONNECTION_POOL_KWARGS") or {}
     if "connection_class" in pool_options:
         yield "connection_class in CONNECTION_POOL_KWARGS", pool_options["connection_class"]

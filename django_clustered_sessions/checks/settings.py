@@ -1,4 +1,4 @@
-"""What the settings say: what they may be, and what does not go together."""
+"""Checks of the settings: each by itself, and those that do not go together."""
 
 from __future__ import annotations
 
@@ -20,7 +20,6 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.importing import old_engine
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.session.replication import SHARE
 
 from .entry import shared_database, store_entry
 from .values import unknown_names, values_allowed
@@ -40,7 +39,7 @@ _NEED_A_SESSION: Final = frozenset(
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Check what the settings say; while SESSION_ENGINE is not this package's, nothing but that."""
+    """Check the settings; only SESSION_ENGINE and MIDDLEWARE while another engine is in use."""
     try:
         engine = _engine()
     except ImproperlyConfigured as error:
@@ -53,21 +52,20 @@ def check_settings(
         ]
     if not issubclass(engine, SessionStore):
         return list(_another_engine())
-    values = list(values_allowed())
+    wrong_values = list(values_allowed())
     return [
         *_middleware(),
         *unknown_names(),
-        *values,
-        *store_entry(buildable=not values),
+        *wrong_values,
+        *store_entry(buildable=not wrong_values),
         *shared_database(),
         *(
             []
-            if values
+            if wrong_values
             else [
-                *_moving(),
+                *_migrate_from(),
                 *_idle_timeout(),
                 *_locks(),
-                *_sync_timeout(),
                 *_nonstop(),
                 *_proxies(),
             ]
@@ -143,16 +141,16 @@ def _middleware() -> Iterator[CheckMessage]:
         yield from _before(next(iter(found)), classes)
 
 
-def _before(session: str, classes: Mapping[str, type[Any]]) -> Iterator[CheckMessage]:
-    for path in takewhile(lambda path: path != session, classes):
+def _before(session_middleware: str, classes: Mapping[str, type[Any]]) -> Iterator[CheckMessage]:
+    for path in takewhile(lambda path: path != session_middleware, classes):
         if any(
             f"{cls.__module__}.{cls.__qualname__}" in _NEED_A_SESSION
             for cls in classes[path].__mro__
         ):
             yield Error(
-                f"MIDDLEWARE has {path} before {session}: it finds no session, and every request "
-                "is an error.",
-                hint=f"Put '{session}' before it.",
+                f"MIDDLEWARE has {path} before {session_middleware}: it finds no session, and "
+                "every request is an error.",
+                hint=f"Put '{session_middleware}' before it.",
                 id="clustered_sessions.E009",
             )
 
@@ -178,7 +176,7 @@ def _idle_timeout() -> Iterator[CheckMessage]:
         )
 
 
-def _moving() -> Iterator[CheckMessage]:
+def _migrate_from() -> Iterator[CheckMessage]:
     if not conf.migrate_from:
         return
     try:
@@ -187,15 +185,16 @@ def _moving() -> Iterator[CheckMessage]:
         yield Error(
             f"Sessions cannot be taken over: {error}.",
             hint=f"Set {PREFIX}MIGRATE_PICKLE = True if nobody but this site can write there, and "
-            f"take it away with {PREFIX}MIGRATE_FROM; or name the cache by {PREFIX}MIGRATE_CACHE "
-            "if it is another one.",
+            f"take it away with {PREFIX}MIGRATE_FROM; or name the cache in {PREFIX}MIGRATE_FROM, "
+            '{"ENGINE": ..., "CACHE": ...}, if it is another one.',
             id="clustered_sessions.E006",
         )
     except ImproperlyConfigured as error:
         yield Error(
             f"Sessions cannot be taken over: {error}.",
-            hint="Name the engine that the site used before, as SESSION_ENGINE had it, and leave "
-            "its settings and its app in place.",
+            hint="Name the engine that the site used before, as SESSION_ENGINE had it, or "
+            '{"ENGINE": the same, "CACHE": what SESSION_CACHE_ALIAS was}, and leave its settings '
+            "and its app in place.",
             id="clustered_sessions.E005",
         )
 
@@ -211,28 +210,10 @@ def _locks() -> Iterator[CheckMessage]:
     if conf.locking != "off" and conf.lock_lease >= conf.lock_wait:
         yield Warning(
             f"{PREFIX}LOCK_LEASE ({conf.lock_lease} s) is not shorter than {PREFIX}LOCK_WAIT "
-            f"({conf.lock_wait} s): where a process dies that holds a lock, those who wait for "
-            "it give up before its lease ends.",
+            f"({conf.lock_wait} s): where a process dies that holds a lock, the requests that wait "
+            "for it give up before its lease ends.",
             hint="Make the lease shorter than the wait by a second or two.",
             id="clustered_sessions.W011",
-        )
-    if conf.on_lock_lost == "merge" and conf.on_conflict != "merge":
-        yield Warning(
-            f"{PREFIX}ON_LOCK_LOST is 'merge' and has no effect, for {PREFIX}ON_CONFLICT is "
-            f"{conf.on_conflict!r}: who lost its lock is refused.",
-            hint=f"Set {PREFIX}ON_CONFLICT to 'merge', or leave ON_LOCK_LOST out.",
-            id="clustered_sessions.W013",
-        )
-
-
-def _sync_timeout() -> Iterator[CheckMessage]:
-    if (conf.sync_replicas or conf.sync_fsync) and conf.sync_timeout > conf.store_timeout / 2:
-        yield Warning(
-            f"{PREFIX}SYNC_TIMEOUT ({conf.sync_timeout} s) is more than half of "
-            f"{PREFIX}STORE_TIMEOUT ({conf.store_timeout} s): a write waits for "
-            f"{SHARE * conf.store_timeout:g} s at most.",
-            hint="Make it less, or STORE_TIMEOUT more.",
-            id="clustered_sessions.W015",
         )
 
 
@@ -260,12 +241,11 @@ def _renewer() -> Iterator[CheckMessage]:
         uwsgi = import_module("uwsgi")
     except ImportError:
         return
-    # Its options would not tell: later releases have threads unless they are told otherwise.
+    # Not its options: later releases have threads by default.
     if not getattr(uwsgi, "has_threads", True):
         yield Warning(
-            "This uWSGI has no support for Python's threads: nothing sees to it that the leases "
-            f"of locks are renewed, and a request that holds one for longer than {PREFIX}"
-            "LOCK_LEASE may lose it.",
+            "This uWSGI has no support for Python's threads: no thread renews the leases of locks, "
+            f"and a request that holds one for longer than {PREFIX}LOCK_LEASE may lose it.",
             hint="Set enable-threads = true in uWSGI's configuration.",
             id="clustered_sessions.W012",
         )

@@ -1,4 +1,4 @@
-"""What the store says of itself; asked with ``check --deploy`` only."""
+"""Checks of the store, which is asked with ``check --deploy`` only."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _WAITAOF: Final = (7, 2)
 def check_store(
     app_configs: Sequence[AppConfig] | None = None, **kwargs: Any
 ) -> list[CheckMessage]:
-    """Ask the store, within STORE_TIMEOUT; nothing while the settings have errors."""
+    """Check the store within STORE_TIMEOUT; skip that while the settings have errors."""
     if not is_our_engine() or any(message.is_serious() for message in check_settings()):
         return []
     budget = Budget(conf.store_timeout)
@@ -51,7 +51,7 @@ def check_store(
 def _unasked(error: SessionStoreUnavailable) -> CheckMessage:
     where = f"CACHES[{settings.SESSION_CACHE_ALIAS!r}]"
     if error.is_away is False:
-        # Its words say what to do.
+        # The store's own words, which say what is to be done.
         what = f"The store refused: {str(error).partition(': ')[2]}"
         hint = f"It is up, and has answered: see {where}, and the store's own settings."
     elif connections.url(connections.entry()).startswith("rediss:"):
@@ -72,8 +72,8 @@ def _unasked(error: SessionStoreUnavailable) -> CheckMessage:
 def _unchecked(what: str, why: str) -> CheckMessage:
     return Info(
         f"It could not be checked {what}: {why}.",
-        hint="See to it in the settings of whoever runs the store, or let the store's user run "
-        "INFO and CONFIG GET.",
+        hint="Look it up in the store's own settings, or let the store's user run INFO and "
+        "CONFIG GET.",
         id="clustered_sessions.I001",
     )
 
@@ -184,8 +184,7 @@ def _isolation(facts: StoreFacts) -> Iterator[CheckMessage]:
     elif not facts.min_replicas:
         yield Warning(
             "The primary that the Sentinels name has min-replicas-to-write 0: one that is cut "
-            "off from its replicas goes on taking writes, and what it took is lost when another "
-            "is promoted.",
+            "off from its replicas goes on taking writes, which are lost when another is promoted.",
             hint="Set min-replicas-to-write 1 and min-replicas-max-lag 10 on each server.",
             id="clustered_sessions.W017",
         )

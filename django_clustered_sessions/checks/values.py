@@ -1,4 +1,4 @@
-"""What each setting may be."""
+"""Checks of each setting by itself: its name and its value."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from django_clustered_sessions.conf import (
     Locking,
     Nonstop,
     OnConflict,
-    OnLockLost,
-    OnReadOnlyChange,
     OnSessionLimit,
     OnSyncShortfall,
     Settings,
 )
+from django_clustered_sessions.session.replication import SHARE
 
 #: Bytes of a session are counted in 32 bits.
 _MAX_BYTES: Final = 2**32 - 1
@@ -30,7 +29,8 @@ _MAX_BYTES: Final = 2**32 - 1
 #: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
 _SHORTEST_IDLE_S: Final = 2
 
-#: How much of the prefix a setting's name has to have, for it to be meant: not CLUSTERED_CACHES_...
+#: Similarity to the prefix from which on a name is taken for one of this package's settings. It
+#: leaves out CLUSTERED_CACHES_...
 _LIKENESS: Final = 0.85
 
 Rule = tuple[Callable[[Any], bool], str]
@@ -45,6 +45,14 @@ def _are_networks(value: object) -> bool:
         return False
 
 
+def _is_old_engine(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and value.keys() == {"ENGINE", "CACHE"}
+        and all(isinstance(name, str) for name in value.values())
+    )
+
+
 def _one_of(*allowed: str | None) -> Rule:
     return lambda value: value in allowed, "one of " + ", ".join(map(repr, allowed))
 
@@ -54,14 +62,14 @@ _SECONDS: Final[Rule] = (
     "a number of seconds above 0",
 )
 
-_HOW_MANY: Final[Rule] = (
+_COUNT: Final[Rule] = (
     lambda value: _is_number(value) and isinstance(value, int) and value >= 0,
     "a whole number, 0 or more",
 )
 
 _SWITCH: Final[Rule] = (lambda value: isinstance(value, bool), "True or False")
 
-#: What each setting has to be: a test, and the same in words.
+#: Rule of each setting: a test of its value, and the same in words.
 RULES: Final[Mapping[str, Rule]] = {
     "KEY_PREFIX": (
         lambda value: isinstance(value, str) and bool(value) and not set(value) & set("{}"),
@@ -82,43 +90,49 @@ RULES: Final[Mapping[str, Rule]] = {
         "None or a number of seconds above 0",
     ),
     "MAX_SESSIONS_PER_USER": (
-        lambda value: value is None or (_HOW_MANY[0](value) and value > 0),
+        lambda value: value is None or (_COUNT[0](value) and value > 0),
         "None or a whole number, 1 or more",
     ),
     "ON_SESSION_LIMIT": _one_of(*get_args(OnSessionLimit)),
-    "TRACK_CLIENTS": (lambda value: isinstance(value, bool), "True or False"),
+    "TRACK_CLIENTS": _SWITCH,
     "TRUSTED_PROXIES": (
-        lambda value: _HOW_MANY[0](value) or _are_networks(value),
+        lambda value: _COUNT[0](value) or _are_networks(value),
         "how many proxies, or a list with the network of each as a string",
     ),
-    "NEAR_CACHE_BYTES": _HOW_MANY,
+    "NEAR_CACHE_BYTES": _COUNT,
     "LOCKING": _one_of(*get_args(Locking)),
     "LOCK_WAIT": _SECONDS,
     "LOCK_LEASE": _SECONDS,
     "LOCK_MAX_HOLD": _SECONDS,
-    "LOCK_MAX_WAITERS": _HOW_MANY,
-    "LOCK_PROCESS_WAITERS": _HOW_MANY,
-    "ON_LOCK_LOST": _one_of(*get_args(OnLockLost)),
-    "ON_READ_ONLY_CHANGE": _one_of(None, *get_args(OnReadOnlyChange)),
-    "SYNC_REPLICAS": _HOW_MANY,
+    "LOCK_MAX_WAITERS": _COUNT,
+    "SYNC_REPLICAS": _COUNT,
     "SYNC_FSYNC": _SWITCH,
-    "SYNC_TIMEOUT": _SECONDS,
     "ON_SYNC_SHORTFALL": _one_of(*get_args(OnSyncShortfall)),
     "NONSTOP": _one_of(*get_args(Nonstop)),
     "MIGRATE_FROM": (
-        lambda value: value is None or isinstance(value, str),
-        "None or the dotted name of a session engine",
-    ),
-    "MIGRATE_CACHE": (
-        lambda value: value is None or isinstance(value, str),
-        "None or the name of an entry of CACHES",
+        lambda value: value is None or isinstance(value, str) or _is_old_engine(value),
+        "None; the session engine that the site used before, as SESSION_ENGINE had it; or "
+        '{"ENGINE": the same, "CACHE": what SESSION_CACHE_ALIAS was}',
     ),
     "MIGRATE_PICKLE": _SWITCH,
-    "EVENTS_KEPT": _HOW_MANY,
+    "EVENTS_KEPT": _COUNT,
     "NODE_NAME": (
         lambda value: value is None or isinstance(value, str),
         "a string, or None for the name of the host",
     ),
+}
+
+#: Settings of early versions, and what to do without each.
+REMOVED: Final[Mapping[str, str]] = {
+    "LOCK_PROCESS_WAITERS": f"Set {PREFIX}LOCK_MAX_WAITERS: an eighth of that, rounded up, may "
+    "wait in one process.",
+    "MIGRATE_CACHE": f"Name the cache in {PREFIX}MIGRATE_FROM: "
+    '{"ENGINE": "django.contrib.sessions.backends.cache", "CACHE": "default"}.',
+    "ON_LOCK_LOST": "Leave it out: a write under a lost lock always raises SessionLockLost.",
+    "ON_READ_ONLY_CHANGE": "Leave it out: a change is an error under DEBUG, and otherwise a "
+    "warning in the log.",
+    "SYNC_TIMEOUT": f"Set {PREFIX}STORE_TIMEOUT: a write waits for {SHARE} of what is left of "
+    "that.",
 }
 
 
@@ -127,7 +141,7 @@ def _is_number(value: object) -> bool:
 
 
 def unknown_names() -> Iterator[CheckMessage]:
-    """Warn of settings that look like this package's and are none, by their prefix too."""
+    """Warn of settings that look like this package's and are none, a mistyped prefix included."""
     known = [PREFIX + name for name in _names()]
     for name in dir(settings):
         is_like_ours = get_close_matches(name[: len(PREFIX)], [PREFIX], cutoff=_LIKENESS)
@@ -135,7 +149,7 @@ def unknown_names() -> Iterator[CheckMessage]:
             nearest = get_close_matches(name, known, n=1, cutoff=0.0)[0]
             yield Warning(
                 f"There is no setting {name}; it has no effect.",
-                hint=f"The nearest one is {nearest}.",
+                hint=REMOVED.get(name.removeprefix(PREFIX)) or f"The nearest one is {nearest}.",
                 id="clustered_sessions.W003",
             )
 
@@ -148,12 +162,12 @@ def _names() -> list[str]:
 
 def values_allowed() -> Iterator[CheckMessage]:
     """Refuse values that settings cannot have."""
-    for name, (is_right, wanted) in RULES.items():
+    for name, (is_allowed, words) in RULES.items():
         if hasattr(settings, PREFIX + name):
             value = getattr(settings, PREFIX + name)
-            if not is_right(value):
+            if not is_allowed(value):
                 yield Error(
                     f"{PREFIX}{name} is {value!r}.",
-                    hint=f"It has to be {wanted}.",
+                    hint=f"It has to be {words}.",
                     id="clustered_sessions.E003",
                 )

@@ -102,7 +102,8 @@ def _cache() -> Any:
         return caches[_alias()]
     except InvalidCacheBackendError as error:
         raise ImproperlyConfigured(
-            f"{PREFIX}MIGRATE_CACHE is {_alias()!r}, and CACHES has no such entry"
+            f"{PREFIX}MIGRATE_FROM has its sessions in the cache {_alias()!r}, and CACHES has no "
+            "such entry"
         ) from error
 
 

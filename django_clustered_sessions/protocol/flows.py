@@ -227,7 +227,6 @@ def commit(
     fence: Fence = NO_LOCK,
     *,
     whose: bytes = b"",
-    merge_lost: bool = False,
     again: bool = False,
 ) -> Flow[Committed | Gone]:
     """Write what changed in ``fields`` into a session that exists.
@@ -239,7 +238,7 @@ def commit(
     it has to be, empty for anybody's: it is gone, as rotated, once it is another's.
 
     While another request holds the lock, this one queues for it as ``asks`` says, and so it does
-    after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
+    after three conflicts in a row.
 
     Raises SessionTooLarge; SessionConflict where that is the policy; SessionLockLost;
     SessionLockTimeout.
@@ -265,7 +264,7 @@ def commit(
                     return gone
                 case TooLarge(size=size):
                     raise SessionTooLarge(keys.id, size, options.max_bytes)
-                case Lost(holder=holder) if turn is None and not merge_lost:
+                case Lost(holder=holder) if turn is None:
                     raise SessionLockLost(keys.id, holder)
                 case Held() | Lost():
                     queues = True

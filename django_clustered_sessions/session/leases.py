@@ -84,15 +84,9 @@ def let_go(grant: Grant) -> None:
     counters.maximum(lock_longest_hold_ms=round(grant.held_s * 1000))
 
 
-def holds(keys: SessionKeys, besides: Grant | None = None) -> bool:
-    """Return whether this thread or task holds a session's lock: it would wait for itself.
-
-    ``besides`` is a grant that does not count: one that was lost.
-    """
-    return any(
-        grant.is_held and grant is not besides and grant.keys.record == keys.record
-        for grant in _held.get()
-    )
+def holds(keys: SessionKeys) -> bool:
+    """Return whether this thread or task holds a session's lock: it would wait for itself."""
+    return any(grant.is_held and grant.keys.record == keys.record for grant in _held.get())
 
 
 class _Waiter:

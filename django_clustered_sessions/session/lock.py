@@ -63,7 +63,7 @@ class SessionLock:
         def refusal() -> Refusal | None:
             # From here on it may be in the store's queue.
             self._asked = keys, token
-            return _refusal(keys, capped, self.grant)
+            return _refusal(keys, capped)
 
         return LockRequest(
             token,
@@ -176,12 +176,9 @@ class SessionLock:
         return error
 
 
-def _refusal(keys: SessionKeys, capped: bool, lost: Grant | None) -> Refusal | None:
-    """Return why waiting for a session's lock makes no sense in this process, if so.
-
-    ``lost`` is the grant of the asking object: it has one only if that was lost.
-    """
-    if leases.holds(keys, besides=lost):
+def _refusal(keys: SessionKeys, capped: bool) -> Refusal | None:
+    """Return why waiting for a session's lock makes no sense in this process, if so."""
+    if leases.holds(keys):
         return Refusal(
             SessionLockTimeout,
             "this thread or task holds the lock itself, through another session object",
@@ -204,5 +201,5 @@ def _crowded() -> Refusal:
     return Refusal(
         SessionLockRefused,
         f"{conf.lock_process_waiters} requests of this process wait for it already",
-        "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS says how many may.",
+        "An eighth of CLUSTERED_SESSIONS_LOCK_MAX_WAITERS may wait in one process.",
     )

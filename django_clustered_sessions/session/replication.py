@@ -27,7 +27,7 @@ def wanted(left_s: float) -> SyncOptions | None:
     """Return what the settings want a write to wait for; ``left_s`` is the store's time for it."""
     if not conf.sync_replicas and not conf.sync_fsync:
         return None
-    timeout_ms = int(min(conf.sync_timeout, SHARE * left_s) * 1000)
+    timeout_ms = int(SHARE * left_s * 1000)
     # 0 would be for ever.
     return SyncOptions(conf.sync_replicas, conf.sync_fsync, max(timeout_ms, 1))
 

@@ -6,6 +6,7 @@ import logging
 from functools import partial
 from typing import cast
 
+from django.conf import settings
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, UpdateError
 
@@ -142,7 +143,6 @@ def commit(
             partial(state.lock.request, keys, state.policy, capped=False),
             state.lock.fence(release=release),
             whose=state.whose,
-            merge_lost=conf.on_lock_lost == "merge" and conf.on_conflict == "merge",
             again=state.replication.shortfall is not None,
         )
         # Others have moved it on, so that no move of this request's comes after.
@@ -166,7 +166,6 @@ def commit(
     if outcome.turn:
         # The commit had to take a lock of its own, which ended with it.
         state.lock.count(outcome.turn)
-        state.lock.lose()
     if release:
         state.lock.let_go()
     alive = outcome.alive
@@ -208,14 +207,14 @@ def admit(state: SessionState, data: SessionData, user: object) -> Flow[None]:
 def may_write(state: SessionState) -> bool:
     """Return whether the view may change its session.
 
-    Raises SessionReadOnly where it may not, and errors are wanted.
+    Raises SessionReadOnly where it may not and DEBUG is on.
     """
     if state.policy.access is not Access.READ_ONLY or state.lock.grant is not None:
         return True
     if state.session_key and not (state.data and state.data.changes()):
         return True
     error = SessionReadOnly(state.policy.route)
-    if conf.on_read_only_change == "error":
+    if settings.DEBUG:
         raise error
     logger.warning("%s", error)
     return False

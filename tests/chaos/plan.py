@@ -18,7 +18,6 @@ SETTINGS: Final[dict[str, Any]] = {
     "CLUSTERED_SESSIONS_LOCK_LEASE": LOCK_LEASE,
     "CLUSTERED_SESSIONS_LOCK_WAIT": LOCK_WAIT,
     "CLUSTERED_SESSIONS_LOCK_MAX_WAITERS": 12,
-    "CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS": 4,
     "CLUSTERED_SESSIONS_STORE_TIMEOUT": STORE_TIMEOUT,
 }
 
@@ -31,10 +30,7 @@ PATIENT: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_STORE_TIMEOUT": 10.0}
 Topology = Literal["single", "sentinel", "cluster", "failing-cluster"]
 
 #: A write is acknowledged once a replica has it.
-SYNCHRONOUS: Final[Mapping[str, Any]] = {
-    "CLUSTERED_SESSIONS_SYNC_REPLICAS": 1,
-    "CLUSTERED_SESSIONS_SYNC_TIMEOUT": 0.3,
-}
+SYNCHRONOUS: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_SYNC_REPLICAS": 1}
 
 #: Each so many seconds the work goes on with new sessions, so that none becomes large.
 ERA_S: Final = 5.0

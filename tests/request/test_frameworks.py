@@ -43,7 +43,7 @@ NAMES = itertools.count()
 def browser(request: pytest.FixtureRequest, store: redis.Redis, settings: Any) -> Browser:
     """Visit with the cookie of a session that is stored, in which ``n`` is 0."""
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = BOUND_S
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 8
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 64
     found = Browser(settings, asgi=request.param == "asgi")
     found.key = new_session(n=0)
     return found
@@ -218,7 +218,6 @@ def test_locked_view_counts_one_after_the_other(
 def test_view_that_only_reads_writes_nothing(
     browser: Browser, form: Callable[[Decorator], Any]
 ) -> None:
-    browser.settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "log"
     browser.settings.ROOT_URLCONF = (path("", form(session_read_only)),)
     assert browser.request("/").json() == {"n": 1, "is_locked": False}
     assert SessionStore(browser.key).load() == {"n": 0}

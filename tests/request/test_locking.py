@@ -231,7 +231,7 @@ def test_locked_requests_come_one_after_the_other(
     browser: Browser, settings: Any, threads: Threads
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 8
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 64
     settings.ROOT_URLCONF = (path("", count),)
 
     def visit(tab: Browser) -> list[int]:
@@ -382,7 +382,6 @@ def test_hidden_mark_gives_up_the_lock_when_the_view_begins(
     browser: Browser, settings: Any, store: redis.Redis, view: View
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "log"
     settings.MIDDLEWARE = [OURS, HERE + "Toucher"]
     assert browser.visit(hidden(session_read_only)(view)).content == b"False"
     assert stored(browser.key) == UNCHANGED
@@ -447,24 +446,14 @@ def with_secret(decorate: Decorator) -> View:
     return page
 
 
-@pairwise(browser=GATEWAYS, view=[change, achange], why=["DEBUG", "setting"], indirect=["browser"])
+@halves(change, achange)
 def test_change_by_a_read_only_view_is_an_error_in_development(
-    browser: Browser, settings: Any, why: str, view: View
+    browser: Browser, settings: Any, view: View
 ) -> None:
-    if why == "DEBUG":
-        settings.DEBUG = True
-    else:
-        settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "error"
+    settings.DEBUG = True
     browser.client.raise_request_exception = True
     with pytest.raises(SessionReadOnly, match="marked session_read_only"):
         browser.visit(session_read_only(view))
-    assert stored(browser.key) == UNCHANGED
-
-
-def test_setting_may_say_to_log_in_development_too(browser: Browser, settings: Any) -> None:
-    settings.DEBUG = True
-    settings.CLUSTERED_SESSIONS_ON_READ_ONLY_CHANGE = "log"
-    assert browser.visit(session_read_only(change)).status_code == 200
     assert stored(browser.key) == UNCHANGED
 
 
@@ -614,10 +603,13 @@ def test_one_waiter_too_many_for_the_session_is_refused_at_once(
 
 
 def test_one_waiter_too_many_for_the_process_is_refused_at_once(
-    browser: Browser, settings: Any, store: redis.Redis, threads: Threads
+    browser: Browser,
+    settings: Any,
+    store: redis.Redis,
+    threads: Threads,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 2
     settings.ROOT_URLCONF = (path("", count),)
     token = seize(browser.key)
     waiting = []
@@ -629,6 +621,8 @@ def test_one_waiter_too_many_for_the_process_is_refused_at_once(
     response = browser.request("/")
     assert response.status_code == 429
     assert int(response.headers["Retry-After"]) > 0
+    assert "2 requests of this process wait for it already" in caplog.text
+    assert "An eighth of CLUSTERED_SESSIONS_LOCK_MAX_WAITERS may wait" in caplog.text
     assert len(queue(store, browser.key)) == 3
     # It counts for each session alone.
     other = browser.another_tab()
@@ -640,12 +634,9 @@ def test_one_waiter_too_many_for_the_process_is_refused_at_once(
     assert not waiting_here(browser.key)
 
 
-@on(("wsgi", "MAX"), ("asgi", "PROCESS"), name="cap")
-def test_template_that_swallows_the_refusal_is_replaced(
-    browser: Browser, settings: Any, cap: str
-) -> None:
+def test_template_that_swallows_the_refusal_is_replaced(browser: Browser, settings: Any) -> None:
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    setattr(settings, f"CLUSTERED_SESSIONS_LOCK_{cap}_WAITERS", 0)
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
     template = engines["django"].from_string(
         "{% if request.session.user %}in{% else %}out{% endif %}"
     )
@@ -659,7 +650,6 @@ def test_template_that_swallows_the_refusal_is_replaced(
     assert response.status_code == 429
     assert "Retry-After" in response.headers
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 1
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 1
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = 0.1
     assert browser.visit(view).status_code == 503
 
@@ -693,7 +683,6 @@ def test_unlocked_change_waits_for_the_holder_outside_the_caps(
     browser: Browser, settings: Any, store: redis.Redis, threads: Threads, view: View
 ) -> None:
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 0
     settings.ROOT_URLCONF = (path("", view),)
     token = seize(browser.key)
     visit = visiting(threads, browser)
@@ -828,29 +817,6 @@ def test_middleware_that_swallows_the_loss_gets_a_409(
     response = browser.visit(view)
     assert response.status_code == 409
     assert stored(browser.key) == UNCHANGED
-
-
-def test_loss_may_be_merged_by_the_setting(
-    browser: Browser, settings: Any, store: redis.Redis, threads: Threads
-) -> None:
-    settings.CLUSTERED_SESSIONS_ON_LOCK_LOST = "merge"
-    tokens = []
-
-    @session_locked
-    def view(request: HttpRequest) -> HttpResponse:
-        response = change(request)
-        tokens.append(lose(store, browser.key))
-        return response
-
-    settings.ROOT_URLCONF = (path("", view),)
-    visit = visiting(threads, browser)
-    wait_for(lambda: tokens, "the loss")
-    wait_for_queue(store, browser.key, 1)
-    assert stored(browser.key) == UNCHANGED
-    free(browser.key, tokens[0])
-    assert outcome(visit).status_code == 200
-    assert stored(browser.key) == CHANGED
-    assert owner(store, browser.key) == ""
 
 
 # A view that calls its own site.

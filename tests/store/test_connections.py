@@ -320,8 +320,7 @@ def test_locks_work_over_a_small_blocking_pool(store: redis.Redis, settings: Any
         CONNECTION_POOL_CLASS="redis.BlockingConnectionPool",
         CONNECTION_POOL_KWARGS={"max_connections": 3},
     )
-    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 64
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 64
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 512
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = 60
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 20
     session = SessionStore()

@@ -1123,7 +1123,7 @@ def test_interleaved_requests_keep_the_promises(
     # No wait and no lease is over before a step says so.
     for name in ("LOCK_WAIT", "LOCK_LEASE", "LOCK_MAX_HOLD"):
         setattr(settings, f"CLUSTERED_SESSIONS_{name}", 3600)
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 3
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 24
     monkeypatch.setattr(commands, "CLAIM_MS", 3_600_000)
     monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
 

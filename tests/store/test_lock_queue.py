@@ -60,7 +60,7 @@ def patience(settings: Any) -> None:
     # Not the 15 s of all tests: whose turn went unheard asks again after half of it.
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 5.0
     settings.CLUSTERED_SESSIONS_LOCK_WAIT = BOUND_S
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 16
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 128
 
 
 def append(key: str, value: Any) -> None:
@@ -722,31 +722,6 @@ def test_lost_lock_that_nobody_has_any_more_is_lost_all_the_same(store: redis.Re
     assert stored(key) == {"n": 0, "m": 1}
 
 
-def test_lost_lock_may_be_merged_after_its_turn(
-    store: redis.Redis, settings: Any, threads: Threads
-) -> None:
-    settings.CLUSTERED_SESSIONS_ON_LOCK_LOST = "merge"
-    key = new_session(order=[], n=0)
-    tokens = []
-
-    def lose() -> None:
-        session = SessionStore(key)
-        with session.lock():
-            session["order"] += ["lost"]
-            session.increment("hits")
-            free(key, owner(store, key))
-            tokens.append(seize(key))
-
-    losing = threads.start(lose)
-    wait_for(lambda: tokens, "the lock to be lost")
-    wait_for_queue(store, key, 1)
-    assert stored(key)["order"] == []
-    free(key, tokens[0])
-    outcome(losing)
-    assert stored(key) == {"order": ["lost"], "hits": 1, "n": 0}
-    assert owner(store, key) == ""
-
-
 # Writers without a lock.
 
 
@@ -755,7 +730,6 @@ def test_unlocked_writer_waits_for_its_turn_and_then_merges(
 ) -> None:
     # Its work is done already, so there is always room for it.
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 0
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 0
     key = new_session(order=[])
     holder = SessionStore(key)
 

@@ -59,6 +59,11 @@ AGE_S = 14 * 24 * 3600
 pytestmark = pytest.mark.django_db(transaction=True)
 
 
+def kept_in(cache: str, engine: str = ENGINES + "cache") -> dict[str, str]:
+    """Return the setting for an old engine with its sessions in another cache than the new."""
+    return {"ENGINE": engine, "CACHE": cache}
+
+
 class Old:
     """The engine that the site comes from, used as nodes that still have it do."""
 
@@ -122,8 +127,7 @@ def old_engine(path: str, store: redis.Redis, settings: Any, folder: Path) -> Ol
             "old",
         )
         import_module(path).RedisServer._RedisServer__redis.clear()
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = path
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "old"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old", path)
     settings.CLUSTERED_SESSIONS_MIGRATE_PICKLE = True
     return Old(path)
 
@@ -238,8 +242,7 @@ def test_session_keeps_what_is_left_of_its_life(old: Old) -> None:
 
 
 def test_a_cache_of_django_tells_what_is_left(old: Old, settings: Any) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "plain"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("plain")
     with override_settings(SESSION_CACHE_ALIAS="plain"):
         session = import_module(ENGINES + "cache").SessionStore()
         session["n"] = 1
@@ -509,7 +512,7 @@ def test_a_bogus_cookie_costs_one_question(old: Old, django_assert_num_queries: 
 def test_what_is_no_pickle_is_counted_and_left(
     old: Old, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     key = "k" * 32
     client = caches["old"].client.get_client()
     client.set(caches["old"].make_key(f"django.contrib.sessions.cache{key}"), b"\x80no pickle")
@@ -522,7 +525,7 @@ def test_what_is_no_pickle_is_counted_and_left(
 def test_what_the_serializer_refuses_stays_behind(
     old: Old, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     key = Old(ENGINES + "cache").create({"_auth_user_id": "7", "when": dt.date(2026, 1, 1), "n": 1})
     assert SessionStore(key).load() == {"_auth_user_id": "7", "n": 1}
     assert counters._counts["takeover_values_lost"] == 1
@@ -567,7 +570,7 @@ class Bomb:
 def test_pickles_are_refused_unless_asked_for_by_name(
     old: Old, settings: Any, backend: str, options: dict[str, Any], is_pickled: bool
 ) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     location = settings.CACHES["old"]["LOCATION"] if "redis" in backend else "table"
     settings.CACHES = settings.CACHES | {
         "old": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}
@@ -587,10 +590,10 @@ def test_a_pickle_that_nobody_has_asked_for_is_not_read(old: Old, settings: Any)
     for kind in ("cache", "cached_db"):
         name = caches["old"].make_key(f"django.contrib.sessions.{kind}{key}")
         caches["old"].client.get_client().set(name, pickle.dumps(Bomb()))
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     with pytest.raises(ImproperlyConfigured, match="pickles"):
         SessionStore(key).load()
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cached_db"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old", ENGINES + "cached_db")
     assert SessionStore(key).load() == {}
 
 
@@ -679,12 +682,12 @@ def test_save_without_a_load_wins(old: Old) -> None:
 def test_an_old_engine_that_is_away_is_not_a_logout(
     old: Old, client: Client, settings: Any, path: str
 ) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     key = Old(ENGINES + "cache").create({"n": 1})
     known = SessionStore()
     known["n"] = 7
     known.save()
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "away"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("away")
     settings.CACHES = settings.CACHES | {
         "away": settings.CACHES["old"] | {"LOCATION": "redis://127.0.0.1:1/2"}
     }
@@ -699,7 +702,7 @@ def test_an_old_engine_that_is_away_is_not_a_logout(
     with pytest.raises(SessionStoreUnavailable, match=f"{ENGINES}cache") as raised:
         SessionStore(key).load()
     assert key not in str(raised.value)
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "old"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     come(client, key)
     assert client.get(path).content == b"1"
 
@@ -707,18 +710,18 @@ def test_an_old_engine_that_is_away_is_not_a_logout(
 def test_a_logout_stands_while_the_old_engine_is_away(
     old: Old, settings: Any, store: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     key = Old(ENGINES + "cache").create({"n": 1})
     session = SessionStore(key)
     assert session["n"] == 1
     settings.CACHES = settings.CACHES | {
         "away": settings.CACHES["old"] | {"LOCATION": "redis://127.0.0.1:1/2"}
     }
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "away"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("away")
     session.flush()
     assert "is still in the session engine" in caplog.text
     assert key not in caplog.text
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "old"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     let_the_tombstone_go(store, key)
     assert SessionStore(key).load() == {}
 
@@ -848,7 +851,7 @@ def test_the_command_moves_all(old: Old, store: redis.Redis) -> None:
 
 
 def test_the_command_says_what_it_cannot_move(old: Old, settings: Any) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("old")
     cache = Old(ENGINES + "cache")
     for _ in range(3):
         cache.create({"when": dt.date(2026, 1, 1), "n": 1})
@@ -870,8 +873,7 @@ def test_the_command_says_what_it_cannot_move(old: Old, settings: Any) -> None:
 
 
 def test_the_command_refuses_what_makes_no_sense(old: Old, settings: Any) -> None:
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "plain"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("plain")
     with pytest.raises(
         CommandError, match="does not tell which sessions it has in the cache 'plain'"
     ):
@@ -890,8 +892,7 @@ def test_the_command_refuses_what_makes_no_sense(old: Old, settings: Any) -> Non
 
 def test_command_stops_where_either_store_is_away(old: Old, settings: Any) -> None:
     old.create({"n": 1})
-    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "cache"
-    settings.CLUSTERED_SESSIONS_MIGRATE_CACHE = "away"
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = kept_in("away")
     away = settings.CACHES["old"] | {"LOCATION": "redis://127.0.0.1:1/2"}
     settings.CACHES = settings.CACHES | {"away": away}
     with pytest.raises(CommandError, match="cannot be asked"):

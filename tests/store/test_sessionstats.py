@@ -404,7 +404,7 @@ def busy(session: SessionStore, waiting: int = 0) -> Iterator[None]:
 @pytest.fixture
 def locking(settings: Any) -> Any:
     settings.CLUSTERED_SESSIONS_LOCKING = "write"
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 10
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 80
     settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
     return settings
 

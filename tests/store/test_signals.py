@@ -20,6 +20,7 @@ from django_clustered_sessions.management.commands.sessionevents import Worker
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.protocol.record import SessionKeys, session_id
 from django_clustered_sessions.signals import session_created, session_ended, session_expired
+from tests.gateways import wait_for_replicas
 from tests.servers import CountingProxy, wait_for
 
 pytestmark = pytest.mark.usefixtures("no_databases")
@@ -225,9 +226,11 @@ def test_a_receiver_may_use_sessions(store: redis.Redis) -> None:
     assert len({session.session_key for session in made}) == 3
 
 
-def test_session_on_too_few_replicas_is_told_of(receiver: Receiver, settings: Any) -> None:
+def test_session_on_too_few_replicas_is_told_of(
+    receiver: Receiver, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.01
+    wait_for_replicas(monkeypatch, 0.01)
     session = SessionStore()
     with pytest.raises(SessionNotReplicated):
         session.create()

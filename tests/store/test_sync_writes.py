@@ -24,7 +24,7 @@ from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.store.budget import Budget
 from tests import round_trips
 from tests.conftest import DATABASE, store_binary, use_store
-from tests.gateways import Browser, load_scripts, place
+from tests.gateways import Browser, load_scripts, place, wait_for_replicas
 from tests.locking import Threads, outcome
 from tests.servers import CountingProxy, StoreServer, wait_for
 from tests.topologies import Replicated
@@ -51,16 +51,15 @@ def replicated(topology: Replicated, settings: Any) -> Iterator[Replicated]:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
     # No bound here is the point, unless a test says so.
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 20.0
     yield topology
     for replica in topology.replicas:
         replica.resume()
 
 
 @pytest.fixture
-def silent(replicated: Replicated, settings: Any) -> Replicated:
+def silent(replicated: Replicated, monkeypatch: pytest.MonkeyPatch) -> Replicated:
     """Stop the replicas; a write waits for a moment only."""
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
+    wait_for_replicas(monkeypatch, 0.05)
     for replica in replicated.replicas:
         replica.pause()
     return replicated
@@ -95,9 +94,9 @@ def browser(request: pytest.FixtureRequest, settings: Any) -> Browser:
     return Browser(settings, asgi=request.param == "asgi")
 
 
-def speak(replicated: Replicated, settings: Any) -> None:
+def speak(replicated: Replicated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the replicas run on, and have patience with them."""
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 20.0
+    wait_for_replicas(monkeypatch, 20.0)
     for replica in replicated.replicas:
         replica.resume()
 
@@ -196,11 +195,13 @@ def test_write_with_too_few_replicas_says_so(silent: Replicated, do: Any, name: 
 
 
 @pytest.mark.each_server
-def test_one_replica_of_two_is_too_few(silent: Replicated, settings: Any) -> None:
+def test_one_replica_of_two_is_too_few(
+    silent: Replicated, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     silent.replicas[0].resume()
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
     # So that the one that runs is not late.
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 1.0
+    wait_for_replicas(monkeypatch, 1.0)
     with pytest.raises(SessionNotReplicated) as caught:
         change(stored(n=1), synchronously)
     assert (caught.value.acknowledged, caught.value.asked) == (1, 2)
@@ -276,14 +277,14 @@ async def test_unacknowledged_asynchronous_commit_gives_up_the_lock(
 
 @pytest.mark.parametrize("write", [create, change], ids=["create", "change"])
 def test_repeated_save_asks_the_replicas_again(
-    silent: Replicated, settings: Any, do: Any, write: Any
+    silent: Replicated, monkeypatch: pytest.MonkeyPatch, do: Any, write: Any
 ) -> None:
     session = stored(n=1)
     with pytest.raises(SessionNotReplicated):
         write(session, do)
     with pytest.raises(SessionNotReplicated):
         do(session, "save")
-    speak(silent, settings)
+    speak(silent, monkeypatch)
     do(session, "save")
     on_primary = held(silent.primary, session.session_key)
     assert on_primary in [held(replica, session.session_key) for replica in silent.replicas]
@@ -356,28 +357,28 @@ def no_database(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_unacknowledged_login_leaves_no_dead_key_behind(
-    silent: Replicated, settings: Any, browser: Browser, no_database: None
+    silent: Replicated, monkeypatch: pytest.MonkeyPatch, browser: Browser, no_database: None
 ) -> None:
     browser.key = stored(cart=["tea"]).session_key or ""
     old = browser.key
     assert browser.visit(log_in).status_code == 503
     assert browser.key not in ("", old)
     assert SessionStore(browser.key).load() == {"cart": ["tea"]}
-    speak(silent, settings)
+    speak(silent, monkeypatch)
     assert browser.visit(log_in).status_code == 200
     session = SessionStore(browser.key)
     assert (session["cart"], session["_auth_user_id"]) == (["tea"], "1")
 
 
 def test_login_with_an_unacknowledged_last_write_sets_its_cookie(
-    replicated: Replicated, settings: Any, browser: Browser, no_database: None
+    replicated: Replicated, browser: Browser, no_database: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     browser.key = stored(cart=["tea"]).session_key or ""
     old = browser.key
 
     def view(request: HttpRequest) -> HttpResponse:
         response = log_in(request)
-        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
+        wait_for_replicas(monkeypatch, 0.05)
         for replica in replicated.replicas:
             replica.pause()
         return response
@@ -441,6 +442,7 @@ CASES = [
 def test_waiting_for_replicas_adds_no_round_trip(
     warm: CountingProxy,
     settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
     before: str | None,
     every_request: bool,
     use: Any,
@@ -449,7 +451,7 @@ def test_waiting_for_replicas_adds_no_round_trip(
 ) -> None:
     # Nobody replicates this store.
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.001
+    wait_for_replicas(monkeypatch, 0.001)
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
     assert round_trips.cost(warm, before, use) == (expected, 0)
@@ -559,19 +561,20 @@ def test_replica_takes_no_write(replicated: Replicated, settings: Any, do: Any) 
 
 
 @pytest.mark.full
-def test_write_waits_for_the_disks_of_replicas(settings: Any) -> None:
+def test_write_waits_for_the_disks_of_replicas(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flags = "--appendonly", "yes", "--appendfsync", "always"
     with Replicated(*flags, replicas=1, binary=store_binary("valkey")) as topology:
         topology.use(settings, DATABASE)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 60.0
-        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 20.0
         settings.CLUSTERED_SESSIONS_SYNC_FSYNC = True
         for replicas in (0, 1):
             settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
             session = SessionStore()
             session.create()
             session.flush()
-        settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.05
+        wait_for_replicas(monkeypatch, 0.05)
         topology.replicas[0].pause()
         with pytest.raises(SessionNotReplicated, match="have it on disk"):
             SessionStore().create()
@@ -580,10 +583,11 @@ def test_write_waits_for_the_disks_of_replicas(settings: Any) -> None:
 
 @pytest.mark.full
 def test_waiting_for_replicas_is_no_store_error(
-    silent: Replicated, settings: Any, caplog: pytest.LogCaptureFixture
+    replicated: Replicated, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for replica in replicated.replicas:
+        replica.pause()
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 4.0
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 3.0
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
     errors = count("store_errors")
     session = stored(n=1)

@@ -53,7 +53,7 @@ from django_clustered_sessions.store.runner import report_the_rest
 from tests.children import forked
 from tests.clusters import ClusterServers, ask
 from tests.conftest import use_store
-from tests.gateways import Browser, place
+from tests.gateways import Browser, place, wait_for_replicas
 from tests.gateways import load_scripts as load_scripts_into
 from tests.locking import (
     Threads,
@@ -787,12 +787,12 @@ def test_killed_primary_is_replaced_under_load(
 
 
 def test_write_waits_for_its_own_nodes_replicas(
-    with_replica: ClusterServers, settings: Any
+    with_replica: ClusterServers, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with_replica.use(settings)
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-    settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 0.1
+    wait_for_replicas(monkeypatch, 0.1)
     for world in (World(is_async=False), World(is_async=True)):
         homes = set()
         while homes != {True, False}:
@@ -831,7 +831,7 @@ def test_move_waits_for_the_replicas_of_both_nodes(
             next_key_on(old)
             session.create()
             settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-            settings.CLUSTERED_SESSIONS_SYNC_TIMEOUT = 10.0 if old and new else 0.1
+            wait_for_replicas(monkeypatch, 4.0 if old and new else 0.1)
             key = next_key_on(new)
             with nullcontext() if old and new else pytest.raises(SessionNotReplicated):
                 world.do(session, "cycle_key")

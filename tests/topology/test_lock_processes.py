@@ -36,7 +36,7 @@ from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place
 from tests.servers import CountingProxy, free_port, raw_client, wait_for
 
-#: Requests of the impatient user; one has the lock, LOCK_PROCESS_WAITERS of them wait for it.
+#: Requests of the impatient user; one has the lock, two of them wait for it.
 IMPATIENT, SERVED = 12, 3
 
 #: Keys in the store: a list of those who are in the slow page, and whether it may go on.
@@ -54,8 +54,7 @@ def count(key: str, threads: str, times: str) -> None:
     """Count up in threads, each time in a request of its own."""
     settings: Any = django_settings
     settings.CLUSTERED_SESSIONS_LOCKING = "all"
-    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 100
-    settings.CLUSTERED_SESSIONS_LOCK_PROCESS_WAITERS = 100
+    settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 800
     settings.ROOT_URLCONF = (path("", counted),)
     handler = WSGIHandler()
 

@@ -19,7 +19,7 @@ from django_clustered_sessions.checks import settings as settings_checks
 from django_clustered_sessions.checks import store as store_checks
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
-from django_clustered_sessions.checks.values import RULES, _names
+from django_clustered_sessions.checks.values import REMOVED, RULES, _names
 from django_clustered_sessions.conf import PREFIX
 from django_clustered_sessions.monitoring.server_info import StoreFacts
 from django_clustered_sessions.store import connections
@@ -93,16 +93,17 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "LOCK_LEASE": (0, -1, "10", None, True, float("inf")),
     "LOCK_MAX_HOLD": (0, -1, "10", None, True, float("inf")),
     "LOCK_MAX_WAITERS": (-1, 1.5, "2", None, False),
-    "LOCK_PROCESS_WAITERS": (-1, 1.5, "2", None, False),
-    "ON_LOCK_LOST": ("overwrite", None),
-    "ON_READ_ONLY_CHANGE": ("warn", False),
     "SYNC_REPLICAS": (-1, 1.5, "1", None, True),
     "SYNC_FSYNC": (1, "yes", None),
-    "SYNC_TIMEOUT": (0, "1", None),
     "ON_SYNC_SHORTFALL": ("log", None),
     "NONSTOP": ("localReads", None, True, ["noop"]),
-    "MIGRATE_FROM": (7,),
-    "MIGRATE_CACHE": (7,),
+    "MIGRATE_FROM": (
+        7,
+        {},
+        {"CACHE": "default"},
+        {"ENGINE": "django.contrib.sessions.backends.cache", "CACHE": None},
+        {"ENGINE": "django.contrib.sessions.backends.cache", "ALIAS": "default"},
+    ),
     "MIGRATE_PICKLE": (1, "yes", None),
     "EVENTS_KEPT": (-1, 1.5, "2", None, False),
     "NODE_NAME": (7,),
@@ -167,10 +168,6 @@ RAISED = [
     ("W005", {PREFIX + "IDLE_TIMEOUT": 601, "SESSION_COOKIE_AGE": 600}),
     ("W011", {PREFIX + "LOCKING": "all", PREFIX + "LOCK_LEASE": 10}),
     ("W011", {PREFIX + "LOCKING": "write", PREFIX + "LOCK_WAIT": 7.5}),
-    ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "overwrite"}),
-    ("W013", {PREFIX + "ON_LOCK_LOST": "merge", PREFIX + "ON_CONFLICT": "error"}),
-    ("W015", {PREFIX + "SYNC_REPLICAS": 1, PREFIX + "SYNC_TIMEOUT": 8.0}),
-    ("W015", {PREFIX + "SYNC_FSYNC": True, PREFIX + "STORE_TIMEOUT": 1.0}),
     *(
         ("E005", {PREFIX + "MIGRATE_FROM": name})
         for name in (
@@ -184,13 +181,18 @@ RAISED = [
     (
         "E005",
         {
-            PREFIX + "MIGRATE_FROM": "django.contrib.sessions.backends.cache",
-            PREFIX + "MIGRATE_CACHE": "nowhere",
+            PREFIX + "MIGRATE_FROM": {
+                "ENGINE": "django.contrib.sessions.backends.cache",
+                "CACHE": "nowhere",
+            },
         },
     ),
     *(
-        ("E006", {PREFIX + "MIGRATE_FROM": "django.contrib.sessions.backends.cache", **more})
-        for more in ({}, {PREFIX + "MIGRATE_CACHE": "default"})
+        ("E006", {PREFIX + "MIGRATE_FROM": old})
+        for old in (
+            "django.contrib.sessions.backends.cache",
+            {"ENGINE": "django.contrib.sessions.backends.cache", "CACHE": "default"},
+        )
     ),
 ]
 
@@ -228,13 +230,9 @@ SILENT = [
     {PREFIX + "LOCKING": "off", PREFIX + "LOCK_LEASE": 10},
     {PREFIX + "LOCK_LEASE": 0.5, PREFIX + "LOCK_MAX_HOLD": 0.5},
     {PREFIX + "NEAR_CACHE_BYTES": 0},
-    {PREFIX + "SYNC_REPLICAS": 2, PREFIX + "SYNC_FSYNC": True, PREFIX + "SYNC_TIMEOUT": 0.8},
-    {PREFIX + "SYNC_TIMEOUT": 5},
+    {PREFIX + "SYNC_REPLICAS": 2, PREFIX + "SYNC_FSYNC": True},
     *({PREFIX + "ON_SYNC_SHORTFALL": value} for value in ("error", "warn")),
-    {PREFIX + "LOCK_MAX_WAITERS": 0, PREFIX + "LOCK_PROCESS_WAITERS": 0},
-    {PREFIX + "ON_LOCK_LOST": "merge"},
-    {PREFIX + "ON_LOCK_LOST": "error", PREFIX + "ON_CONFLICT": "error"},
-    *({PREFIX + "ON_READ_ONLY_CHANGE": value} for value in (None, "error", "log")),
+    {PREFIX + "LOCK_MAX_WAITERS": 0},
 ]
 
 
@@ -407,6 +405,30 @@ def test_unknown_setting_is_told_the_nearest_name(wrong: str, right: str, settin
     setattr(settings, PREFIX + wrong, 1)
     (message,) = check_settings()
     assert message.hint == f"The nearest one is {PREFIX}{right}."
+
+
+@pytest.mark.parametrize(
+    ("name", "instead"),
+    [
+        ("LOCK_PROCESS_WAITERS", "Set CLUSTERED_SESSIONS_LOCK_MAX_WAITERS: an eighth of that"),
+        ("MIGRATE_CACHE", "Name the cache in CLUSTERED_SESSIONS_MIGRATE_FROM: {"),
+        ("ON_LOCK_LOST", "always raises SessionLockLost"),
+        ("ON_READ_ONLY_CHANGE", "an error under DEBUG"),
+        ("SYNC_TIMEOUT", "Set CLUSTERED_SESSIONS_STORE_TIMEOUT: a write waits for 0.4 of"),
+    ],
+)
+def test_removed_setting_is_told_what_to_do_instead(name: str, instead: str, settings: Any) -> None:
+    setattr(settings, PREFIX + name, None)
+    (message,) = check_settings()
+    assert (message.id, message.msg) == (
+        "clustered_sessions.W003",
+        f"There is no setting {PREFIX}{name}; it has no effect.",
+    )
+    assert instead in (message.hint or "")
+
+
+def test_no_removed_setting_is_a_setting() -> None:
+    assert not REMOVED.keys() & set(_names())
 
 
 def test_check_command_runs_them(settings: Any) -> None:

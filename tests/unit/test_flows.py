@@ -751,15 +751,6 @@ def test_commit_under_a_lost_lock_is_refused():
     assert "some key" not in str(error)
 
 
-def test_commit_under_a_lost_lock_is_merged_if_wanted():
-    steps, committed = play(
-        commit(changed(), fence=Fence("b" * 16, release=True), merge_lost=True),
-        *(LOST, [held()], WOKEN, [taken()], CONFLICT, WRITTEN),
-    )
-    assert [lock_of(steps[0]), lock_of(steps[-1])] == [("b" * 16, 1), (ASKING.token, 1)]
-    assert committed.merged == 1
-
-
 def rotate(fence=NO_LOCK, asks=lambda: ASKING):
     new = SessionKeys.of("session", "new key")
     return flows.rotate(PLACE, new, TERMS, lambda: TOKEN, asks, fence)

@@ -9,7 +9,7 @@ import pytest
 from django_clustered_sessions.session.replication import wanted
 
 
-@pytest.mark.parametrize(("left_s", "waits_ms"), [(4.0, 1000), (2.0, 800), (0.1, 40), (0.0, 1)])
+@pytest.mark.parametrize(("left_s", "waits_ms"), [(4.0, 1600), (2.0, 800), (0.1, 40), (0.0, 1)])
 def test_wait_for_replicas_fits_into_what_is_left(
     settings: Any, left_s: float, waits_ms: int
 ) -> None:
