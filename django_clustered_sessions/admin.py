@@ -1,4 +1,4 @@
-"""Sessions in Django's admin: who is logged in where, ending that, and figures of the cluster."""
+"""Sessions in Django's admin: the sessions of each user, ending them, and cluster statistics."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ else:
 #: Users that a search shows on a page.
 USERS_PER_PAGE: Final = 20
 
-#: Spans that figures can be looked at for, in hours; the first unless another is asked for.
+#: Spans of the charts, in hours; the first is the default.
 SPANS: Final = (6, 1, 24)
 
 
 @dataclass(frozen=True)
 class Whose:
-    """A user whose sessions are looked at, by the primary key as the sessions hold it.
+    """A user whose sessions are shown, named by the primary key as sessions hold it.
 
-    ``user`` is None for one who was deleted while logged in.
+    ``user`` is None if the user was deleted while logged in.
     """
 
     key: str
@@ -51,7 +51,7 @@ class Whose:
 
     @classmethod
     def is_called(cls, key: str) -> Whose:
-        """Look for the user with that key."""
+        """Look the user with that key up."""
         model = get_user_model()
         return cls(key, model._default_manager.filter(_has_key(key)).first())
 
@@ -62,41 +62,41 @@ class Whose:
 
     @property
     def name(self) -> str:
-        """Return what pages and the log call the user."""
+        """Return the user's name as pages and the log show it."""
         if self.user is None:
             return _("deleted user %(key)s") % {"key": self.key}
         return str(self.user.get_username())
 
     @property
     def email(self) -> str:
-        """Return the user's address for mail, empty where there is none."""
+        """Return the user's e-mail address, empty if there is none."""
         return getattr(self.user, get_user_model().get_email_field_name(), None) or ""
 
     @property
     def quoted(self) -> str:
-        """Return the key as it is in addresses."""
+        """Return the key as it stands in URLs."""
         return quote(self.key)
 
 
 @admin.register(Session)
 class SessionAdmin(ModelAdmin):
-    """Search users, see and end their sessions, and see what the cluster did lately.
+    """Search users, show and end their sessions, and show what the cluster did lately.
 
-    All of it needs ``clustered_sessions.view_session``, ending ``delete_session`` as well.
+    Every page needs ``clustered_sessions.view_session``, ending ``delete_session`` as well.
     """
 
     list_per_page = 50
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: a session begins with a visitor."""
+        """Refuse: only visits create sessions."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: nothing of a session can be changed."""
+        """Refuse: a session cannot be changed here."""
         return False
 
     def get_urls(self) -> list[URLPattern]:
-        """Return the pages; none of Django's own is among them, for these ask a table."""
+        """Return the pages, without Django's own, because those query a table."""
         wrap, name = self.admin_site.admin_view, "clustered_sessions_session"
         return [
             path("", wrap(self.changelist_view), name=f"{name}_changelist"),
@@ -108,9 +108,9 @@ class SessionAdmin(ModelAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show what the cluster did in the last ``hours``; with ``q`` the users who match.
+        """Show what the cluster did in the last ``hours``; with ``q`` the users that match.
 
-        Where that is one user, redirect to the page of that user's sessions.
+        If exactly one user matches, redirect to the page of that user's sessions.
         """
         self._allow(request)
         query = request.GET.get("q", "").replace("\0", "").strip()
@@ -173,14 +173,14 @@ class SessionAdmin(ModelAdmin):
             return self._gone(request, _("That session had ended already."), whose)
         self._log(request, whose, f"Ended session {id[:12]}.")
         if entry.is_current:
-            # Its cookie goes too, and nothing is written to what has ended.
+            # Deletes the cookie, and nothing is saved to the ended session.
             logout(request)
             return redirect(reverse("admin:index", current_app=self.admin_site.name))
         messages.success(request, _("The session has ended."))
         return redirect(self._url("user", whose.quoted))
 
     def end_all_view(self, request: HttpRequest, key: str) -> HttpResponse:
-        """Ask whether to end all of a user's sessions; POST ends them, but for the one in use."""
+        """Ask whether to end all of a user's sessions; POST ends them, except the current one."""
         self._allow(request, ending=True)
         whose = Whose.is_called(unquote(key))
         entries = registry.sessions_of(whose.key, current=request.session)
@@ -227,7 +227,7 @@ class SessionAdmin(ModelAdmin):
         )
 
     def _log(self, request: HttpRequest, whose: Whose, what: str) -> None:
-        """Add a line to the user's history, and to the recent actions of who did it."""
+        """Add a line to the user's history, and to the recent actions of the acting user."""
         from django.contrib.admin.models import CHANGE, LogEntry
         from django.contrib.contenttypes.models import ContentType
 
@@ -244,7 +244,7 @@ class SessionAdmin(ModelAdmin):
 
 
 def _figures(asked: str) -> dict[str, Any]:
-    """Return the charts of the last hours, each with its numbers, the newest first."""
+    """Return the charts of the last hours, each with its numbers, newest first."""
     hours = next((span for span in SPANS if str(span) == asked), SPANS[0])
     context: dict[str, Any] = {"hours": hours, "spans": sorted(SPANS)}
     try:
@@ -259,7 +259,7 @@ def _figures(asked: str) -> dict[str, Any]:
 
 
 def _search(query: str) -> QuerySet[Any]:
-    """Return users by a part of the name or of the mail's address, or by the primary key."""
+    """Return users by a part of the name or of the e-mail address, or by the primary key."""
     model = get_user_model()
     named = {model.USERNAME_FIELD, model.get_email_field_name()}
     found = _has_key(query)
@@ -269,7 +269,7 @@ def _search(query: str) -> QuerySet[Any]:
 
 
 def _deleted(query: str) -> list[Whose]:
-    """Return who has this key, is still logged in somewhere, and is no user any more."""
+    """Return the deleted user with this key, if sessions of that user are left."""
     whose = Whose.is_called(query)
     return [whose] if whose.user is None and registry.count_of(query) else []
 
@@ -282,7 +282,7 @@ def _has_key(key: str) -> Q:
 
 
 def _find(whose: Whose, id: str, request: HttpRequest) -> SessionInfo | None:
-    """Return a session of that user, None where it has none with this id."""
+    """Return the user's session with this id, None if there is none."""
     try:
         entry = registry.find(id, current=request.session)
     except ValueError:

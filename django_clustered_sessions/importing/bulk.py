@@ -1,4 +1,4 @@
-"""All sessions at once: ``manage.py sessionimport``, and the way back."""
+"""Import and export of all sessions at once, for ``manage.py sessionimport``."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def bring(
     *,
     is_dry: bool,
 ) -> Flow[Counter[str]]:
-    """Take over some sessions on two trips; return how many came to what.
+    """Take over some sessions on two round trips; return the number of each outcome.
 
-    ``is_dry``: tell what would be. Raises SessionStoreUnavailable.
+    ``is_dry``: change nothing, count only. Raises SessionStoreUnavailable.
     """
     came: Counter[str] = Counter()
     all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
@@ -67,7 +67,7 @@ def bring(
 def bring_back(
     session_keys: Sequence[HiddenKey], prefix: str, serializer: Serializer, *, is_dry: bool
 ) -> Flow[Counter[str]]:
-    """Give the old engine what sessions that were taken over are now; see ``bring``."""
+    """Write sessions that were taken over back to the old engine; see ``bring``."""
     came: Counter[str] = Counter()
     all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
     replies = yield tuple(call for keys in all_keys for call in commands.adopted(keys))

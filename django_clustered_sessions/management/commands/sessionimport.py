@@ -1,4 +1,4 @@
-"""``manage.py sessionimport``: take over all sessions of the old engine, or give them back."""
+"""``manage.py sessionimport``: take over all sessions of the old engine, or write them back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from django_clustered_sessions.protocol.effects import Flow, batches
 from django_clustered_sessions.protocol.record import HiddenKey, Serializer
 from django_clustered_sessions.store import runner
 
-#: Sessions that go on one trip.
+#: Sessions moved on one round trip.
 _BATCH: Final = 100
 
-#: Exit codes: all is done; all is done but for some sessions or values; broken off by Ctrl-C.
+#: Exit codes: all done; done except some sessions or values; interrupted by Ctrl-C.
 #: A CommandError is 1.
 _DONE, _IN_PART, _BROKEN_OFF = 0, 3, 130
 
@@ -54,9 +54,9 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, dry_run: bool, back: bool, **options: Any) -> None:
-        """Move the sessions, and print how many came to what.
+        """Move the sessions, and print the number of each outcome.
 
-        Raises CommandError where the store or the old engine is away, or cannot be used.
+        Raises CommandError if the store or the old engine is away, or cannot be used.
         """
         came: Counter[str] = Counter()
         code = _BROKEN_OFF
@@ -125,7 +125,7 @@ def _step(session_keys: list[str], *, back: bool, dry_run: bool) -> Flow[Counter
 
 
 def _progress(keys: Iterator[str], total: int | None) -> Iterator[list[str]]:
-    """Yield the keys in batches; show on standard error how far it is, if that is a terminal."""
+    """Yield the keys in batches; show the progress on standard error, if that is a terminal."""
     columns = TextColumn("Sessions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
