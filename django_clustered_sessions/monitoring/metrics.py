@@ -1,7 +1,7 @@
-"""The figures as metrics for monitoring, whichever library writes them. Pure.
+"""Statistics as metrics for monitoring, independent of the exporting library. Pure.
 
-Cluster-wide: they come from the store, and one process that is asked tells of all nodes. The only
-labels are nodes' names, servers' addresses and kinds; never a session's, never a user's.
+They come from the store and cover all nodes. Labels are names of nodes, addresses of servers and
+kinds only; no label names a session or user.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES,
 
 from .statistics import Node, Statistics
 
-#: What all names begin with.
+#: Prefix of all names.
 PREFIX: Final = "clustered_sessions"
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-#: Counters that are told in another shape: the lengths of waits as a histogram.
+#: Counters exported in another form: the lengths of waits, as a histogram.
 _WAITS: Final = frozenset({"lock_waits", "lock_wait_ms", *(name for name, _ in WAITS)})
 
 _HELP: Final = {
@@ -67,7 +67,7 @@ _HELP: Final = {
 
 
 class Sample(NamedTuple):
-    """A number under its labels; of a histogram the cumulated classes, and the sum as number."""
+    """Number with its labels; for a histogram the sum as number, and the cumulated classes."""
 
     labels: tuple[str, ...]
     number: float
@@ -76,9 +76,9 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric: its name in full but for what a kind adds, its labels' names, its numbers.
+    """Metric: its full name without the suffixes of its kind, the names of its labels, its samples.
 
-    ``unit`` is ``"seconds"`` or ``"bytes"``, which the name ends with, or empty.
+    ``unit`` is ``"seconds"`` or ``"bytes"``, and then the name ends with it, or empty.
     """
 
     name: str
@@ -90,7 +90,7 @@ class Family:
 
 
 def families() -> Iterator[Family]:
-    """Yield all metrics, in the order in which they are told."""
+    """Yield all metrics in the order of the output."""
     yield _gauge("sessions", "Sessions that there are.", _sessions, labels=("kind",))
     yield _gauge(
         "memory_bytes",
@@ -132,7 +132,7 @@ def _of_counter(name: str) -> Family:
 
     def samples(figures: Statistics) -> Iterator[Sample]:
         for node in _nodes(figures):
-            # A time that nobody has measured is none of 0 s.
+            # 0 means not measured yet, not a time of 0 s.
             if node.counts[name] or not is_extreme:
                 yield Sample((node.name,), node.counts[name] / scale)
 
@@ -141,7 +141,7 @@ def _of_counter(name: str) -> Family:
 
 
 def _nodes(figures: Statistics) -> Iterator[Node]:
-    """Yield the nodes of now: the former ones' sum would look as if it had happened today."""
+    """Yield the current nodes, without the sum of former nodes, which would look recent."""
     for _, node in sorted(figures.nodes.items()):
         yield node
 

@@ -138,7 +138,7 @@ def refuse_if_taken(address: ListeningAddress) -> None:
 def claim_folder(folder: Path) -> Path:
     """Make the folder, readable by this user only, and lock it until this process ends.
 
-    The lock prevents that two servers append to one file and destroy it.
+    The lock keeps a second server from appending to the same file, which would destroy it.
     """
     folder = folder.absolute()
     try:
