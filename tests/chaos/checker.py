@@ -69,7 +69,7 @@ class Log:
         return sorted(known, key=lambda operation: self.at[operation.id])
 
     def landed_as_told(self) -> Iterator[str]:
-        """Check that no acknowledged write is lost, none is there twice, and no refused one is there."""
+        """Check that no acknowledged write is lost, none is repeated, and no refused one landed."""
         for one, times in Counter(self.final).items():
             if times > 1:
                 yield f"{self.name}: {one} was written {times} times"
@@ -81,7 +81,7 @@ class Log:
                 yield f"{self.name}: answered {operation.answer!r} and yet written: {operation}"
 
     def reads(self) -> Iterator[str]:
-        """Check that each read found a prefix of the list with all writes acknowledged before it."""
+        """Check that reads found a prefix of the list with all writes acknowledged before."""
         running, prefixes = hashlib.sha1(), [hashlib.sha1().hexdigest()]
         for one in self.final:
             running.update(f"{one}\n".encode())
