@@ -100,7 +100,7 @@ class _Watcher:
                 await self._look()
             except Exception:
                 # Without this task no socket here would ever be closed.
-                logger.exception("cannot look for the ends of sessions, and goes on trying")
+                logger.exception("cannot poll for ended sessions; the next poll tries again")
 
     async def _look(self) -> None:
         watched: dict[str, tuple[SessionKeys, list[Watch]]] = {}

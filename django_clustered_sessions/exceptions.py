@@ -142,7 +142,7 @@ class SessionLimitReached(ClusteredSessionError):
     def __init__(self, limit: int) -> None:
         self.limit = limit
         super().__init__(
-            "this user cannot log in once more: CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER is "
-            f"{limit}, and there are as many sessions. Log out of one, or end one by registry."
-            "end_session()."
+            "the login is refused: this user has as many sessions as "
+            f"CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER allows, {limit}. Log out of one, or end one "
+            "by registry.end_session()."
         )

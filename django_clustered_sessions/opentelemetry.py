@@ -43,7 +43,7 @@ def instrument(provider: MeterProvider | None = None) -> None:
     meter.create_observable_gauge(
         f"{metrics.PREFIX}.store_up",
         [lambda options: [Observation(int(latest.figures() is not None))]],
-        description="Whether the store answered.",
+        description="1 if the store answered, else 0.",
     )
     for family in metrics.families():
         for name, kind, observe in _instruments(family):

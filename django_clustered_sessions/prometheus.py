@@ -83,4 +83,4 @@ class _Told(Collector):
 
 def _up(is_up: bool) -> Metric:
     name = f"{metrics.PREFIX}_store_up"
-    return GaugeMetricFamily(name, "Whether the store answered.", value=int(is_up))
+    return GaugeMetricFamily(name, "1 if the store answered, else 0.", value=int(is_up))

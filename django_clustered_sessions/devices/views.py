@@ -71,7 +71,7 @@ class EndDevice(OwnSessions):
         try:
             entry = registry.find(id, current=request.session)
         except ValueError:
-            raise Http404("no id of a session") from None
+            raise Http404("not a session id") from None
         if entry is not None and not belongs_to(entry, request.user):
             raise Http404("no session of this user")
         if entry is not None and entry.is_current:

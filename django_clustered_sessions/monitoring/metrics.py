@@ -32,25 +32,25 @@ _HELP: Final = {
     "conflicts_merged": "Session keys changed by two requests at once, and merged.",
     "conflicts_overwritten": "Session keys changed by two requests at once, and overwritten.",
     "created": "Sessions created.",
-    "ended": "Sessions ended by a logout or by somebody, not by time.",
+    "ended": "Sessions ended before their expiry.",
     "values_set_aside": "Values that could not be read.",
     "store_errors": "Operations that failed because the store was away or refused.",
     "locks_acquired": "Locks taken.",
-    "lock_handoffs": "Locks handed over by the one before.",
-    "lock_timeouts": "Requests that waited for a lock in vain.",
+    "lock_handoffs": "Locks handed off by the previous holder.",
+    "lock_timeouts": "Requests that gave up waiting for a lock.",
     "lock_refusals": "Requests refused because too many waited for a lock.",
     "locks_lost": "Locks that went to another request while their holder worked.",
     "writes_refused": "Commits refused because their lock was lost.",
     "lock_longest_wait_ms": "The longest wait for a lock ever.",
     "lock_longest_hold_ms": "The longest time ever that a lock was held.",
     "near_hits": "Loads of a session that the near cache had unchanged.",
-    "near_bytes_saved": "Stored bytes not sent for that reason.",
+    "near_bytes_saved": "Stored bytes not sent because the near cache had them.",
     "sync_waits": "Writes that waited for replicas.",
     "sync_shortfalls": "Writes that too few replicas acknowledged.",
     "sync_wait_ms": "Time that acknowledged writes waited for replicas.",
     "nonstop_trips": "Operations refused at once because the store was away.",
     "local_reads": "Sessions read from the near cache alone while the store was away.",
-    "breaker_opened": "How many times a process found the store away.",
+    "breaker_opened": "Times that a process found the store away.",
     "expired": "Sessions that ended by time, as found when they left the index.",
     "lifetimes": "Ended sessions whose lifetime is known.",
     "lifetime_ms": "Lifetimes of ended sessions together.",
@@ -62,7 +62,7 @@ _HELP: Final = {
     "takeovers_failed": "Sessions of the old engine that could not be read or asked for.",
     "takeover_values_lost": "Values that were left behind in the old engine.",
     "store_longest_away_ms": "The longest time ever that the store was away.",
-    "store_last_away_ms": "When the store was last found away, by its clock, since the epoch.",
+    "store_last_away_ms": "Time when the store was last found away, by its clock, since the epoch.",
 }
 
 
@@ -91,10 +91,10 @@ class Family:
 
 def families() -> Iterator[Family]:
     """Yield all metrics in the order of the output."""
-    yield _gauge("sessions", "Sessions that there are.", _sessions, labels=("kind",))
+    yield _gauge("sessions", "Sessions in the store.", _sessions, labels=("kind",))
     yield _gauge(
         "memory_bytes",
-        "Memory of indexes and records, that of the records worked out from a sample.",
+        "Memory of indexes and records; that of records is estimated from a sample.",
         _memory,
         labels=("of",),
     )
@@ -104,12 +104,12 @@ def families() -> Iterator[Family]:
     yield Family(
         f"{PREFIX}_lock_wait_seconds",
         "histogram",
-        "How long requests waited for locks that they got.",
+        "Waits for locks that were acquired.",
         "seconds",
         ("node",),
         _wait_samples,
     )
-    yield _gauge("node_reported_timestamp_seconds", "When a node last reported.", _reported)
+    yield _gauge("node_reported_timestamp_seconds", "Time of a node's last report.", _reported)
     yield _gauge("node_clock_offset_seconds", "A node's clock less the store's.", _offset)
     yield _gauge("store_memory_bytes", "Memory that the store uses.", _used, labels=())
     yield _gauge("store_replicas", "Replicas that the store has.", _replicas, labels=())

@@ -71,11 +71,11 @@ class Command(BaseCommand):
             type=int,
             default=60,
             metavar="SECONDS",
-            help="How long handling one event may take: one that was taken that long ago and is "
-            "not handled is handled again (default: 60).",
+            help="Time to handle an event: an event that is not finished after it is handled "
+            "again (default: 60).",
         )
         parser.add_argument(
-            "--once", action="store_true", help="Handle what there is, and end; for cron."
+            "--once", action="store_true", help="Handle the present events and end; for cron."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -86,8 +86,8 @@ class Command(BaseCommand):
         """
         if not conf.events_kept:
             raise CommandError(
-                "CLUSTERED_SESSIONS_EVENTS_KEPT is 0, so no events are written. Set it to how many "
-                "are to wait while no worker runs, on all nodes."
+                "CLUSTERED_SESSIONS_EVENTS_KEPT is 0, so no events are written. Set it, on all "
+                "nodes, to the number of events to keep while no worker runs."
             )
         if options["lease"] < 1:
             raise CommandError("--lease is 1 second at least.")
@@ -261,7 +261,7 @@ def _run(outcome: object) -> None:
     if isawaitable(outcome):
         async_to_sync(_awaited)(outcome)
     elif isgenerator(outcome) or isasyncgen(outcome):
-        raise TypeError(f"the handler has returned {outcome!r}: one that yields cannot be run")
+        raise TypeError(f"the handler has returned {outcome!r}, and a generator cannot be run")
 
 
 async def _awaited(work: Awaitable[object]) -> None:

@@ -44,13 +44,13 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the command's options."""
         parser.add_argument(
-            "--dry-run", action="store_true", help="Change nothing, and tell what would be done."
+            "--dry-run", action="store_true", help="Change nothing, and print what would be done."
         )
         parser.add_argument(
             "--back",
             action="store_true",
-            help="Give the old engine what the sessions that it had are now, and delete there "
-            "those that have ended here.",
+            help="Write the sessions that were taken over back to the old engine, and delete "
+            "there those that have ended here.",
         )
 
     def handle(self, *args: Any, dry_run: bool, back: bool, **options: Any) -> None:
@@ -83,8 +83,8 @@ class Command(BaseCommand):
         engine = import_module(settings.SESSION_ENGINE).SessionStore
         if not issubclass(engine, SessionStore):
             raise CommandError(
-                f"SESSION_ENGINE is {settings.SESSION_ENGINE}: what is moved while the site still "
-                "uses the old engine is out of date at once. Switch first."
+                f"SESSION_ENGINE is {settings.SESSION_ENGINE}: sessions that are moved while "
+                "the site still uses the old engine are out of date at once. Switch first."
             )
 
     def _tell(self, came: Counter[str], *, back: bool, dry_run: bool) -> None:

@@ -54,7 +54,7 @@ class Command(BaseCommand):
         measured.add_argument(
             "--locks",
             action="store_true",
-            help="Print who holds sessions' locks now and who waits for them, nothing else.",
+            help="Print the locks of sessions with holders and waiters, nothing else.",
         )
         measured.add_argument(
             "--history",
