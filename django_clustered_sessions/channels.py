@@ -95,7 +95,7 @@ class _Socket:
             # An application may rely on ``websocket.connect`` coming first.
             message = await self._receive()
             self._is_begun = True
-            endings.begin(self._watch)
+            endings.start(self._watch)
             return message
         next_one = None if self._farewell else await self._receive_until_end()
         return next_one or cast(Message, self._farewell)
@@ -112,7 +112,7 @@ class _Socket:
         finally:
             self._patience = None
         if message["type"] == "websocket.disconnect":
-            endings.leave(self._watch)
+            endings.stop(self._watch)
         return None if self._farewell else message
 
     async def send(self, message: Message) -> None:
@@ -120,12 +120,12 @@ class _Socket:
         if self._farewell is not None:
             return
         if message["type"] in _LAST:
-            endings.leave(self._watch)
+            endings.stop(self._watch)
         await self._send(message)
 
     async def leave(self) -> None:
         """Stop watching the session, and wait until the close is sent."""
-        endings.leave(self._watch)
+        endings.stop(self._watch)
         if self._closing is not None:
             await self._closing
 

@@ -76,7 +76,7 @@ class Watch:
             self._end(reason)
 
     def _end(self, reason: EndReason) -> None:
-        leave(self)
+        stop(self)
         self._on_end(reason)
 
     def _turn_to(self, key: str | None) -> None:
@@ -130,7 +130,7 @@ class _Watcher:
 _watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
 
 
-def begin(watch: Watch) -> None:
+def start(watch: Watch) -> None:
     """Watch in the running event loop, until the end is reported or the watch is removed."""
     loop = asyncio.get_running_loop()
     watcher = _watchers.get(loop)
@@ -141,7 +141,7 @@ def begin(watch: Watch) -> None:
     watcher.watches.add(watch)
 
 
-def leave(watch: Watch) -> None:
+def stop(watch: Watch) -> None:
     """Remove a watch; without watches the store is not polled."""
     loop = asyncio.get_running_loop()
     if watcher := _watchers.get(loop):

@@ -113,7 +113,7 @@ def waiting(prefix: str) -> Flow[list[int]]:
     return [at for at, count in enumerate(replies) if not isinstance(count, Damaged) and count]
 
 
-def take(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[StreamEntry]]:
+def claim(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[StreamEntry]]:
     """Claim at most ``most`` events of each bucket, to finish them within the lease."""
     replies = yield tuple(commands.take(prefix, bucket, most, lease_ms) for bucket in buckets)
     return [
@@ -130,6 +130,6 @@ def finish(prefix: str, entries: Sequence[StreamEntry]) -> Flow[None]:
     )
 
 
-def give_back(prefix: str, entries: Sequence[StreamEntry], lease_ms: int) -> Flow[None]:
+def release(prefix: str, entries: Sequence[StreamEntry], lease_ms: int) -> Flow[None]:
     """Release claimed events that were not handled, so that other workers claim them."""
     yield tuple(commands.give_back(prefix, entry.bucket, entry.id, lease_ms) for entry in entries)

@@ -177,7 +177,7 @@ class Worker:
             some = buckets[: self._pace]
             most = -(-self._pace // len(some))
             began = time.monotonic()
-            taken = runner.run(events.take(conf.key_prefix, some, most, self._lease_s * 1000))
+            taken = runner.run(events.claim(conf.key_prefix, some, most, self._lease_s * 1000))
             self._handle(taken, began)
             # A bucket that gave as many as asked may have more.
             full = {
@@ -198,7 +198,7 @@ class Worker:
         spent = time.monotonic() - began
         self._pace = min(2 * self._pace, _MOST) if spent < _PACE_S else max(self._pace // 2, 1)
         if (left := taken[handled:]) and spent < self._lease_s:
-            runner.run(events.give_back(conf.key_prefix, left, self._lease_s * 1000))
+            runner.run(events.release(conf.key_prefix, left, self._lease_s * 1000))
 
     def _handle_one(self, entry: StreamEntry) -> None:
         try:
