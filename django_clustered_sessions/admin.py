@@ -40,8 +40,8 @@ SPANS: Final = (6, 1, 24)
 
 
 @dataclass(frozen=True)
-class Whose:
-    """A user whose sessions are shown, named by the primary key as sessions hold it.
+class SessionOwner:
+    """User whose sessions are shown, named by the primary key as sessions hold it.
 
     ``user`` is None if the user was deleted while logged in.
     """
@@ -50,13 +50,13 @@ class Whose:
     user: Any
 
     @classmethod
-    def is_called(cls, key: str) -> Whose:
+    def by_key(cls, key: str) -> SessionOwner:
         """Look the user with that key up."""
         model = get_user_model()
         return cls(key, model._default_manager.filter(_has_key(key)).first())
 
     @classmethod
-    def of(cls, user: Model) -> Whose:
+    def of(cls, user: Model) -> SessionOwner:
         """Return that user."""
         return cls(user._meta.pk.value_to_string(user), user)
 
@@ -119,7 +119,7 @@ class SessionAdmin(ModelAdmin):
             deleted = _deleted(query)
             found = Paginator(_search(query), USERS_PER_PAGE)
             page = found.get_page(request.GET.get("p"))
-            users = [*deleted, *map(Whose.of, page)]
+            users = [*deleted, *map(SessionOwner.of, page)]
             if len(users) == found.count + len(deleted) == 1:
                 return redirect(self._url("user", users[0].quoted))
             context |= {
@@ -135,15 +135,15 @@ class SessionAdmin(ModelAdmin):
     def user_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Show a user's sessions."""
         self._allow(request)
-        whose = Whose.is_called(unquote(key))
-        entries = registry.sessions_of(whose.key, current=request.session)
-        if whose.user is None and not entries:
+        owner = SessionOwner.by_key(unquote(key))
+        entries = registry.sessions_of(owner.key, current=request.session)
+        if owner.user is None and not entries:
             return self._gone(request, _("There is no such user."))
         pages: Paginator[Row] = Paginator(rows(entries), self.list_per_page)
         page = pages.get_page(request.GET.get("p"))
         context = {
-            "title": _("Sessions of %(user)s") % {"user": whose.name},
-            "whose": whose,
+            "title": _("Sessions of %(user)s") % {"user": owner.name},
+            "owner": owner,
             "rows": page,
             "page": page,
             "page_range": pages.get_elided_page_range(page.number),
@@ -158,50 +158,50 @@ class SessionAdmin(ModelAdmin):
     def end_view(self, request: HttpRequest, key: str, id: str) -> HttpResponse:
         """Ask whether to end one of a user's sessions; POST ends it."""
         self._allow(request, ending=True)
-        whose = Whose.is_called(unquote(key))
-        entry = _find(whose, id, request)
+        owner = SessionOwner.by_key(unquote(key))
+        entry = _find(owner, id, request)
         if entry is None:
-            return self._gone(request, _("That session had ended already."), whose)
+            return self._gone(request, _("That session had ended already."), owner)
         if request.method != "POST":
             context = {
-                "title": _("End a session of %(user)s") % {"user": whose.name},
-                "whose": whose,
+                "title": _("End a session of %(user)s") % {"user": owner.name},
+                "owner": owner,
                 "row": Row(entry),
             }
             return self._page(request, "end", context)
         if not registry.end_session(id):
-            return self._gone(request, _("That session had ended already."), whose)
-        self._log(request, whose, f"Ended session {id[:12]}.")
+            return self._gone(request, _("That session had ended already."), owner)
+        self._log(request, owner, f"Ended session {id[:12]}.")
         if entry.is_current:
             # Deletes the cookie, and nothing is saved to the ended session.
             logout(request)
             return redirect(reverse("admin:index", current_app=self.admin_site.name))
         messages.success(request, _("The session has ended."))
-        return redirect(self._url("user", whose.quoted))
+        return redirect(self._url("user", owner.quoted))
 
     def end_all_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Ask whether to end all of a user's sessions; POST ends them, except the current one."""
         self._allow(request, ending=True)
-        whose = Whose.is_called(unquote(key))
-        entries = registry.sessions_of(whose.key, current=request.session)
+        owner = SessionOwner.by_key(unquote(key))
+        entries = registry.sessions_of(owner.key, current=request.session)
         count = sum(not entry.is_current for entry in entries)
         if request.method != "POST":
             if not count:
-                return self._gone(request, _("There is no session to end."), whose)
+                return self._gone(request, _("There is no session to end."), owner)
             context = {
-                "title": _("End the sessions of %(user)s") % {"user": whose.name},
-                "whose": whose,
+                "title": _("End the sessions of %(user)s") % {"user": owner.name},
+                "owner": owner,
                 "count": count,
                 "keeps_one": count < len(entries),
             }
             return self._page(request, "end", context)
-        ended = registry.end_sessions_of(whose.key, keep=request.session)
+        ended = registry.end_sessions_of(owner.key, keep=request.session)
         if not ended:
-            return self._gone(request, _("There is no session to end."), whose)
-        self._log(request, whose, f"Ended {ended} session{'s' * (ended > 1)}.")
+            return self._gone(request, _("There is no session to end."), owner)
+        self._log(request, owner, f"Ended {ended} session{'s' * (ended > 1)}.")
         text = ngettext("%(count)d session has ended.", "%(count)d sessions have ended.", ended)
         messages.success(request, text % {"count": ended})
-        return redirect(self._url("user", whose.quoted))
+        return redirect(self._url("user", owner.quoted))
 
     def _allow(self, request: HttpRequest, *, ending: bool = False) -> None:
         may = self.has_view_permission(request) and (
@@ -219,14 +219,16 @@ class SessionAdmin(ModelAdmin):
         shown = {**self.admin_site.each_context(request), "opts": self.opts, **context}
         return TemplateResponse(request, f"clustered_sessions/admin/{name}.html", shown)
 
-    def _gone(self, request: HttpRequest, why: str, whose: Whose | None = None) -> HttpResponse:
+    def _gone(
+        self, request: HttpRequest, why: str, owner: SessionOwner | None = None
+    ) -> HttpResponse:
         messages.warning(request, why)
-        is_known = whose is not None and whose.user is not None
+        is_known = owner is not None and owner.user is not None
         return redirect(
-            self._url("user", whose.quoted) if whose and is_known else self._url("changelist")
+            self._url("user", owner.quoted) if owner and is_known else self._url("changelist")
         )
 
-    def _log(self, request: HttpRequest, whose: Whose, what: str) -> None:
+    def _log(self, request: HttpRequest, owner: SessionOwner, what: str) -> None:
         """Add a line to the user's history, and to the recent actions of the acting user."""
         from django.contrib.admin.models import CHANGE, LogEntry
         from django.contrib.contenttypes.models import ContentType
@@ -236,8 +238,8 @@ class SessionAdmin(ModelAdmin):
             content_type=ContentType.objects.get_for_model(
                 get_user_model(), for_concrete_model=False
             ),
-            object_id=whose.key,
-            object_repr=whose.name[:200],
+            object_id=owner.key,
+            object_repr=owner.name[:200],
             action_flag=CHANGE,
             change_message=what,
         )
@@ -268,10 +270,10 @@ def _search(query: str) -> QuerySet[Any]:
     return model._default_manager.filter(found).order_by(model.USERNAME_FIELD, "pk")
 
 
-def _deleted(query: str) -> list[Whose]:
+def _deleted(query: str) -> list[SessionOwner]:
     """Return the deleted user with this key, if sessions of that user are left."""
-    whose = Whose.is_called(query)
-    return [whose] if whose.user is None and registry.count_of(query) else []
+    owner = SessionOwner.by_key(query)
+    return [owner] if owner.user is None and registry.count_of(query) else []
 
 
 def _has_key(key: str) -> Q:
@@ -281,10 +283,10 @@ def _has_key(key: str) -> Q:
         return Q(pk__in=())
 
 
-def _find(whose: Whose, id: str, request: HttpRequest) -> SessionInfo | None:
+def _find(owner: SessionOwner, id: str, request: HttpRequest) -> SessionInfo | None:
     """Return the user's session with this id, None if there is none."""
     try:
         entry = registry.find(id, current=request.session)
     except ValueError:
         return None
-    return entry if entry is not None and entry.user_id == whose.key else None
+    return entry if entry is not None and entry.user_id == owner.key else None

@@ -104,7 +104,7 @@ class EmbeddedStore:
         """Start the process without waiting for it to answer."""
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*_dying_with(os.getpid()), *self.command()],
+                [*_bound_to(os.getpid()), *self.command()],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -177,7 +177,7 @@ if os.getppid() == int(parent):
 """
 
 
-def _dying_with(parent: int) -> Sequence[str]:
+def _bound_to(parent: int) -> Sequence[str]:
     """Return a command prefix that ends the command with the thread that starts it, on Linux.
 
     ``preexec_fn`` of subprocess is unsafe: a fork that runs Python beside other threads may hang.

@@ -43,10 +43,10 @@ class SessionCollector(Collector):
             yield _up(False)
         else:
             yield _up(True)
-            yield from told(figures)
+            yield from metrics_of(figures)
 
 
-def told(figures: Statistics) -> Iterator[Metric]:
+def metrics_of(figures: Statistics) -> Iterator[Metric]:
     """Yield the metrics of the statistics."""
     for family in metrics.families():
         if family.kind == "histogram":
@@ -65,11 +65,11 @@ def told(figures: Statistics) -> Iterator[Metric]:
 def text(figures: Statistics) -> str:
     """Return the statistics in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Told(figures))
+    registry.register(_FixedCollector(figures))
     return generate_latest(registry).decode()
 
 
-class _Told(Collector):
+class _FixedCollector(Collector):
     def __init__(self, figures: Statistics) -> None:
         self._figures = figures
 
@@ -78,7 +78,7 @@ class _Told(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _up(True)
-        yield from told(self._figures)
+        yield from metrics_of(self._figures)
 
 
 def _up(is_up: bool) -> Metric:

@@ -68,24 +68,24 @@ def sessions_of(user: object, *, current: SessionBase | str | None = None) -> li
 
     Raises SessionStoreUnavailable; ValueError for a user without a primary key and an invalid id.
     """
-    return _entries(_run(_of_user(_key(user))), current)
+    return _infos(_run(_of_user(_user_key(user))), current)
 
 
 async def asessions_of(
     user: object, *, current: SessionBase | str | None = None
 ) -> list[SessionInfo]:
     """See sessions_of()."""
-    return _entries(await _arun(_of_user(_key(user))), current)
+    return _infos(await _arun(_of_user(_user_key(user))), current)
 
 
 def count_of(user: object) -> int:
     """Return the number of sessions in which a user is logged in. Raises as ``sessions_of``."""
-    return len(_run(_of_user(_key(user))))
+    return len(_run(_of_user(_user_key(user))))
 
 
 async def acount_of(user: object) -> int:
     """See count_of()."""
-    return len(await _arun(_of_user(_key(user))))
+    return len(await _arun(_of_user(_user_key(user))))
 
 
 def find(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
@@ -93,14 +93,14 @@ def find(public_id: str, *, current: SessionBase | str | None = None) -> Session
 
     Raises SessionStoreUnavailable; ValueError for an invalid id.
     """
-    found = _run(user_index.one(_place(public_id)))
-    return _entry(found, _id(current)) if found else None
+    found = _run(user_index.one(_session_keys(public_id)))
+    return _info(found, _public_id(current)) if found else None
 
 
 async def afind(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
     """See find()."""
-    found = await _arun(user_index.one(_place(public_id)))
-    return _entry(found, _id(current)) if found else None
+    found = await _arun(user_index.one(_session_keys(public_id)))
+    return _info(found, _public_id(current)) if found else None
 
 
 def end_session(public_id: str) -> bool:
@@ -112,13 +112,13 @@ def end_session(public_id: str) -> bool:
     invalid id.
     """
     notices = PendingSignals()
-    return bool(_run(_ending([_place(public_id)], notices), notices))
+    return bool(_run(_ending([_session_keys(public_id)], notices), notices))
 
 
 async def aend_session(public_id: str) -> bool:
     """See end_session()."""
     notices = PendingSignals()
-    return bool(await _arun(_ending([_place(public_id)], notices), notices))
+    return bool(await _arun(_ending([_session_keys(public_id)], notices), notices))
 
 
 def end_sessions_of(user: object, keep: SessionBase | str | None = None) -> int:
@@ -140,7 +140,7 @@ async def aend_sessions_of(user: object, keep: SessionBase | str | None = None) 
 
 
 def _ending_all(user: object, keep: SessionBase | str | None, notices: PendingSignals) -> Flow[int]:
-    kept, key, ended = _id(keep), _key(user), 0
+    kept, key, ended = _public_id(keep), _user_key(user), 0
     unreplicated = None
     for look in range(_LOOKS):
         found = yield from _of_user(key)
@@ -203,11 +203,11 @@ def _of_user(key: str) -> Flow[list[Listed]]:
     return user_index.of_user(conf.key_prefix, key, conf.events_kept)
 
 
-def _place(public_id: str) -> SessionKeys:
+def _session_keys(public_id: str) -> SessionKeys:
     return SessionKeys.of_id(conf.key_prefix, public_id)
 
 
-def _key(user: object) -> str:
+def _user_key(user: object) -> str:
     """Return the user's key as ``login()`` stores it. Raises ValueError if there is none."""
     if isinstance(user, Model):
         user = None if user.pk is None else user._meta.pk.value_to_string(user)
@@ -216,20 +216,20 @@ def _key(user: object) -> str:
     return str(user)
 
 
-def _id(session: SessionBase | str | None) -> str | None:
+def _public_id(session: SessionBase | str | None) -> str | None:
     if isinstance(state := getattr(session, "state", None), SessionState):
         return state.public_id
     if isinstance(session, SessionBase):
         return session_id(session.session_key) if session.session_key else None
-    return None if session is None else _place(session).id
+    return None if session is None else _session_keys(session).id
 
 
-def _entries(found: Sequence[Listed], current: SessionBase | str | None) -> list[SessionInfo]:
-    current_id = _id(current)
-    return [_entry(one, current_id) for one in found]
+def _infos(found: Sequence[Listed], current: SessionBase | str | None) -> list[SessionInfo]:
+    current_id = _public_id(current)
+    return [_info(one, current_id) for one in found]
 
 
-def _entry(found: Listed, current_id: str | None) -> SessionInfo:
+def _info(found: Listed, current_id: str | None) -> SessionInfo:
     meta = found.meta
     return SessionInfo(
         id=found.keys.id,

@@ -27,7 +27,7 @@ from .session.error_responses import RETRY_AFTER_S
 @session_read_only
 @session_nonstop("noop")
 def expiry(request: HttpRequest) -> JsonResponse:
-    """Answer with ``told()`` as JSON; this does not count as a use and sets no cookie.
+    """Answer with ``expiry_status()`` as JSON; this does not count as a use and sets no cookie.
 
     Answers 503 with Retry-After while the store is away.
     """
@@ -51,7 +51,7 @@ def stay(request: HttpRequest) -> JsonResponse:
     return _answer(session)
 
 
-def told(session: SessionStore) -> dict[str, Any]:
+def expiry_status(session: SessionStore) -> dict[str, Any]:
     """Return whether a user is logged in, and how long the session lasts by the store's clock.
 
     ``expires_in``: seconds until it ends if it is not used, None without a session;
@@ -71,7 +71,7 @@ def _session_of(request: HttpRequest) -> SessionStore:
 
 
 def _answer(session: SessionStore) -> JsonResponse:
-    answer = told(session)
+    answer = expiry_status(session)
     if session.outage is None:
         return JsonResponse(answer)
     away = JsonResponse({"error": "away"}, status=503, headers={"Retry-After": RETRY_AFTER_S})

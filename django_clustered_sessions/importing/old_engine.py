@@ -145,20 +145,20 @@ def look(key: HiddenKey) -> Flow[Found | None]:
             return None
         return Found(dict(found.values), found.until)
     except _UNREADABLE as error:
-        raise Unreadable(f"{type(error).__name__}: {without(key, error)}") from error
+        raise Unreadable(f"{type(error).__name__}: {redacted(key, error)}") from error
     except Exception as error:
-        raise away(error, key) from error
+        raise unavailable(error, key) from error
 
 
-def away(error: Exception, key: HiddenKey | None = None) -> SessionStoreUnavailable:
+def unavailable(error: Exception, key: HiddenKey | None = None) -> SessionStoreUnavailable:
     """Return the error to raise if the old engine fails."""
     return SessionStoreUnavailable(
         f"the session engine {conf.migrate_from}, which sessions are taken over from, cannot be "
-        f"asked: {type(error).__name__}: {without(key, error)}"
+        f"asked: {type(error).__name__}: {redacted(key, error)}"
     )
 
 
-def without(key: HiddenKey | None, error: Exception) -> str:
+def redacted(key: HiddenKey | None, error: Exception) -> str:
     """Return an error's text without the session key that may be in it."""
     return str(error).replace(key.value, "...") if key else str(error)
 
@@ -259,7 +259,7 @@ def keys() -> Iterator[str]:
     except ImproperlyConfigured:
         raise
     except Exception as error:
-        raise away(error) from error
+        raise unavailable(error) from error
 
 
 def _keys(store: Any) -> Iterator[str]:
@@ -270,7 +270,7 @@ def _keys(store: Any) -> Iterator[str]:
         return _keys_of_files(store)
     if is_cache and hasattr(store._cache, "iter_keys"):
         return _keys_in_cache(store)
-    if _is_redis_sessions(store) and not _is_spread():
+    if _is_redis_sessions(store) and not _is_sharded():
         return _keys_of_redis_sessions(store)
     raise NotListed(
         f"{conf.migrate_from} does not tell which sessions it has"
@@ -290,7 +290,7 @@ def count() -> int | None:
     try:
         found: int = store.model.objects.filter(expire_date__gt=timezone.now()).count()
     except Exception as error:
-        raise away(error) from error
+        raise unavailable(error) from error
     return found
 
 
@@ -321,7 +321,7 @@ def _keys_in_cache(store: Any) -> Iterator[str]:
             yield key
 
 
-def _is_spread() -> bool:
+def _is_sharded() -> bool:
     """Return whether django-redis-sessions has sessions on several servers."""
     return bool(getattr(settings, "SESSION_REDIS", {}).get("POOL"))
 

@@ -30,7 +30,7 @@ from django_clustered_sessions.protocol.record import (
 from django_clustered_sessions.protocol.results import Alive
 from django_clustered_sessions.protocol.session_data import SessionData
 
-from .old_engine import Found, Unreadable, ask, look, store_of, without
+from .old_engine import Found, Unreadable, ask, look, redacted, store_of
 
 logger = logging.getLogger("django_clustered_sessions")
 
@@ -76,9 +76,9 @@ def pack(found: Found, serializer: Serializer) -> Packed:
     except (TypeError, ValueError) as error:
         raise Unreadable(f"_session_expiry: {error}") from error
     left_ms = milliseconds_of(found.until) - round(time.time() * 1000)
-    whose = SessionData(serializer)
-    whose.update(values)
-    return Packed(list(fields.items()), whose.user, expiry, left_ms, lost)
+    with_user = SessionData(serializer)
+    with_user.update(values)
+    return Packed(list(fields.items()), with_user.user, expiry, left_ms, lost)
 
 
 def find(key: HiddenKey, keys: SessionKeys, serializer: Serializer) -> Flow[Packed | None]:
@@ -136,7 +136,7 @@ def leave(key: HiddenKey) -> Flow[None]:
             "a session that has ended is still in the session engine %s: %s: %s",
             conf.migrate_from,
             type(error).__name__,
-            without(key, error),
+            redacted(key, error),
         )
 
 

@@ -12,7 +12,7 @@ from django.template import Context
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.views import told
+from django_clustered_sessions.views import expiry_status
 
 register = template.Library()
 
@@ -28,7 +28,9 @@ def session_expiry(context: Context, warn_before: float | str | None = None) -> 
     seconds, at most half of the session's lifetime without use.
     """
     session = getattr(context.get("request"), "session", None)
-    known = told(session) if isinstance(session, SessionStore) and session.is_at_hand else None
+    known = (
+        expiry_status(session) if isinstance(session, SessionStore) and session.is_at_hand else None
+    )
     lasts_s = float(conf.idle_timeout or settings.SESSION_COOKIE_AGE)
     return {
         "known": json.dumps(known) if known else "",

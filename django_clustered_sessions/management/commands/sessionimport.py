@@ -119,9 +119,9 @@ def _step(session_keys: list[str], *, back: bool, dry_run: bool) -> Flow[Counter
     serializer = cast(Serializer, session.serializer())
     keys = [HiddenKey(key) for key in session_keys]
     if back:
-        return bulk.bring_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
+        return bulk.write_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
     options = session.state.write_options()
-    return bulk.bring(keys, conf.key_prefix, options, serializer, is_dry=dry_run)
+    return bulk.take_over_all(keys, conf.key_prefix, options, serializer, is_dry=dry_run)
 
 
 def _progress(keys: Iterator[str], total: int | None) -> Iterator[list[str]]:
