@@ -150,7 +150,7 @@ def _as_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     counters.clear()
     breakers.reset()
     if "figures" not in request.fixturenames:
-        monkeypatch.setattr(Counters, "take", lambda self, **kwargs: ())
+        monkeypatch.setattr(Counters, "drain", lambda self, **kwargs: ())
 
 
 @pytest.fixture

@@ -178,7 +178,7 @@ def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> C
     load_scripts(store)
     # Round trips that renew a lease do not belong to the request.
     monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
-    counters.take(now=True)
+    counters.drain(now=True)
     SessionStore().exists("x" * 32)
     proxy.reset()
     return proxy

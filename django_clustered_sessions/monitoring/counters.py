@@ -183,10 +183,10 @@ class Counters:
 
     @property
     def are_due(self) -> bool:
-        """True if the last report is old enough; `take` may still find nothing to report."""
+        """True if the last report is old enough; `drain` may still find nothing to report."""
         return time.monotonic() - self._left_at >= INTERVAL_S
 
-    def take(self, *, now: bool = False) -> Sequence[int]:
+    def drain(self, *, now: bool = False) -> Sequence[int]:
         """Return and reset the counts if they are due; return () otherwise."""
         with self._lock:
             if not now and not self.are_due:
@@ -216,7 +216,7 @@ class Counters:
             span[name] += self._counts[name] - self._known_to_past[name]
         self._known_to_past.clear()
 
-    def take_past(self, *, now: bool = False) -> Sequence[Past]:
+    def drain_past(self, *, now: bool = False) -> Sequence[Past]:
         """Return the oldest unreported spans of the history if the first minute is over.
 
         With ``now``, returns all of them.

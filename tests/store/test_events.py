@@ -280,9 +280,9 @@ def test_expiries_that_a_worker_finds_are_counted(
     expired_by_now(events, session)
     # None of them leaves for the store.
     monkeypatch.setattr(Counters, "are_due", False)
-    counters.take(now=True)
+    counters.drain(now=True)
     handled()
-    assert dict(zip(NAMES, counters.take(now=True), strict=True))["expired"] == 1
+    assert dict(zip(NAMES, counters.drain(now=True), strict=True))["expired"] == 1
 
 
 def key_in(place: SessionKeys) -> str:
