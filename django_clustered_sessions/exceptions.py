@@ -1,15 +1,15 @@
-"""What can go wrong with a session.
+"""Exceptions of this package.
 
 ClusteredSessionError
 +-- SessionStoreUnavailable     the store did not answer, or answered that it cannot
-+-- SessionConflict             two requests changed one key, and the policy is to say so
++-- SessionConflict             two requests changed one session key, and ON_CONFLICT is "error"
 +-- SessionTooLarge             the session would exceed CLUSTERED_SESSIONS_MAX_BYTES
 +-- SessionLockTimeout          another request kept the session's lock for too long
-|   +-- SessionLockRefused      too many wait for it already
+|   +-- SessionLockRefused      too many requests wait for the lock already
 +-- SessionLockLost             the lock went to another request before this one wrote
 +-- SessionNotReplicated        a write was applied, and too few replicas acknowledged it
-+-- SessionReadOnly             a view that said it only reads has changed its session
-+-- SessionLimitReached         a user is logged in as often as is allowed
++-- SessionReadOnly             a view marked session_read_only has changed its session
++-- SessionLimitReached         the user has the allowed number of sessions already
 
 Django's own stay Django's: ``CreateError`` (the key exists), ``UpdateError`` (the session was
 ended), ``SessionInterrupted`` (the response to an ``UpdateError``).
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 class ClusteredSessionError(Exception):
     """Root of the errors that this package raises.
 
-    ``is_answered``: the log has what a request was answered because of it.
+    ``is_answered``: the log has the response that the error led to.
     """
 
     is_answered: bool = False
@@ -32,8 +32,8 @@ class ClusteredSessionError(Exception):
 class SessionStoreUnavailable(ClusteredSessionError):
     """The session store cannot be used now; the session and its cookie are untouched.
 
-    ``is_away``: it was gone, silent or not ready; False: it has answered that it will not; None:
-    it was not asked. ``is_told``: the log tells of its absence already.
+    ``is_away``: True if the store was unreachable, silent or not ready, False if it refused, None
+    if it was not asked. ``is_told``: the log has the outage already.
     """
 
     is_away: bool | None = None
@@ -43,7 +43,7 @@ class SessionStoreUnavailable(ClusteredSessionError):
 class SessionConflict(ClusteredSessionError):
     """Another request changed the same session keys; nothing of this save was written.
 
-    ``keys`` are the session keys in question.
+    ``keys`` are the names of these keys.
     """
 
     def __init__(self, session_id: str, keys: Sequence[str]) -> None:
@@ -72,10 +72,10 @@ class SessionTooLarge(ClusteredSessionError):
 
 
 class SessionLockTimeout(ClusteredSessionError):
-    """Another request kept the session's lock for longer than this one was ready to wait.
+    """Another request held the session's lock for longer than this one was to wait.
 
-    ``holder`` is that request's node and route, ``held_s`` how long it has had the lock, by the
-    store's clock.
+    ``holder`` is that request's node and route, ``held_s`` the time that it has held the lock, by
+    the store's clock.
     """
 
     def __init__(self, session_id: str, holder: str, held_s: float, why: str, advice: str) -> None:
@@ -92,9 +92,9 @@ class SessionLockRefused(SessionLockTimeout):
 
 
 class SessionLockLost(ClusteredSessionError):
-    """The session's lock went to another request; not one byte of this write has landed.
+    """The session's lock went to another request; nothing of this write is stored.
 
-    ``holder`` is who has the lock now, empty where nobody has it any more.
+    ``holder`` is the node and route that hold the lock now, empty if the lock is free.
     """
 
     def __init__(self, session_id: str, holder: str) -> None:
@@ -107,10 +107,10 @@ class SessionLockLost(ClusteredSessionError):
 
 
 class SessionNotReplicated(ClusteredSessionError):
-    """A write was applied, and it is not known to be as safe as the settings ask for.
+    """A write was applied, but fewer replicas acknowledged it than the settings ask for.
 
     The session object is as after any other write. ``acknowledged`` of ``asked`` replicas have
-    it, with CLUSTERED_SESSIONS_SYNC_FSYNC on disk.
+    the write, with CLUSTERED_SESSIONS_SYNC_FSYNC on disk.
     """
 
     def __init__(self, session_id: str, acknowledged: int, asked: int, why: str) -> None:
@@ -135,15 +135,15 @@ class SessionReadOnly(ClusteredSessionError):
 
 
 class SessionLimitReached(ClusteredSessionError):
-    """A user who logs in has as many sessions as are allowed; nobody is logged in by this.
+    """The user has the allowed number of sessions already; the login was refused.
 
-    ``limit`` is how many those are.
+    ``limit`` is the allowed number.
     """
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         super().__init__(
-            "this user cannot log in once more: CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER is "
-            f"{limit}, and there are as many sessions. Log out of one, or end one by registry."
-            "end_session()."
+            "the login is refused: this user has as many sessions as "
+            f"CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER allows, {limit}. Log out of one, or end one "
+            "by registry.end_session()."
         )

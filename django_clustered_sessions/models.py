@@ -1,4 +1,4 @@
-"""What Django's admin and permissions know of sessions: a model without a table."""
+"""Model without a table that gives sessions permissions and a place in the admin."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from django.utils.translation import gettext_lazy as _
 
 
 class NoRows(models.Manager["Session"]):
-    """Finds nothing without asking, so that ``dumpdata`` passes by a model without a table."""
+    """Manager that finds nothing without a query, so that ``dumpdata`` skips the model."""
 
     def get_queryset(self) -> models.QuerySet[Session]:
-        """Return nothing."""
+        """Return an empty query set."""
         return super().get_queryset().none()
 
 
 class Session(models.Model):
-    """Carries the permissions ``view_session`` and ``delete_session``, and a place in the admin.
+    """Model of the permissions ``view_session`` and ``delete_session``, and of the admin's pages.
 
     There is no table: sessions are in the store, see ``registry``.
     """

@@ -1,7 +1,7 @@
-"""The cluster's figures for OpenTelemetry: observable instruments of ``opentelemetry-api``.
+"""Cluster statistics for OpenTelemetry: observable instruments of ``opentelemetry-api``.
 
-Needs the extra ``opentelemetry``. The figures come from the store, so one process tells of all
-nodes: let one, and not each, of a site's processes call ``instrument()``.
+Needs the extra ``opentelemetry``. The statistics come from the store and cover all nodes, so let
+only one of a site's processes call ``instrument()``.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from .monitoring.statistics import Statistics
 
 logger = logging.getLogger("django_clustered_sessions")
 
-#: How many sessions a collection measures, for the memory of all.
+#: Sessions measured in a collection, to estimate the memory of all.
 SAMPLE: Final = 100
 
-#: All instruments of one collection are told from figures that are no older, in seconds.
+#: Greatest age of statistics in seconds, so that one collection asks the store once.
 _FRESH_S: Final = 1.0
 
 _UNITS: Final = {"seconds": "s", "bytes": "By", "": "1"}
@@ -35,7 +35,7 @@ _UNITS: Final = {"seconds": "s", "bytes": "By", "": "1"}
 def instrument(provider: MeterProvider | None = None) -> None:
     """Register an instrument for each metric with a provider, the global one if None.
 
-    While the store is away, ``store_up`` is 0 and the others tell nothing.
+    While the store is away, ``store_up`` is 0 and the others have no values.
     """
     provider = provider or get_meter_provider()
     meter = provider.get_meter("django_clustered_sessions", __version__)
@@ -43,7 +43,7 @@ def instrument(provider: MeterProvider | None = None) -> None:
     meter.create_observable_gauge(
         f"{metrics.PREFIX}.store_up",
         [lambda options: [Observation(int(latest.figures() is not None))]],
-        description="Whether the store answered.",
+        description="1 if the store answered, else 0.",
     )
     for family in metrics.families():
         for name, kind, observe in _instruments(family):
@@ -64,14 +64,14 @@ Observe = Callable[[Statistics], Iterable[Observation]]
 
 
 def _instruments(family: Family) -> Iterator[tuple[str, str, Observe]]:
-    """Yield name, kind and numbers; units are no part of the names here, and dots divide them."""
+    """Yield name, kind and numbers. OpenTelemetry names have dots and no units."""
     name = f"{metrics.PREFIX}.{family.name.removeprefix(metrics.PREFIX)[1:]}"
     if family.unit:
         name = name.removesuffix(f"_{family.unit}")
     if family.kind != "histogram":
         yield name, family.kind, partial(_numbers, family)
         return
-    # There is no observable histogram.
+    # OpenTelemetry has no observable histogram.
     yield f"{name}.count", "counter", partial(_counts, family)
     yield f"{name}.sum", "counter", partial(_numbers, family)
 
@@ -93,7 +93,7 @@ def _observed(latest: _Latest, observe: Observe, options: CallbackOptions) -> li
 
 
 class _Latest:
-    """The figures of now, asked for once for all instruments of a collection."""
+    """Current statistics, collected once for all instruments of a collection."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -101,7 +101,7 @@ class _Latest:
         self._figures: Statistics | None = None
 
     def figures(self) -> Statistics | None:
-        """Return them, None while the store is away."""
+        """Return the statistics, None while the store is away."""
         with self._lock:
             if time.monotonic() - self._asked_at > _FRESH_S:
                 try:

@@ -1,7 +1,7 @@
-"""The cluster's figures for Prometheus: a collector for ``prometheus_client``.
+"""Cluster statistics for Prometheus: a collector for ``prometheus_client``.
 
-Needs the extra ``prometheus``. The figures come from the store, so one process that is scraped
-tells of all nodes and all their processes, and each would tell the same.
+Needs the extra ``prometheus``. The statistics come from the store and cover all nodes and
+processes, so scrape one process only: each would export the same.
 """
 
 from __future__ import annotations
@@ -21,33 +21,33 @@ from .exceptions import SessionStoreUnavailable
 from .monitoring import collect, metrics
 from .monitoring.statistics import Statistics
 
-#: How many sessions a scrape measures, for the memory of all.
+#: Sessions measured in a scrape, to estimate the memory of all.
 SAMPLE = 100
 
 
 class SessionCollector(Collector):
-    """Asks the store at each scrape; while it is away, tells that alone.
+    """Collector that asks the store at each scrape; during an outage it exports ``store_up`` alone.
 
-    ``registry.register(SessionCollector())``. Synchronous: not on an event loop.
+    ``registry.register(SessionCollector())``. Synchronous: do not call it on an event loop.
     """
 
     def describe(self) -> Iterable[Metric]:
-        """Return nothing: to be registered it need not be asked, so the store may be away."""
+        """Return nothing, so that registering it does not ask the store."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the metrics of now."""
+        """Yield the current metrics."""
         try:
             figures = collect.figures(SAMPLE)
         except SessionStoreUnavailable:
             yield _up(False)
         else:
             yield _up(True)
-            yield from told(figures)
+            yield from metrics_of(figures)
 
 
-def told(figures: Statistics) -> Iterator[Metric]:
-    """Yield the metrics that figures make."""
+def metrics_of(figures: Statistics) -> Iterator[Metric]:
+    """Yield the metrics of the statistics."""
     for family in metrics.families():
         if family.kind == "histogram":
             histogram = HistogramMetricFamily(family.name, family.help, labels=family.labels)
@@ -63,13 +63,13 @@ def told(figures: Statistics) -> Iterator[Metric]:
 
 
 def text(figures: Statistics) -> str:
-    """Return the figures in Prometheus' text format."""
+    """Return the statistics in Prometheus' text format."""
     registry = CollectorRegistry()
-    registry.register(_Told(figures))
+    registry.register(_FixedCollector(figures))
     return generate_latest(registry).decode()
 
 
-class _Told(Collector):
+class _FixedCollector(Collector):
     def __init__(self, figures: Statistics) -> None:
         self._figures = figures
 
@@ -78,9 +78,9 @@ class _Told(Collector):
 
     def collect(self) -> Iterator[Metric]:
         yield _up(True)
-        yield from told(self._figures)
+        yield from metrics_of(self._figures)
 
 
 def _up(is_up: bool) -> Metric:
     name = f"{metrics.PREFIX}_store_up"
-    return GaugeMetricFamily(name, "Whether the store answered.", value=int(is_up))
+    return GaugeMetricFamily(name, "1 if the store answered, else 0.", value=int(is_up))

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-# pytest imports this module in every project that has the package installed: all else waits.
+# pytest imports this module in every project with the package installed, so it imports little.
 if TYPE_CHECKING:
     from .embedded import EmbeddedStore
 
 
 @pytest.fixture(scope="session")
 def clustered_sessions_server() -> Iterator[EmbeddedStore]:
-    """Run one embedded store for the whole test run, on a unix socket, nothing kept on disk."""
+    """Run one embedded store for the whole test run, on a unix socket, with nothing on disk."""
     from pathlib import Path
     from tempfile import TemporaryDirectory
 
@@ -27,9 +27,9 @@ def clustered_sessions_server() -> Iterator[EmbeddedStore]:
 
 @pytest.fixture
 def clustered_sessions_store(clustered_sessions_server: EmbeddedStore) -> Iterator[EmbeddedStore]:
-    """Keep the sessions of this test in an embedded store that is empty when it begins.
+    """Keep the sessions of this test in an embedded store that is empty at its start.
 
-    ``url`` of what it gives is the store's address, for a client of your own.
+    ``url`` of the fixture's value is the store's address, for a client of your own.
     """
     from django.conf import settings
     from django.test import override_settings

@@ -1,7 +1,7 @@
-"""Who is logged in where, and ending their sessions.
+"""Registry of sessions by user: list, count, find and end them.
 
-A session is named by its public id, never by its key: who knows an id can end a session where this
-module is called, and cannot use it. A user is given as a user object or a primary key.
+A session is named by its public id, never by its session key: the id serves to find and end a
+session, and does not give access to it. A user is given as a user object or a primary key.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from .store import runner
 
 T = TypeVar("T")
 
-#: A session that moves to a new key meanwhile may be missed by a look, so one more finds nothing.
+#: Most passes over a user's sessions. A pass may miss a session whose key is cycled meanwhile,
+#: so passes are repeated until one finds nothing.
 _LOOKS: Final = 10
 
 
@@ -44,9 +45,9 @@ class SessionInfo:
     """A session as its user and the site's staff may see it.
 
     ``id`` is its public id, 43 characters. Times are aware and by the store's clock: ``created`` is
-    when it began or its user logged in, ``last_seen`` when it was last written or renewed.
-    ``user_id`` is the user's primary key as a string, None where nobody is logged in. ``first`` and
-    ``last`` are from where it was used, since the user logged in and lately: with the setting
+    the time of its creation or of the user's login, ``last_seen`` that of the last write or
+    renewal. ``user_id`` is the user's primary key as a string, None if nobody is logged in.
+    ``first`` and ``last`` are the clients at the login and at the last use, with the setting
     TRACK_CLIENTS, else None.
     """
 
@@ -61,46 +62,45 @@ class SessionInfo:
 
 
 def sessions_of(user: object, *, current: SessionBase | str | None = None) -> list[SessionInfo]:
-    """Return the sessions in which a user is logged in, the last used first.
+    """Return the sessions in which a user is logged in, last used first.
 
-    ``current`` is the session, or its public id, that is marked as the current one.
+    ``current`` is the session, or its public id, to mark as the current one.
 
-    Raises SessionStoreUnavailable; ValueError for a user without a primary key, and for what is no
-    id.
+    Raises SessionStoreUnavailable; ValueError for a user without a primary key and an invalid id.
     """
-    return _entries(_run(_of_user(_key(user))), current)
+    return _infos(_run(_of_user(_user_key(user))), current)
 
 
 async def asessions_of(
     user: object, *, current: SessionBase | str | None = None
 ) -> list[SessionInfo]:
     """See sessions_of()."""
-    return _entries(await _arun(_of_user(_key(user))), current)
+    return _infos(await _arun(_of_user(_user_key(user))), current)
 
 
 def count_of(user: object) -> int:
-    """Return in how many sessions a user is logged in. Raises what ``sessions_of`` does."""
-    return len(_run(_of_user(_key(user))))
+    """Return the number of sessions in which a user is logged in. Raises as ``sessions_of``."""
+    return len(_run(_of_user(_user_key(user))))
 
 
 async def acount_of(user: object) -> int:
     """See count_of()."""
-    return len(await _arun(_of_user(_key(user))))
+    return len(await _arun(_of_user(_user_key(user))))
 
 
 def find(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
-    """Return the session with a public id, None where there is none.
+    """Return the session with a public id, None if there is none.
 
-    Raises SessionStoreUnavailable; ValueError for what is no id.
+    Raises SessionStoreUnavailable; ValueError for an invalid id.
     """
-    found = _run(user_index.one(_place(public_id)))
-    return _entry(found, _id(current)) if found else None
+    found = _run(user_index.one(_session_keys(public_id)))
+    return _info(found, _public_id(current)) if found else None
 
 
 async def afind(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
     """See find()."""
-    found = await _arun(user_index.one(_place(public_id)))
-    return _entry(found, _id(current)) if found else None
+    found = await _arun(user_index.one(_session_keys(public_id)))
+    return _info(found, _public_id(current)) if found else None
 
 
 def end_session(public_id: str) -> bool:
@@ -108,26 +108,26 @@ def end_session(public_id: str) -> bool:
 
     The next request that carries its cookie is anonymous, on every node.
 
-    Raises SessionStoreUnavailable; SessionNotReplicated, once it is ended; ValueError for what is
-    no id.
+    Raises SessionStoreUnavailable; SessionNotReplicated, after ending it; ValueError for an
+    invalid id.
     """
     notices = PendingSignals()
-    return bool(_run(_ending([_place(public_id)], notices), notices))
+    return bool(_run(_ending([_session_keys(public_id)], notices), notices))
 
 
 async def aend_session(public_id: str) -> bool:
     """See end_session()."""
     notices = PendingSignals()
-    return bool(await _arun(_ending([_place(public_id)], notices), notices))
+    return bool(await _arun(_ending([_session_keys(public_id)], notices), notices))
 
 
 def end_sessions_of(user: object, keep: SessionBase | str | None = None) -> int:
     """End all sessions in which a user is logged in; return how many there were.
 
-    ``keep`` is a session, or its public id, that goes on: the user's own, usually.
+    ``keep`` is a session, or its public id, to leave alone: usually the user's current one.
 
-    Raises what ``end_session`` does, ValueError for a user without a primary key and for a ``keep``
-    that is no id, before anything is ended.
+    Raises as ``end_session``; ValueError for a user without a primary key and an invalid ``keep``,
+    before anything is ended.
     """
     notices = PendingSignals()
     return _run(_ending_all(user, keep, notices), notices)
@@ -140,7 +140,7 @@ async def aend_sessions_of(user: object, keep: SessionBase | str | None = None) 
 
 
 def _ending_all(user: object, keep: SessionBase | str | None, notices: PendingSignals) -> Flow[int]:
-    kept, key, ended = _id(keep), _key(user), 0
+    kept, key, ended = _public_id(keep), _user_key(user), 0
     unreplicated = None
     for look in range(_LOOKS):
         found = yield from _of_user(key)
@@ -195,7 +195,7 @@ async def _arun(flow: Flow[T], notices: PendingSignals | None = None) -> T:
 
 
 def _engine() -> type:
-    """Return the class of the site's sessions, the sender of signals about them."""
+    """Return the site's session class, which is the sender of its signals."""
     return cast(type, import_string(f"{settings.SESSION_ENGINE}.SessionStore"))
 
 
@@ -203,12 +203,12 @@ def _of_user(key: str) -> Flow[list[Listed]]:
     return user_index.of_user(conf.key_prefix, key, conf.events_kept)
 
 
-def _place(public_id: str) -> SessionKeys:
+def _session_keys(public_id: str) -> SessionKeys:
     return SessionKeys.of_id(conf.key_prefix, public_id)
 
 
-def _key(user: object) -> str:
-    """Return what ``login()`` keeps of a user. Raises ValueError where there is nothing."""
+def _user_key(user: object) -> str:
+    """Return the user's key as ``login()`` stores it. Raises ValueError if there is none."""
     if isinstance(user, Model):
         user = None if user.pk is None else user._meta.pk.value_to_string(user)
     if user is None or getattr(user, "is_anonymous", False):
@@ -216,20 +216,20 @@ def _key(user: object) -> str:
     return str(user)
 
 
-def _id(session: SessionBase | str | None) -> str | None:
+def _public_id(session: SessionBase | str | None) -> str | None:
     if isinstance(state := getattr(session, "state", None), SessionState):
         return state.public_id
     if isinstance(session, SessionBase):
         return session_id(session.session_key) if session.session_key else None
-    return None if session is None else _place(session).id
+    return None if session is None else _session_keys(session).id
 
 
-def _entries(found: Sequence[Listed], current: SessionBase | str | None) -> list[SessionInfo]:
-    current_id = _id(current)
-    return [_entry(one, current_id) for one in found]
+def _infos(found: Sequence[Listed], current: SessionBase | str | None) -> list[SessionInfo]:
+    current_id = _public_id(current)
+    return [_info(one, current_id) for one in found]
 
 
-def _entry(found: Listed, current_id: str | None) -> SessionInfo:
+def _info(found: Listed, current_id: str | None) -> SessionInfo:
     meta = found.meta
     return SessionInfo(
         id=found.keys.id,

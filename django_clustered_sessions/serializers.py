@@ -16,17 +16,17 @@ except ImportError as error:
 
 
 class MsgspecSerializer(JSONSerializer):
-    """Django's JSONSerializer, with msgspec_ where that gives the same.
+    """Django's JSONSerializer, with msgspec_ for all values that it writes alike.
 
-    Both read what the other wrote, so a site can change over and back without a logout. Where
-    msgspec would write something that reads differently, a set as a list or NaN as null, Django's
-    serialiser is asked: it writes it as ever, or refuses it with its TypeError.
+    Each reads the other's output, so a site can switch over and back without a logout. If
+    msgspec would write a value that reads back differently, such as a set as a list or NaN as
+    null, Django's serialiser writes it instead, or raises its TypeError.
 
     .. _msgspec: https://jcristharif.com/msgspec/
     """
 
     def dumps(self, obj: Any) -> bytes:
-        """Return ``obj`` as JSON in ASCII. Raises TypeError for what JSON has no form for."""
+        """Return ``obj`` as JSON in ASCII. Raises TypeError for values that JSON cannot hold."""
         try:
             data = msgspec.json.encode(obj)
             if data.isascii() and msgspec.json.decode(data) == obj:
@@ -36,7 +36,7 @@ class MsgspecSerializer(JSONSerializer):
         return super().dumps(obj)
 
     def loads(self, data: bytes) -> Any:
-        """Return what is in JSON that this serialiser or Django's wrote."""
+        """Return the value of JSON that this serialiser or Django's wrote."""
         try:
             return msgspec.json.decode(data)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

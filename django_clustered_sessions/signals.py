@@ -1,7 +1,7 @@
-"""Django signals about sessions, sent in the process where it happens.
+"""Django signals about sessions, sent in the process that creates or ends the session.
 
-``docs/events.md`` lists what each one brings along. A stream in the store has the same, for one
-process of the whole cluster to handle: ``manage.py sessionevents``.
+``docs/events.md`` lists their arguments. The same events go to a stream in the store, where one
+process of the whole cluster handles each: ``manage.py sessionevents``.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from .protocol.record import EndReason, SessionKeys
 
 session_created: Final = Signal()
 session_ended: Final = Signal()
-#: Sent by ``manage.py sessionevents`` alone, which finds what has expired.
+#: Sent by ``manage.py sessionevents`` alone, because only its sweep finds expired sessions.
 session_expired: Final = Signal()
 
 
 class PendingSignals(list[tuple[Signal, dict[str, Any]]]):
-    """What has happened to sessions and nobody in this process has been told yet.
+    """Signals that are noted during an operation and sent after it.
 
-    A receiver's error is logged by Django, and concerns nobody else.
+    Django logs a receiver's error; it does not affect the operation or other receivers.
     """
 
     def created(self, keys: SessionKeys, user_id: str | None) -> None:
@@ -37,7 +37,7 @@ class PendingSignals(list[tuple[Signal, dict[str, Any]]]):
         reason: EndReason,
         successor: SessionKeys | None = None,
     ) -> None:
-        """Note that a session was ended; ``successor`` is where it lives on."""
+        """Note that a session was ended; ``successor`` names the session that replaces it."""
         about = {
             "session_id": keys.id,
             "user_id": user_id,
@@ -47,7 +47,7 @@ class PendingSignals(list[tuple[Signal, dict[str, Any]]]):
         self.append((session_ended, about))
 
     def send(self, sender: type) -> None:
-        """Tell who wants to know; ``sender`` is the class of the sessions."""
+        """Send the noted signals; ``sender`` is the class of the sessions."""
         for signal, about in self._told():
             signal.send_robust(sender, **about)
 
@@ -57,6 +57,6 @@ class PendingSignals(list[tuple[Signal, dict[str, Any]]]):
             await signal.asend_robust(sender, **about)
 
     def _told(self) -> Iterator[tuple[Signal, dict[str, Any]]]:
-        # One by one: a receiver may use sessions itself.
+        # One by one, because a receiver may use sessions, which may note more.
         while self:
             yield self.pop(0)

@@ -1,4 +1,4 @@
-"""Addresses to include: ``path("sessions/", include("django_clustered_sessions.urls"))``."""
+"""URLs to include: ``path("sessions/", include("django_clustered_sessions.urls"))``."""
 
 from __future__ import annotations
 

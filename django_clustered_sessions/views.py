@@ -1,6 +1,6 @@
-"""How long the visitor's session lasts, for pages that warn before it ends: ``docs/timeouts.md``.
+"""Endpoints for pages that warn before the visitor's session ends: ``docs/timeouts.md``.
 
-Synchronous, under ASGI too: under WSGI an async view would connect to the store anew each time.
+They are synchronous, because under WSGI an async view would connect to the store on each request.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .session.error_responses import RETRY_AFTER_S
 @session_read_only
 @session_nonstop("noop")
 def expiry(request: HttpRequest) -> JsonResponse:
-    """Answer what ``told()`` returns; to ask is no use of the session and changes no cookie.
+    """Answer with ``expiry_status()`` as JSON; this does not count as a use and sets no cookie.
 
-    503 with Retry-After while the store is away.
+    Answers 503 with Retry-After while the store is away.
     """
     return _answer(_session_of(request))
 
@@ -41,20 +41,21 @@ def expiry(request: HttpRequest) -> JsonResponse:
 @session_unlocked
 @session_nonstop("noop")
 def stay(request: HttpRequest) -> JsonResponse:
-    """Renew the session, which creates none, and answer as ``expiry`` does."""
+    """Renew the session if there is one, never create one, and answer as ``expiry``."""
     session = _session_of(request)
-    # With the load, on its trip; and by one of its own where a middleware has loaded it before.
+    # The load renews on its own round trip; if a middleware has loaded the session before, renew()
+    # makes one more.
     session.state.renew_on_load = True
     session.get(SESSION_KEY)
     session.run(save.renew(session.state), "asave()")
     return _answer(session)
 
 
-def told(session: SessionStore) -> dict[str, Any]:
-    """Return whether somebody is logged in, and how long the session lasts, by the store's clock.
+def expiry_status(session: SessionStore) -> dict[str, Any]:
+    """Return whether a user is logged in, and how long the session lasts by the store's clock.
 
-    ``expires_in``: seconds until it ends if nobody uses it, None where there is none;
-    ``absolute_in``: seconds until it ends even if it is used, None where nothing ends it so.
+    ``expires_in``: seconds until it ends if it is not used, None without a session;
+    ``absolute_in``: seconds until it ends even if it is used, None without such a limit.
     """
     is_authenticated = SESSION_KEY in session
     left_s, most_left_s = session.left_s, session.most_left_s
@@ -70,10 +71,10 @@ def _session_of(request: HttpRequest) -> SessionStore:
 
 
 def _answer(session: SessionStore) -> JsonResponse:
-    answer = told(session)
+    answer = expiry_status(session)
     if session.outage is None:
         return JsonResponse(answer)
     away = JsonResponse({"error": "away"}, status=503, headers={"Retry-After": RETRY_AFTER_S})
-    # The log has it that the store is away; not a line of Django's for each request as well.
+    # The outage is logged already; Django is not to log each request as well.
     cast(Any, away)._has_been_logged = True
     return away

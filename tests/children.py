@@ -1,4 +1,4 @@
-"""Processes that a test starts: they end with it, and nobody waits for them for ever."""
+"""Child processes of tests: they end with the test, and every wait for them is bounded."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from typing import Any, Final
 #: The folder that holds the package and the tests.
 ROOT: Final = Path(__file__).parent.parent
 
-#: No process of a test lives longer, in seconds; one that does is killed, so that every read from
-#: it and every wait for it ends, and the test fails by what it gets then.
+#: Longest life of a child process in seconds. It is killed then, so that every read from it and
+#: every wait for it ends, and the test fails.
 LIFE_S: Final = 60.0
 
-#: Asks the kernel for a SIGKILL when the thread that started this ends, and becomes the command.
+#: Python program that asks the kernel for a SIGKILL when the starting thread ends, then execs.
 _LAUNCH: Final = """
 import ctypes, os, sys
 parent, *command = sys.argv[1:]
@@ -32,10 +32,11 @@ if os.getppid() == int(parent):
 
 
 def bound(command: Sequence[str | Path]) -> list[str]:
-    """Return a command line for what ends with the thread that starts it, on Linux.
+    """Return a command line for a process that ends with the thread that starts it, on Linux.
 
-    Whatever a test starts, it starts by this: a test run that is killed with SIGKILL cleans nothing
-    up. Not by subprocess's ``preexec_fn``: a fork that runs Python while other threads do may hang.
+    Tests start all processes by it, because a test run that is killed with SIGKILL cleans nothing
+    up. ``preexec_fn`` of subprocess is unsafe: a fork that runs Python beside other threads may
+    hang.
     """
     words = [str(word) for word in command]
     if sys.platform != "linux":
@@ -44,7 +45,7 @@ def bound(command: Sequence[str | Path]) -> list[str]:
 
 
 def end_with_parent() -> None:
-    """Let this process end with the thread that has started it, on Linux: see `bound`."""
+    """Bind this process to the thread that has started it, on Linux: see `bound`."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
@@ -55,7 +56,7 @@ def python(
 ) -> Iterator[subprocess.Popen[str]]:
     """Run Python with its output in pipes; kill it at the end, or when its time is over.
 
-    ``options`` are those of `subprocess.Popen`. What it has started itself is killed with it.
+    ``options`` are those of `subprocess.Popen`. Its own child processes are killed with it.
     """
     defaults: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     command = bound([sys.executable, *arguments])
@@ -72,19 +73,19 @@ def python(
 
 
 def child(module: str, *arguments: str) -> AbstractContextManager[subprocess.Popen[str]]:
-    """Run ``python -m module arguments``, for which a warning is an error; see `python`."""
+    """Run ``python -m module arguments`` with warnings as errors; see `python`."""
     return python("-W", "error", "-m", module, *arguments)
 
 
 def finish(*processes: subprocess.Popen[str]) -> list[str]:
-    """Wait for processes that have to end well, and return what they printed."""
+    """Wait for processes, which must succeed, and return their output."""
     printed = [process.communicate(timeout=LIFE_S) for process in processes]
     assert [process.returncode for process in processes] == [0] * len(processes), printed
     return [output for output, _ in printed]
 
 
 def line(process: subprocess.Popen[str]) -> str:
-    """Return the next line that a process prints; fail where it ends instead."""
+    """Return the next line that a process prints; fail if it ends instead."""
     assert process.stdout is not None
     found = process.stdout.readline()
     assert found, process.communicate(timeout=LIFE_S)
@@ -92,15 +93,15 @@ def line(process: subprocess.Popen[str]) -> str:
 
 
 def forked(work: Callable[[], bytes]) -> bytes:
-    """Return what ``work`` returns in a fork of this process, where it must not fail."""
+    """Run ``work`` in a fork of this process, where it must not fail; return its result."""
     reading, writing = os.pipe()
     with warnings.catch_warnings():
-        # Python warns of threads, which the fork does not have.
+        # Python warns because of other threads; the fork does not use them.
         warnings.simplefilter("ignore", DeprecationWarning)
         pid = os.fork()
     if not pid:
         status = 1
-        # Not by this process, which may be killed itself.
+        # The fork sets its own alarm, because this process may be killed before.
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         signal.alarm(int(LIFE_S))
         try:
@@ -116,7 +117,7 @@ def forked(work: Callable[[], bytes]) -> bytes:
 
 
 def _kill(process: subprocess.Popen[str]) -> None:
-    """Kill a process that still runs, and those that it has started."""
-    # They may hold its output open after it has ended. On macOS its group may not be killed then.
+    """Kill a running process and its child processes."""
+    # Its children may hold the output open after its end. macOS may refuse to kill the group then.
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""The library that gives a process a wrong clock."""
+"""libfaketime, which gives a process a wrong clock."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from tests.conftest import require
 
 
 def libfaketime() -> Path:
-    """Return the library, which packages put into folders of their own."""
+    """Return the path of the library; its folder depends on the distribution."""
     folders = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/opt/homebrew/lib")
     patterns = ("faketime/libfaketime.so.1", "*/faketime/libfaketime.so.1")
     found = [path for folder in folders for each in patterns for path in Path(folder).glob(each)]

@@ -1,4 +1,4 @@
-"""Clusters of real servers on loopback: for tests of redirections, resharding and failover."""
+"""Clusters of real servers on loopback, for tests of redirections, resharding and failover."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ SLOTS: Final = 16384
 
 
 class ClusterServers:
-    """A cluster of ``primaries`` that share the slots, and ``replicas`` of the first of them.
+    """Cluster of ``primaries`` that share the slots, and ``replicas`` of the first primary.
 
-    ``binary`` is every server's, ``server`` makes one; a node takes another for down after
-    ``node_timeout_ms`` of silence. Use as a context manager.
+    ``binary`` is the program of every server, ``server`` makes one; a node considers another down
+    after ``node_timeout_ms`` of silence. Use as a context manager.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ClusterServers:
         self._flags = (
             *("--cluster-enabled", "yes", "--cluster-config-file", "nodes.conf"),
             *("--cluster-node-timeout", str(node_timeout_ms)),
-            # A replica that has just begun to follow may take over too.
+            # So that a replica may take over right after its first synchronisation.
             *("--cluster-replica-validity-factor", "0", "--repl-ping-replica-period", "1"),
         )
         self._started = ExitStack()
@@ -65,7 +65,7 @@ class ClusterServers:
 
     @property
     def servers(self) -> Sequence[StoreServer]:
-        """All servers, primaries first."""
+        """The servers, primaries first."""
         return [*self.primaries, *self.replicas]
 
     def use(self, settings: Any, *ports: int, scheme: str = "redis", **options: Any) -> None:
@@ -75,7 +75,7 @@ class ClusterServers:
         use_store(settings, location, CONNECTION_FACTORY=connections.CLUSTER, **options)
 
     def owner(self, key: str) -> StoreServer:
-        """Return the server that has a key's slot, as one that is up says."""
+        """Return the server that has a key's slot, as a running server reports it."""
         slot = key_slot(key.encode())
         for server in self.servers:
             if server.process is None:
@@ -90,21 +90,21 @@ class ClusterServers:
         return self.owner(key).client()
 
     def take_over(self, lost: StoreServer) -> None:
-        """Wait until a replica has the place of a primary that is down, and take it for that."""
+        """Wait until a replica has replaced a primary that is down, and note it as the primary."""
         it = lost.port
         found = wait_for(lambda: self._successor(it), "a replica has taken over", timeout_s=30)
         self.primaries = [found if one is lost else one for one in self.primaries]
         self.replicas = [lost if one is found else one for one in self.replicas]
 
     def settle(self) -> None:
-        """Wait until every replica follows its primary, and all is well."""
+        """Wait until every replica follows its primary and the cluster state is ok."""
         for replica in self.replicas:
             wait_for(lambda one=replica: _follows(one), "a replica follows", timeout_s=30)
         for server in self.servers:
             wait_for(lambda one=server: self._is_ok(one), "the cluster is up", timeout_s=30)
 
     def _successor(self, port: int) -> StoreServer | None:
-        """Return a replica that has slots while nobody says that ``port`` has any."""
+        """Return a replica with slots, once no server reports slots at ``port``."""
         up = [server for server in self.servers if server.process is not None]
         maps = [ask(server, "CLUSTER SLOTS") for server in up]
         owners = [{node[1] for _, _, node, *_ in one} for one in maps]
@@ -118,14 +118,14 @@ class ClusterServers:
             ask(server, "FLUSHALL")
 
     def stored(self) -> set[str]:
-        """Return the keys of all primaries' records, without what is kept beside them."""
+        """Return the keys of all records on the primaries, and no other keys."""
         found = {key.decode() for server in self.primaries for key in ask(server, "KEYS", "*")}
         beside = (":index", ":figures", ":history", ":evenwrites", ":oddwrites")
         return {key for key in found if not key.endswith(beside)}
 
     @contextmanager
     def moving(self, slot: int, source: StoreServer, target: StoreServer) -> Iterator[None]:
-        """Have a slot open between two primaries; at the end all of it is the target's."""
+        """Open a slot between two primaries for migration; assign it to the target at the end."""
         ask(target, "CLUSTER SETSLOT", slot, "IMPORTING", node_id(source))
         ask(source, "CLUSTER SETSLOT", slot, "MIGRATING", node_id(target))
         try:
@@ -138,7 +138,7 @@ class ClusterServers:
     def migrate(
         self, slot: int, source: StoreServer, target: StoreServer, *only: str
     ) -> Sequence[bytes]:
-        """Move the keys of an open slot, or ``only`` some; return which."""
+        """Move the keys of an open slot, or ``only`` some; return the moved keys."""
         moved: list[bytes] = []
         while keys := only or ask(source, "CLUSTER GETKEYSINSLOT", slot, 10):
             ask(source, "MIGRATE", "127.0.0.1", target.port, "", 0, 5000, "REPLACE", "KEYS", *keys)
@@ -156,9 +156,9 @@ class ClusterServers:
         return self._started.enter_context(self._server(*self._flags, binary=self._binary))
 
     def _have_met(self) -> bool:
-        """Introduce all to the first, also again; return whether all know all.
+        """Let all nodes meet the first, repeatedly; return whether all know each other.
 
-        A node forgets whom it was to meet where that one does not answer within a second.
+        A node drops a CLUSTER MEET whose target does not answer within a second.
         """
         known = ask(self.primaries[0], "CLUSTER NODES")
         for server in self.servers[1:]:
@@ -183,7 +183,7 @@ def ask(server: StoreServer, command: str, *arguments: Any) -> Any:
 
 
 def node_id(server: StoreServer) -> bytes:
-    """Return the name that a server has in its cluster."""
+    """Return the node ID of a server in its cluster."""
     found: bytes = ask(server, "CLUSTER MYID")
     return found
 

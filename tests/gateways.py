@@ -1,4 +1,4 @@
-"""One browser for both protocols, and what the store holds, for tests of whole requests."""
+"""Browser for both protocols, and access to the store's records, for tests of whole requests."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session import replication
 
-#: What a test's view is: synchronous or asynchronous.
+#: View of a test: synchronous or asynchronous.
 View = Callable[..., Any]
 
-#: What the ``browser`` of a module's tests may visit by.
+#: Gateways that the ``browser`` of a module's tests may use.
 GATEWAYS = ["wsgi", "asgi"]
 
 
 def on(*cases: tuple[str, Any], name: str = "view") -> pytest.MarkDecorator:
-    """Return a mark that gives each gateway a value of its own, where the two are independent.
+    """Return a mark that gives each gateway a different value, if the two are independent.
 
-    ``name`` is that of the value; ``browser`` is a fixture that takes a gateway as its parameter.
+    ``name`` is the name of the parameter; the fixture ``browser`` takes a gateway as parameter.
     """
     return pytest.mark.parametrize(("browser", name), cases, indirect=["browser"])
 
 
 class Browser:
-    """Visit one view after another with the same cookies, under WSGI or ASGI.
+    """Browser that visits views with the same cookies, under WSGI or ASGI.
 
     Under ASGI each visit has an event loop of its own, as under ``async_to_sync`` anywhere, so
     that the database of the test is reached from its own thread. Errors become responses.
@@ -46,7 +46,7 @@ class Browser:
         self.client: Any = kind(raise_request_exception=False)
 
     def visit(self, view: View, method: str = "get", **arguments: Any) -> Any:
-        """Return the response of ``view``, which is the site's only page."""
+        """Return the response of ``view`` as the site's only page."""
         self.settings.ROOT_URLCONF = (path("", view),)
         return self.request("/", method, **arguments)
 
@@ -57,7 +57,7 @@ class Browser:
 
     @property
     def key(self) -> str:
-        """The session cookie's value, empty where there is none."""
+        """The session cookie's value, empty if there is none."""
         cookie = self.client.cookies.get(self.settings.SESSION_COOKIE_NAME)
         return cookie.value if cookie else ""
 
@@ -66,26 +66,26 @@ class Browser:
         self.client.cookies[self.settings.SESSION_COOKIE_NAME] = value
 
     def another_tab(self) -> Browser:
-        """Return a browser with the cookies of now, which then go their own way."""
+        """Return a browser with a copy of the current cookies."""
         other = Browser(self.settings, asgi=self.asgi)
         other.client.cookies.load(self.client.cookies.output(header="", sep=";"))
         return other
 
 
 def place(session_key: str) -> SessionKeys:
-    """Return where the session of that key is, under the default KEY_PREFIX."""
+    """Return the session's keys under the default KEY_PREFIX."""
     return SessionKeys.of("session", session_key)
 
 
 def load_scripts(store: redis.Redis) -> None:
-    """Make the scripts known, so that no request finds out that they are not."""
+    """Load the scripts into the store, so that no request meets NOSCRIPT."""
     for file in files("django_clustered_sessions.protocol").joinpath("lua").iterdir():
         if file.read_bytes().startswith(b"#!lua"):
             store.script_load(script(file.name.removesuffix(".lua")).source)
 
 
 def records(store: redis.Redis) -> list[bytes]:
-    """Return the store's keys that hold a living session."""
+    """Return the keys of all living records in the store."""
     keys = [key for key in store.scan_iter("session:*") if store.type(key) == b"hash"]
     return [key for key in keys if store.hexists(key, "m:")]
 

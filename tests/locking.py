@@ -1,4 +1,4 @@
-"""Who has a session's lock, who waits, and work that goes on meanwhile, for tests of locking."""
+"""Locks and queues as the store holds them, and threads, for tests of locking."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from django_clustered_sessions.store.budget import Budget
 from tests.gateways import place
 from tests.servers import wait_for
 
-#: Nothing here takes longer, in seconds; a test that waits so long has failed.
+#: Bound of all waits in seconds; a test that waits so long fails.
 BOUND_S = 20.0
 
-#: Who holds a lock that `seize` took.
+#: Name of the holder of a lock that `seize` took.
 ELSEWHERE = "node-b GET /slow/<int:pk>/"
 
 
 class Threads:
-    """Threads that do one thing each; at the end all have to have ended. A context manager."""
+    """Threads that do one thing each and must have ended at the end. A context manager."""
 
     def __init__(self) -> None:
         self._threads: list[threading.Thread] = []
 
     def start(self, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
-        """Do ``work`` in a thread of its own; ask its outcome by `outcome`."""
+        """Start ``work`` in a new thread; `outcome` has its result."""
         future: Future[Any] = Future()
 
         def run() -> None:
@@ -59,7 +59,7 @@ class Threads:
 
 
 def outcome(future: Future[Any]) -> Any:
-    """Return or raise what came of the work; wait for it, within bounds."""
+    """Wait for the work, within bounds; return its result or raise its error."""
     return future.result(BOUND_S)
 
 
@@ -90,20 +90,20 @@ def claim(
     name: str = ELSEWHERE,
     inside: str = "",
 ) -> Taken | Held | Gone:
-    """Ask for a session's lock as one who does not read its mailbox would."""
+    """Request a session's lock as a waiter that never reads its mailbox."""
     terms = LockOptions(wait_ms, lease_ms, 120_000, most, name.encode())
     return commands.parse_acquire(ask(commands.acquire(place(key), token, terms, wait_ms, inside)))
 
 
 def seize(key: str, lease_ms: int = 60_000) -> str:
-    """Take a session's lock as a request elsewhere would, and return its token."""
+    """Acquire a session's lock as a request on another node, and return its fencing token."""
     token = new_token()
     assert isinstance(claim(key, token, lease_ms=lease_ms), Taken)
     return token
 
 
 def free(key: str, token: str) -> int | None:
-    """Give up a lock, or a place in the queue."""
+    """Release a lock, or leave the queue."""
     return commands.parse_release(ask(commands.release(place(key), token)))
 
 
@@ -112,13 +112,13 @@ def new_token() -> str:
 
 
 def owner(store: redis.Redis, key: str) -> str:
-    """Return the token of who has the lock, empty where it is free."""
+    """Return the fencing token of the lock's holder, empty if the lock is free."""
     packed = store.hget(place(key).record, LOCK)
     return packed[:16].decode() if packed else ""
 
 
 def lease_end_ms(store: redis.Redis, key: str) -> int:
-    """Return when the lease ends, by the store's clock; 0 where nobody has the lock."""
+    """Return the end of the lease by the store's clock; 0 if the lock is free."""
     packed = store.hget(place(key).record, LOCK)
     return int.from_bytes(packed[16:22]) if packed else 0
 
@@ -129,17 +129,17 @@ def now_ms(store: redis.Redis) -> int:
 
 
 def queue(store: redis.Redis, key: str) -> list[Locker]:
-    """Return the holder and those who wait, in order."""
+    """Return the holder and the waiters, in order."""
     return Locker.parse_all(store.hget(place(key).locks, place(key).id) or b"")
 
 
 def wait_for_queue(store: redis.Redis, key: str, waiting: int) -> None:
-    """Wait until so many wait for the lock."""
+    """Wait until the given number of requests waits for the lock."""
     wait_for(lambda: len(queue(store, key)) == waiting + 1, f"{waiting} to wait")
 
 
 def sleepers(store: redis.Redis) -> list[dict[str, Any]]:
-    """Return the connections that are in a blocking read."""
+    """Return the connections in a blocking read."""
     return [
         client
         for client in store.client_list()
@@ -148,7 +148,7 @@ def sleepers(store: redis.Redis) -> list[dict[str, Any]]:
 
 
 def wait_for_sleepers(store: redis.Redis, number: int) -> list[dict[str, Any]]:
-    """Wait until so many are in a blocking read."""
+    """Wait until the given number of connections is in a blocking read."""
     return wait_for(
         lambda: len(found := sleepers(store)) == number and found, f"{number} blocking reads"
     )

@@ -1,4 +1,4 @@
-"""Log a user in as a view does, and save as the middleware does."""
+"""Logins: log a user in as a view does, and save as the middleware does."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a property test made of steps runs, and what it says when it fails."""
+"""Runner of stateful property tests, with their error messages."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 
 def run(machine: type[RuleBasedStateMachine], name: str, **options: Any) -> None:
-    """Run a machine many times; ``name`` is what pytest's ``-k`` picks its test by.
+    """Run a machine many times; ``name`` selects its test with pytest's ``-k``.
 
-    ``options`` are hypothesis' settings. The seed is the whole run's: ``pytest_configure`` sets it.
+    ``options`` are hypothesis' settings. The seed is that of the whole run: see
+    ``pytest_configure``.
     """
     try:
         run_state_machine_as_test(  # type: ignore[no-untyped-call]

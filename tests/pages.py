@@ -1,4 +1,4 @@
-"""The pages of the documentation, as tests read them."""
+"""Pages of the documentation, for tests that read them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def page(name: str) -> str:
 
 
 def block(name: str, word: str) -> str:
-    """Return the one code block of a page that has a word."""
+    """Return the only code block of a page that contains a word."""
     (found,) = (
         text
         for text in re.findall(r"^```\w*\n(.*?)^```$", page(name), re.DOTALL | re.MULTILINE)

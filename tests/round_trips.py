@@ -1,4 +1,4 @@
-"""What requests do with their sessions, and what that costs: a table that several tests go by."""
+"""Table of uses of a session and their round trips, shared by several tests."""
 
 from __future__ import annotations
 
@@ -107,8 +107,8 @@ async def alog_out(request: HttpRequest) -> None:
     await alogout(request)
 
 
-#: What is there before: None, an anonymous session, a logged-in one, or a cookie of nobody's.
-#: Then: whether every request saves, the use, the same awaited, round trips.
+#: Columns: the session before (None, anonymous, logged in, or an unknown cookie), whether every
+#: request saves, the use, its async twin, round trips.
 CASES = [
     pytest.param(None, False, read, aread, 0, id="no cookie, read"),
     pytest.param(None, True, nothing, anothing, 0, id="no cookie, every request"),
@@ -136,17 +136,17 @@ CASES = [
     pytest.param("nobody's", True, nothing, anothing, 1, id="unknown cookie, every request"),
 ]
 
-#: As CASES are, under CLUSTERED_SESSIONS_LOCKING = "all".
+#: Like CASES, under CLUSTERED_SESSIONS_LOCKING = "all".
 LOCKED_CASES = [
     pytest.param(None, False, read, aread, 0, id="no cookie, read"),
     pytest.param(None, True, nothing, anothing, 0, id="no cookie, every request"),
     pytest.param("anonymous", False, nothing, anothing, 0, id="untouched"),
     pytest.param("anonymous", True, nothing, anothing, 1, id="untouched, every request"),
-    # One more gives up the lock.
+    # One more round trip releases the lock.
     pytest.param("anonymous", False, read, aread, 2, id="read"),
     pytest.param("logged in", True, read, aread, 2, id="read, every request"),
     pytest.param("anonymous", True, read_all, aread_all, 2, id="read all, every request"),
-    # Otherwise it is given up along with the write.
+    # A write releases the lock on its own trip.
     pytest.param("anonymous", False, change, achange, 2, id="change"),
     pytest.param("anonymous", True, change, achange, 2, id="change, every request"),
     pytest.param("anonymous", False, change_in_place, achange_in_place, 2, id="change in place"),
@@ -165,20 +165,20 @@ LOCKED_CASES = [
 
 @pytest.fixture
 def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> CountingProxy:
-    """Load all scripts, connect, and let the counters have reported; do without a database."""
+    """Load all scripts, connect, and report the counters; replace the database."""
 
     async def asave(*args: Any, **kwargs: Any) -> None:
         pass
 
-    # However slow the machine is, no answer here is late.
+    # No response is late here, so that a slow machine adds no trips.
     monkeypatch.setattr(finish, "LATE_S", float("inf"))
-    # A login notes when it was.
+    # A login saves its time to the database.
     monkeypatch.setattr(User, "save", lambda *args, **kwargs: None)
     monkeypatch.setattr(User, "asave", asave)
     load_scripts(store)
-    # The renewer's trips are not the request's.
+    # Round trips that renew a lease do not belong to the request.
     monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
-    counters.take(now=True)
+    counters.drain(now=True)
     SessionStore().exists("x" * 32)
     proxy.reset()
     return proxy
@@ -198,7 +198,7 @@ def session_before(before: str | None) -> dict[str, str]:
 
 
 def cost(warm: CountingProxy, before: str | None, use: Use) -> tuple[int, int]:
-    """Return the round trips and the new connections of a request that uses its session so."""
+    """Return the round trips and the new connections of a request with this use."""
 
     def view(request: HttpRequest) -> HttpResponse:
         use(request)
@@ -212,7 +212,7 @@ def cost(warm: CountingProxy, before: str | None, use: Use) -> tuple[int, int]:
 
 
 async def acost(warm: CountingProxy, before: str | None, use: AsyncUse) -> tuple[int, int]:
-    """See cost(); for a request that awaits."""
+    """See cost(); for an async request."""
 
     async def view(request: HttpRequest) -> HttpResponse:
         await use(request)
@@ -220,7 +220,7 @@ async def acost(warm: CountingProxy, before: str | None, use: AsyncUse) -> tuple
 
     request = AsyncRequestFactory().get("/")
     request.COOKIES = await sync_to_async(session_before)(before)
-    # The loop's own connection.
+    # Opens the connection of this event loop.
     await SessionStore().aexists("x" * 32)
     warm.reset()
     assert (await ClusteredSessionMiddleware(view)(request)).status_code == 200

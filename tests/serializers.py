@@ -8,7 +8,7 @@ from typing import Any
 
 
 class PickleSerializer:
-    """Write with pickle, which may write equal values differently."""
+    """Serialiser by pickle, which may write equal values differently."""
 
     def dumps(self, obj: Any) -> bytes:
         return pickle.dumps(obj)
@@ -18,7 +18,7 @@ class PickleSerializer:
 
 
 class SaltedSerializer:
-    """Never write the same bytes twice, as a serialiser that encrypts does."""
+    """Serialiser that never writes the same bytes twice, as encryption does."""
 
     turn = 0
 
@@ -31,7 +31,7 @@ class SaltedSerializer:
 
 
 class Array:
-    """What has no plain truth of ``==``, as arrays and data frames have none."""
+    """Value whose ``==`` has no truth value, as with arrays and data frames."""
 
     def __init__(self, *numbers: int) -> None:
         self.numbers = numbers

@@ -1,4 +1,4 @@
-"""Real stores, and a proxy that counts and breaks: what the tests run against."""
+"""Real stores, and a proxy that counts and breaks connections, for tests."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from redis.retry import Retry
 
 from django_clustered_sessions.embedded import EmbeddedStore, EmbeddedStoreError
 
-#: Ports that servers of tests may have. The system gives connections the ports from 32768 on, so
-#: none of them takes one of these, nor that of the bus of a cluster's node.
+#: Ports of test servers. They, and the bus ports of cluster nodes, are below 32768, from where the
+#: system assigns ports to connections.
 PORTS: Final = range(12_000, 22_000)
 
-#: The port of the bus of a cluster's node is the node's own and this.
+#: Difference between the bus port of a cluster node and its own port.
 CLUSTER_BUS: Final = 10_000
 
 
 def _free_ports() -> Iterator[int]:
-    """Yield ports that are free on loopback, each reserved for this process until it ends.
+    """Yield free ports on loopback, each reserved for this process until it ends.
 
-    The reservation is a lock on one byte of a file, so that processes that run tests side by side
-    do not take the same port between the moment it is found free and the start of the server.
+    The reservation is a lock on one byte of a file, so that parallel test processes do not choose
+    the same port between the check that it is free and the start of the server.
     """
-    # One file for all of a user's on the machine: forks of tests/mutation have temporary folders of
-    # their own, and tests/newest/run has another root, but this machine's /dev.
+    # One file for all runs of a user on the machine: forks of tests/mutation have temporary folders
+    # of their own, and tests/newest/run has another root, but both share /dev.
     shared = Path("/dev/shm")
     folder = shared if shared.is_dir() else Path(tempfile.gettempdir())
     with (folder / f"dcs-ports-{os.getuid()}").open("wb") as reserved:
-        # The order is of no consequence to a test, so it does not depend on the seed of the run.
+        # Tests do not depend on the order, so it need not follow the seed of the run.
         for port in random.SystemRandom().sample(PORTS, len(PORTS)):
             with suppress(OSError):
                 fcntl.lockf(reserved, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, port)
@@ -55,15 +55,15 @@ _ports = _free_ports()
 
 
 def free_port() -> int:
-    """Return a TCP port of loopback that no other test gets, with one for a cluster's bus."""
+    """Return a TCP port on loopback that no other test gets, nor the port of its cluster bus."""
     return next(_ports)
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 10.0) -> Any:
-    """Return the condition's first true value; fail when there is none within ``timeout_s``.
+    """Return the condition's first true value; fail if there is none within ``timeout_s``.
 
-    A store that refuses or resets the connection counts as not yet: a Sentinel, for one, cuts
-    all clients of a replica that it promotes.
+    A refused or reset connection counts as false: a Sentinel, for example, disconnects all clients
+    of a replica that it promotes.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -72,12 +72,12 @@ def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 10.0
                 return value
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {timeout_s} s in vain: {what}")
-        # Between two looks; what is waited for is the condition.
+        # Interval of polling; the wait ends by the condition.
         time.sleep(0.005)
 
 
 def raw_client(url: str, **options: Any) -> redis.Redis:
-    """Return a client that sends every command once: no retries, sockets of 5 s."""
+    """Return a client that never retries, with socket timeouts of 5 s."""
     options = {"socket_timeout": 5.0, "retry": Retry(NoBackoff(), 0)} | options
     return redis.Redis.from_url(url, **options)
 
@@ -97,9 +97,9 @@ class StoreServer(EmbeddedStore):
     ) -> None:
         self.port = port or free_port()
         network = ("--bind", "127.0.0.1", "--port", str(self.port))
-        # A replica syncs at once, and nobody waits for one that lags when the test is over.
+        # Replicas synchronise at once, and a shutdown does not wait for lagging ones.
         hurry = ("--repl-diskless-sync-delay", "0", "--shutdown-timeout", "0")
-        # Not pytest's tmp_path: the path of a unix socket has at most 107 bytes.
+        # tmp_path of pytest may be too long: the path of a unix socket has at most 107 bytes.
         folder = Path(tempfile.mkdtemp(prefix="dcs-"))
         super().__init__(folder, *network, *hurry, *flags, binary=binary)
         self.config_path = self.folder / "store.conf"
@@ -124,7 +124,7 @@ class StoreServer(EmbeddedStore):
         return raw_client(self.url, **options)
 
     def restart(self) -> None:
-        """Stop and start on the same port; what was not persisted is gone."""
+        """Stop and start on the same port; data that is not on disk is lost."""
         self.stop()
         self.start()
 
@@ -136,14 +136,14 @@ class StoreServer(EmbeddedStore):
         self.process = None
 
     def pause(self) -> None:
-        """Stop the process from running with SIGSTOP; its sockets stay open and silent."""
+        """Pause the process with SIGSTOP; its sockets stay open and silent."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
-        # Only from here on is it certain that nothing is answered any more.
+        # Returns once the process has stopped, so no reply can follow.
         os.waitpid(self.process.pid, os.WUNTRACED)
 
     def resume(self) -> None:
-        """Let a paused process run on."""
+        """Resume a paused process."""
         assert self.process is not None
         self.process.send_signal(signal.SIGCONT)
 
@@ -165,7 +165,7 @@ class StoreServer(EmbeddedStore):
 
 
 class CountingProxy:
-    """Stand between clients and a store, count what passes, and break it where a test says so.
+    """Proxy between clients and a store that counts round trips and breaks connections.
 
     A round trip is a change of direction: bytes of the client after bytes of the store, per
     connection. The handshake of a new connection (HELLO, SELECT, ...) counts too, so warm the
@@ -194,14 +194,14 @@ class CountingProxy:
         with self._lock:
             #: Connections accepted.
             self.connections = 0
-            #: What clients sent, one entry of raw bytes for each round trip.
+            #: Requests of the clients: raw bytes, one item for each round trip.
             self.requests: list[bytearray] = []
             #: Bytes from the store to clients.
             self.bytes_received = 0
 
     @property
     def round_trips(self) -> int:
-        """Return how many round trips have begun since the last `reset`."""
+        """Return the number of round trips begun since the last `reset`."""
         return len(self.requests)
 
     @property
@@ -213,34 +213,34 @@ class CountingProxy:
     def cut_next(
         self, where: Literal["request", "reply", "half"], *, times: int = 1, matching: bytes = b""
     ) -> None:
-        """Cut the connection of each of the next ``times`` round trips that hold ``matching``.
+        """Cut the connection of each of the next ``times`` round trips that contain ``matching``.
 
-        ``"request"``: the store never sees it. ``"reply"``: the store has executed it, and the
-        client gets not one byte of the reply. ``"half"``: the client gets half of the reply.
+        ``"request"``: the store never receives it. ``"reply"``: the store executes it, and the
+        client receives no byte of the reply. ``"half"``: the client receives half of the reply.
         """
         with self._lock:
             self._faults += [_Fault(where, matching) for _ in range(times)]
 
     def cut(self) -> None:
-        """Cut every connection that is open now."""
+        """Cut all open connections."""
         with self._lock:
             links = list(self._links)
         for link in links:
             link.close()
 
     def stall(self) -> None:
-        """Hold replies back from now on; requests still reach the store."""
+        """Hold back all replies from now on; requests still reach the store."""
         self._flowing.clear()
 
     def resume(self) -> None:
-        """Let replies pass again, first the ones held back."""
+        """Forward replies again, beginning with the held ones."""
         self._flowing.set()
 
     def refuse(self) -> None:
-        """Refuse new connections, as a host without a store does, and cut the open ones."""
+        """Refuse new connections, like a host without a store, and cut the open ones."""
         listener, self._listener = self._listener, None
         if listener is not None:
-            # Wakes the thread in accept(); close() alone would leave the port listening.
+            # Wakes the thread in accept(); after close() alone the port would still listen.
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             listener.close()
@@ -253,7 +253,7 @@ class CountingProxy:
             threading.Thread(target=self._serve, args=(self._listener,), daemon=True).start()
 
     def close(self) -> None:
-        """Refuse everything and let every held reply go nowhere."""
+        """Refuse new connections, and drop all held replies."""
         self.refuse()
         self.resume()
 
@@ -279,14 +279,14 @@ class CountingProxy:
                 self.connections += 1
                 self._links.add(link)
             if listener is not self._listener:
-                # refuse() came between accept() and the line above.
+                # refuse() was called between accept() and the line above.
                 link.close()
             for pump in (self._pump_requests, self._pump_replies):
                 threading.Thread(target=pump, args=(link,), daemon=True).start()
 
     def _pump_requests(self, link: _Link) -> None:
         while data := link.receive(link.client):
-            # A large command arrives in pieces; it is one request all the same.
+            # A large command arrives in pieces, but counts as one request.
             with self._lock:
                 if link.replied:
                     link.replied, link.fault, link.request = False, None, bytearray()
@@ -333,7 +333,7 @@ class _Fault:
 
 @dataclass(eq=False)
 class _Link:
-    """Pair a client's connection with the one to the store that stands for it."""
+    """Pair of a client's connection and its connection to the store."""
 
     client: socket.socket
     store: socket.socket
@@ -342,14 +342,14 @@ class _Link:
     fault: str | None = None
 
     def receive(self, end: socket.socket) -> bytes:
-        """Return the next bytes of one end, none when it is closed."""
+        """Return the next bytes from one end, b"" when it is closed."""
         try:
             return end.recv(1 << 20)
         except OSError:
             return b""
 
     def send(self, end: socket.socket, data: bytes) -> bool:
-        """Tell whether one end took the bytes."""
+        """Send the bytes to one end; return whether that succeeded."""
         try:
             end.sendall(data)
         except OSError:
@@ -365,7 +365,7 @@ class _Link:
 
 
 def lent(pool: Any) -> Any:
-    """Return a connection of a pool of the package's; it has to be taken back, and to connect."""
+    """Lend a connection of one of the package's pools, not yet connected; give it back later."""
     return pool.lend(deadline_s())
 
 
@@ -375,5 +375,5 @@ async def alent(pool: Any) -> Any:
 
 
 def deadline_s() -> float:
-    """Return a time of time.monotonic() by which anything is done."""
+    """Return a distant deadline by time.monotonic()."""
     return time.monotonic() + 20

@@ -1,4 +1,4 @@
-"""The smallest site that uses the engine; fixtures point ``CACHES["sessions"]`` at a store."""
+"""Smallest site that uses the engine; fixtures point ``CACHES["sessions"]`` at a store."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ SESSION_ENGINE = "django_clustered_sessions.backend"
 SESSION_CACHE_ALIAS = "sessions"
 CACHES = {
     "default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-    # Port 1 refuses: a test that needs a store and does not ask for one fails at once.
+    # Port 1 refuses, so a test that needs a store without its fixture fails at once.
     "sessions": {
         "BACKEND": "django_redis.cache.RedisCache",
         "LOCATION": "redis://127.0.0.1:1/1",
     },
 }
 
-# A machine may stand still for seconds; tests of what takes too long set their own.
+# A busy machine may stall for seconds; tests of timeouts set their own.
 CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0

@@ -1,4 +1,4 @@
-"""Stores with replicas and Sentinels, all real, on loopback: for tests of failover."""
+"""Real stores with replicas and Sentinels on loopback, for tests of failover."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from django_clustered_sessions.store import connections
 from tests.conftest import use_store
 from tests.servers import StoreServer, wait_for
 
-#: The name under which the Sentinels know the primary.
+#: Name of the primary in the Sentinels.
 NAME: Final = "main"
 
-#: After how long a silence Sentinels take a server for down, in ms: usually, and where that is
-#: what a test waits for.
+#: Silence in ms after which Sentinels consider a server down: by default, and in tests that wait
+#: for it.
 PATIENT_MS: Final = 30_000
 IMPATIENT_MS: Final = 300
 
 
 class Replicated:
-    """A primary with replicas that have its data, and Sentinels that watch them if wanted.
+    """Primary with replicas, and Sentinels that watch them if requested.
 
-    ``flags`` go to primary and replicas alike, ``binary`` is every server's, ``server`` makes one.
-    No other primary is promoted than where that is waited for, however long the machine stands
-    still. Use as a context manager.
+    ``flags`` are those of primary and replicas, ``binary`` is the program of every server,
+    ``server`` makes one. However long the machine stalls, a failover happens only in tests that
+    wait for it. Use as a context manager.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Replicated:
 
     @property
     def stores(self) -> Sequence[StoreServer]:
-        """All servers that hold data."""
+        """The servers that hold data."""
         return [self.primary, *self.replicas]
 
     def use(
@@ -85,7 +85,7 @@ class Replicated:
         use_store(settings, f"{scheme}://{NAME}/{database}", **options)
 
     def take_over(self, *, timeout_s: float = 30.0) -> None:
-        """Wait until a replica is the primary, and take it for that."""
+        """Wait until a replica is the primary, and note it as such."""
         promoted = self.promoted(timeout_s=timeout_s)
         self.replicas = [one for one in self.stores if one is not promoted]
         self.primary = promoted
@@ -96,15 +96,15 @@ class Replicated:
         self.replicas.append(self._follow())
 
     def demote(self, server: StoreServer) -> None:
-        """Let a server that was the primary follow the new one, and wait until it does."""
+        """Make the former primary a replica of the new one, and wait until it follows."""
         with server.client() as client:
             client.replicaof("127.0.0.1", self.primary.port)
         wait_for(lambda: follows(server), "it follows", timeout_s=30.0)
 
     def promoted(self, *, timeout_s: float = 30.0) -> StoreServer:
-        """Wait until a replica is the primary, and all Sentinels say so; return it.
+        """Wait until a replica is the primary for all Sentinels; return it.
 
-        The primary is down, or cut off from the Sentinels.
+        Needs the primary to be down, or cut off from the Sentinels.
         """
 
         def found() -> StoreServer | None:
@@ -129,15 +129,15 @@ class Replicated:
         return replica
 
     def admit(self, *rule: str) -> None:
-        """Let every server have a user of that ACL rule, its name first."""
+        """Add a user to every server by an ACL rule, which begins with the name."""
         for server in self.stores:
             with server.client() as client:
                 client.execute_command("ACL SETUSER", *rule)
 
     def cut_off(self, password: str) -> redis.Redis:
-        """Cut the primary off from Sentinels and replicas, but not from those whom it admitted.
+        """Cut the primary off from Sentinels and replicas, but not from users added by `admit`.
 
-        It goes on as a primary; the raw client that is returned gets past the new password.
+        It goes on as a primary; the returned raw client knows the new password.
         """
         with self.primary.client() as client:
             client.execute_command("ACL SETUSER", "default", "resetpass", f">{password}")
@@ -163,20 +163,20 @@ class Replicated:
         return len(others) == len(self.sentinels) - 1 and len(known) == len(self.replicas)
 
     def _named(self, sentinel: StoreServer) -> int | None:
-        """Return the port of the primary that a Sentinel names, None while that one is down."""
+        """Return the port of the primary that a Sentinel names, None while that primary is down."""
         with sentinel.client(decode_responses=True) as client:
             state = client.sentinel_masters()[NAME]
         return None if state["is_odown"] or state["is_sdown"] else int(state["port"])
 
 
 def follows(replica: StoreServer) -> bool:
-    """Return whether a replica has its primary's data."""
+    """Return whether a replica is synchronised with its primary."""
     with replica.client() as client:
         return bool(client.info("replication").get("master_link_status") == "up")
 
 
 def is_primary(server: StoreServer) -> bool:
-    """Return whether a server takes itself for a primary; one that is down does not."""
+    """Return whether a server reports the role of primary; False if it is down."""
     if server.process is None:
         return False
     with server.client() as client:

@@ -1,4 +1,4 @@
-"""Browsers by the names that people know them by."""
+"""Readable names of browsers."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _parse: Callable[[str], Any] | None
 try:
     from ua_parser import parse
 except ImportError:
-    # Without the extra "devices" what a browser says of itself is shown as it is.
+    # Without the extra "devices" the User-Agent is shown unparsed.
     _parse = None
 else:
     _parse = parse
 
-#: No browser's own words are longer; what is longer is not looked at any further.
+#: Characters of a User-Agent that are parsed; no real browser sends more.
 LONGEST: Final = 512
 
-#: Characters shown of a browser that is not known by name.
+#: Characters shown of a User-Agent that the parser does not know.
 SHOWN: Final = 60
 
 
 def readable(user_agent: str) -> str:
-    """Return ``Firefox on Linux`` for what a browser sends as its User-Agent.
+    """Return a browser's name and system by its User-Agent, such as ``Firefox on Linux``.
 
-    What is not known by name is returned as it is, cut to SHOWN characters. Empty: empty.
+    An unknown User-Agent is returned as it is, cut to SHOWN characters; an empty one is empty.
     """
     known = _parse(user_agent[:LONGEST]) if _parse else None
     browser, system = (

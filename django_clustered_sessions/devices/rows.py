@@ -21,23 +21,23 @@ from .agents import readable
 
 @dataclass(frozen=True)
 class Row:
-    """One session as a page shows it."""
+    """Session as a page shows it."""
 
     entry: SessionInfo
 
     @property
     def client(self) -> Client | None:
-        """Return what is known of the browser, as it was last or else first; None: nothing."""
+        """Return the client of the last use, else of the login; None if neither is known."""
         return self.entry.last or self.entry.first
 
     @cached_property
     def browser(self) -> str:
-        """The browser by its name, empty where it is not known."""
+        """The browser's name, empty if unknown."""
         return readable(self.user_agent)
 
     @property
     def name(self) -> str:
-        """What tells it from the others: its browser, else when it was used."""
+        """The name that tells the session from others: its browser, else its times of use."""
         if self.browser:
             return self.browser
         if self.entry.is_current:
@@ -47,17 +47,17 @@ class Row:
 
     @property
     def user_agent(self) -> str:
-        """The browser in its own words, empty where they are not known."""
+        """The browser's User-Agent, empty if unknown."""
         return self.client.user_agent if self.client else ""
 
     @property
     def address(self) -> str:
-        """The browser's address, empty where it is not known."""
+        """The browser's IP address, empty if unknown."""
         return self.client.address if self.client else ""
 
     @property
     def seen(self) -> str:
-        """Return how long ago it was used, in words."""
+        """Return in words how long ago the session was used."""
         ago_s = (datetime.now(UTC) - self.entry.last_seen).total_seconds()
         # The store's clock may be ahead of this node's.
         if self.entry.is_current or ago_s < 60:
@@ -66,10 +66,10 @@ class Row:
 
 
 def rows(entries: Iterable[SessionInfo]) -> list[Row]:
-    """Return what a list shows: the session in use first, the others as they come."""
+    """Return the rows of a list: the current session first, the others in the given order."""
     return [Row(entry) for entry in sorted(entries, key=lambda entry: not entry.is_current)]
 
 
 def belongs_to(entry: SessionInfo, user: Any) -> bool:
-    """Tell whether a session is that user's, who may be a user object."""
+    """Return whether a session belongs to a user."""
     return entry.user_id == str(user._meta.pk.value_to_string(user))

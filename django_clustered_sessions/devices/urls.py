@@ -1,4 +1,4 @@
-"""Addresses of "Your devices", for ``include("django_clustered_sessions.devices.urls")``."""
+"""URLs of "Your devices", for ``include("django_clustered_sessions.devices.urls")``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a user is logged in, and how to log out there."""
+"""Views of "Your devices": list the user's sessions, and end them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from .rows import Row, belongs_to, rows
 
 @method_decorator([csrf_protect, never_cache], name="dispatch")
 class OwnSessions(LoginRequiredMixin, View):
-    """What the three views share: for who is logged in only, never cached, forms with a token."""
+    """Base of the three views: login required, never cached, CSRF-protected."""
 
 
 class DeviceList(OwnSessions, TemplateView):
-    """List the user's sessions: the one in use first, then those seen last.
+    """List the user's sessions: the current one first, then by last use.
 
     The template gets ``rows``, a page of ``rows.Row``; ``page_range``; ``count``, the
     number of all sessions; ``has_others``; ``has_addresses``, False where no row has one;
-    ``track_hint``, True for staff where the site does not keep browsers and addresses.
+    ``track_hint``, True for staff if the site does not keep browsers and addresses.
     """
 
     http_method_names = ["get", "head", "options"]
@@ -43,7 +43,7 @@ class DeviceList(OwnSessions, TemplateView):
     paginate_by = 20
 
     def get_context_data(self, **kwargs: Any) -> dict[str, Any]:
-        """Return what the template shows."""
+        """Return the template's context."""
         entries = registry.sessions_of(self.request.user, current=self.request.session)
         pages: Paginator[Row] = Paginator(rows(entries), self.paginate_by)
         page = pages.get_page(self.request.GET.get("page"))
@@ -59,19 +59,19 @@ class DeviceList(OwnSessions, TemplateView):
 
 
 class EndDevice(OwnSessions):
-    """End one of the user's sessions; for the one in use that is a logout."""
+    """End one of the user's sessions; ending the current one is a logout."""
 
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest, id: str) -> HttpResponseBase:
-        """End it and go back to the list.
+        """End the session and redirect to the list.
 
-        Another user's session, and what is no id, is answered 404.
+        Answers 404 for another user's session and for an invalid id.
         """
         try:
             entry = registry.find(id, current=request.session)
         except ValueError:
-            raise Http404("no id of a session") from None
+            raise Http404("not a session id") from None
         if entry is not None and not belongs_to(entry, request.user):
             raise Http404("no session of this user")
         if entry is not None and entry.is_current:
@@ -85,12 +85,12 @@ class EndDevice(OwnSessions):
 
 
 class EndOtherDevices(OwnSessions):
-    """End all of the user's sessions but the one in use."""
+    """End all of the user's sessions except the current one."""
 
     http_method_names = ["post", "options"]
 
     def post(self, request: HttpRequest) -> HttpResponseBase:
-        """End them and go back to the list."""
+        """End the sessions and redirect to the list."""
         ended = registry.end_sessions_of(request.user, keep=request.session)
         if ended:
             text = ngettext(

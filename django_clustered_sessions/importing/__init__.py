@@ -1,9 +1,9 @@
-"""Moving in: sessions of the engine that the site used before are taken over, each once.
+"""Import of sessions from the engine that the site used before; each is taken over once.
 
-A session that the store knows nothing of is looked up in the old engine. What is found there is
-stored here by one script, which also marks it as taken over, so an old cookie brings nothing back
-that has ended here. In the old engine the session stays: nodes that still use it go on, and so
-does the site where it has to go back. Only what is ended here is deleted there too.
+A session that the store does not have is looked up in the old engine. One script stores it and
+marks it as taken over, so an old cookie cannot restore a session that has ended here. The old
+engine keeps the session, so nodes that still use that engine go on, and the site can switch back.
+Sessions that end here are deleted there too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""All sessions at once: ``manage.py sessionimport``, and the way back."""
+"""Import and export of all sessions at once, for ``manage.py sessionimport``."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from django_clustered_sessions.protocol.record import (
 )
 from django_clustered_sessions.protocol.session_data import SessionData
 
-from .old_engine import Unreadable, ask, away, store_of
+from .old_engine import Unreadable, ask, store_of, unavailable
 from .on_demand import adopt, find, note
 
 
-def bring(
+def take_over_all(
     session_keys: Sequence[HiddenKey],
     prefix: str,
     options: WriteOptions,
@@ -31,9 +31,9 @@ def bring(
     *,
     is_dry: bool,
 ) -> Flow[Counter[str]]:
-    """Take over some sessions on two trips; return how many came to what.
+    """Take over some sessions on two round trips; return the number of each outcome.
 
-    ``is_dry``: tell what would be. Raises SessionStoreUnavailable.
+    ``is_dry``: change nothing, count only. Raises SessionStoreUnavailable.
     """
     came: Counter[str] = Counter()
     all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
@@ -64,10 +64,10 @@ def bring(
     return came
 
 
-def bring_back(
+def write_back(
     session_keys: Sequence[HiddenKey], prefix: str, serializer: Serializer, *, is_dry: bool
 ) -> Flow[Counter[str]]:
-    """Give the old engine what sessions that were taken over are now; see ``bring``."""
+    """Write sessions that were taken over back to the old engine; see ``take_over_all``."""
     came: Counter[str] = Counter()
     all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
     replies = yield tuple(call for keys in all_keys for call in commands.adopted(keys))
@@ -78,14 +78,14 @@ def bring_back(
             continue
         try:
             came[
-                (yield from _give_back(key, keys, serializer, is_here=is_here, is_dry=is_dry))
+                (yield from _write_one_back(key, keys, serializer, is_here=is_here, is_dry=is_dry))
             ] += 1
         except Damaged:
             came["unreadable"] += 1
     return came
 
 
-def _give_back(
+def _write_one_back(
     key: HiddenKey, keys: SessionKeys, serializer: Serializer, *, is_here: bool, is_dry: bool
 ) -> Flow[str]:
     found = (yield from flows.load(keys)).found if is_here else EndReason.UNKNOWN
@@ -101,5 +101,5 @@ def _give_back(
     except UpdateError:
         return "gone there"
     except Exception as error:
-        raise away(error, key) from error
+        raise unavailable(error, key) from error
     return "moved"

@@ -1,4 +1,4 @@
-"""The engine that the site used before: what it has, read and deleted."""
+"""The engine that the site used before: list, read and delete its sessions."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.effects import Flow, OutsideCall
 from django_clustered_sessions.protocol.record import HiddenKey, milliseconds_of
 
-#: Keys that are longer than this are no file's and no cache's.
+#: Longest session key that a file or cache can hold.
 _LONGEST_KEY: Final = 200
 
-#: Made by Django; what else is in a database of Redis may be anybody's.
+#: Session keys that Django made; a Redis database may hold other entries beside them.
 _KEY: Final = re.compile(r"[a-z0-9]{8,}")
 
-#: By these, what is stored cannot be read; by anything else, the old engine cannot be asked.
+#: Errors that mean an unreadable session; any other means that the old engine has failed.
 _UNREADABLE: Final = (
     *(ArithmeticError, AttributeError, EOFError, ImportError, LookupError, RecursionError),
     *(TypeError, ValueError, pickle.PickleError, zlib.error),
 )
 
-#: Serialisers of django-redis that cannot run code by what they read.
+#: Serialisers of django-redis whose data cannot run code.
 _DATA_ONLY: Final = ("django_redis.serializers.json.", "django_redis.serializers.msgpack.")
 
 
 class Pickled(ImproperlyConfigured):
-    """The old engine's sessions are pickles, and nobody has asked for those by name."""
+    """Error: the old engine stores pickles, and no setting allows to read them."""
 
 
 class NotListed(ImproperlyConfigured):
-    """The old engine does not tell which sessions it has."""
+    """Error: the old engine cannot list its sessions."""
 
 
 class Unreadable(Exception):
-    """What the old engine has of a session cannot be read."""
+    """Error: a session of the old engine cannot be read."""
 
 
 class Found(NamedTuple):
-    """A session in the old engine: its values, and until when it lives."""
+    """Session in the old engine: its values and its expiry."""
 
     values: Mapping[Any, Any]
     until: datetime
@@ -64,7 +64,7 @@ class Found(NamedTuple):
 def engine() -> type[SessionBase]:
     """Return the class of the engine that the setting MIGRATE_FROM names.
 
-    Raises ImproperlyConfigured where it cannot be used, Pickled where it may not.
+    Raises ImproperlyConfigured if it cannot be used, Pickled if it may not.
     """
     path = conf.migrate_from
     try:
@@ -84,7 +84,7 @@ def engine() -> type[SessionBase]:
             raise ImproperlyConfigured(f"{PREFIX}MIGRATE_FROM: {error}") from error
     if issubclass(found, cache.SessionStore | cached_db.SessionStore):
         is_cache = issubclass(found, cache.SessionStore)
-        # cached_db is read from its database, where values are signed and not pickled.
+        # cached_db is read from its database, whose values are signed and not pickled.
         if not _is_data_only(_cache()) and is_cache and not conf.migrate_pickle:
             raise Pickled(
                 f"the cache {_alias()!r} holds sessions as pickles, as far as its "
@@ -113,18 +113,18 @@ def _is_data_only(of: Any) -> bool:
 
 
 def store_of(key: HiddenKey | None) -> Any:
-    """Return a session object of the old engine. Raises what ``engine`` does."""
+    """Return a session object of the old engine. Raises as ``engine``."""
     found = engine()
     store: Any = found(key.value if key else None)
     if issubclass(found, cache.SessionStore | cached_db.SessionStore):
         store._cache = _cache()
-    # The engines for files and cookies make a session in the place of one that they cannot read.
+    # The engines for files and cookies replace an unreadable session by a new one.
     store.create = lambda: None
     return store
 
 
 def ask(call: Callable[[], Any], twin: Callable[[], Awaitable[Any]] | None = None) -> Flow[Any]:
-    """Ask the old engine: return what ``call`` returns, or raise what it raises."""
+    """Call the old engine: return or raise the outcome of ``call``."""
     reply = yield OutsideCall(call, twin)
     if isinstance(reply, Exception):
         raise reply
@@ -132,12 +132,12 @@ def ask(call: Callable[[], Any], twin: Callable[[], Awaitable[Any]] | None = Non
 
 
 def look(key: HiddenKey) -> Flow[Found | None]:
-    """Look a session up in the old engine; None where there is none, or nothing in it.
+    """Look a session up in the old engine; return None if there is none, or an empty one.
 
-    Raises SessionStoreUnavailable where the old engine fails, Unreadable.
+    Raises SessionStoreUnavailable if the old engine fails, and Unreadable.
     """
     if not (key.value.isascii() and key.value.isprintable()):
-        # Databases and caches have each their own error for these.
+        # Databases and caches raise different errors for such keys.
         return None
     store = store_of(key)
     try:
@@ -146,20 +146,20 @@ def look(key: HiddenKey) -> Flow[Found | None]:
             return None
         return Found(dict(found.values), found.until)
     except _UNREADABLE as error:
-        raise Unreadable(f"{type(error).__name__}: {without(key, error)}") from error
+        raise Unreadable(f"{type(error).__name__}: {redacted(key, error)}") from error
     except Exception as error:
-        raise away(error, key) from error
+        raise unavailable(error, key) from error
 
 
-def away(error: Exception, key: HiddenKey | None = None) -> SessionStoreUnavailable:
-    """Return the error to raise where the old engine cannot be asked."""
+def unavailable(error: Exception, key: HiddenKey | None = None) -> SessionStoreUnavailable:
+    """Return the error to raise if the old engine fails."""
     return SessionStoreUnavailable(
         f"the session engine {conf.migrate_from}, which sessions are taken over from, cannot be "
-        f"asked: {type(error).__name__}: {without(key, error)}"
+        f"asked: {type(error).__name__}: {redacted(key, error)}"
     )
 
 
-def without(key: HiddenKey | None, error: Exception) -> str:
+def redacted(key: HiddenKey | None, error: Exception) -> str:
     """Return an error's text without the session key that may be in it."""
     return str(error).replace(key.value, "...") if key else str(error)
 
@@ -183,10 +183,10 @@ def _from_database(store: Any, key: HiddenKey) -> Flow[Found | None]:
 
 
 def _from_cache(store: Any, key: HiddenKey) -> Flow[Found | None]:
-    # Not its load(), to which a cache that is away is one without this session.
+    # The engine's load() treats an unreachable cache as one without this session.
     if len(key.value) > _LONGEST_KEY:
         return None
-    # No name for the entry's name, which has the session key in it: tracebacks show names.
+    # No variable holds the cache key, which contains the session key: tracebacks show variables.
     values = yield from ask(
         lambda: store._cache.get(store.cache_key), lambda: store._cache.aget(store.cache_key)
     )
@@ -197,12 +197,12 @@ def _from_cache(store: Any, key: HiddenKey) -> Flow[Found | None]:
 
 
 def _left_ms(store: Any) -> int | None:
-    """Return how long a session's entry in its cache has left, None where there is no telling."""
+    """Return the remaining ms of a session's cache entry, None if unknown."""
     of = store._cache
     if hasattr(of, "pttl"):
         left_ms = of.pttl(store.cache_key)
     elif hasattr(getattr(of, "_cache", None), "get_client"):
-        # Django's own backend for Redis tells by its client only.
+        # Django's own Redis backend has no method for it, but its client has.
         client = of._cache.get_client(store.cache_key)
         left_ms = client.pttl(of.make_and_validate_key(store.cache_key))
     else:
@@ -227,7 +227,7 @@ def _is_redis_sessions(store: Any) -> bool:
 
 
 def _from_redis_sessions(store: Any, key: HiddenKey) -> Flow[Found | None]:
-    # Not its load(), to which a store that is away is one without this session.
+    # The engine's load() treats an unreachable store as one without this session.
     stored = yield from ask(lambda: store.server.get(store.get_real_stored_key(key.value)))
     if stored is None:
         return None
@@ -242,7 +242,7 @@ def _from_any(store: Any, key: HiddenKey) -> Flow[Found | None]:
 
 
 def _until(store: Any, values: Mapping[Any, Any], left_ms: int | None) -> datetime:
-    """Return when a session expires; as if it was saved now, where nobody tells."""
+    """Return a session's expiry; if unknown, that of a session saved now."""
     if left_ms is not None:
         return datetime.now(UTC) + timedelta(milliseconds=left_ms)
     until: datetime = store.get_expiry_date(expiry=values.get("_session_expiry"))
@@ -250,9 +250,9 @@ def _until(store: Any, values: Mapping[Any, Any], left_ms: int | None) -> dateti
 
 
 def keys() -> Iterator[str]:
-    """Yield the keys of all sessions in the old engine, of some more than once perhaps.
+    """Yield the session keys of the old engine, possibly some more than once.
 
-    Raises NotListed where it does not tell, and SessionStoreUnavailable where it fails.
+    Raises NotListed if it cannot list them, and SessionStoreUnavailable if it fails.
     """
     listed = _keys(store_of(None))
     try:
@@ -260,7 +260,7 @@ def keys() -> Iterator[str]:
     except ImproperlyConfigured:
         raise
     except Exception as error:
-        raise away(error) from error
+        raise unavailable(error) from error
 
 
 def _keys(store: Any) -> Iterator[str]:
@@ -271,7 +271,7 @@ def _keys(store: Any) -> Iterator[str]:
         return _keys_of_files(store)
     if is_cache and hasattr(store._cache, "iter_keys"):
         return _keys_in_cache(store)
-    if _is_redis_sessions(store) and not _is_spread():
+    if _is_redis_sessions(store) and not _is_sharded():
         return _keys_of_redis_sessions(store)
     raise NotListed(
         f"{conf.migrate_from} does not tell which sessions it has"
@@ -281,7 +281,7 @@ def _keys(store: Any) -> Iterator[str]:
 
 
 def count() -> int | None:
-    """Return how many sessions the old engine has, None where only counting them would tell.
+    """Return the number of sessions in the old engine, None if it has no quick count.
 
     Raises SessionStoreUnavailable.
     """
@@ -291,7 +291,7 @@ def count() -> int | None:
     try:
         found: int = store.model.objects.filter(expire_date__gt=timezone.now()).count()
     except Exception as error:
-        raise away(error) from error
+        raise unavailable(error) from error
     return found
 
 
@@ -317,12 +317,12 @@ def _keys_of_files(store: Any) -> Iterator[str]:
 def _keys_in_cache(store: Any) -> Iterator[str]:
     prefix = store.cache_key_prefix
     for name in store._cache.iter_keys(f"{prefix}*"):
-        # The same prefix begins the names of cached_db.
+        # The cache keys of cached_db begin with the same prefix.
         if _KEY.fullmatch(key := name.removeprefix(prefix)):
             yield key
 
 
-def _is_spread() -> bool:
+def _is_sharded() -> bool:
     """Return whether django-redis-sessions has sessions on several servers."""
     return bool(getattr(settings, "SESSION_REDIS", {}).get("POOL"))
 

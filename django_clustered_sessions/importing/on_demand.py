@@ -1,4 +1,4 @@
-"""One session, when a request brings its key."""
+"""Import of one session, when a request brings its session key."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from django_clustered_sessions.protocol.record import (
 from django_clustered_sessions.protocol.results import Alive
 from django_clustered_sessions.protocol.session_data import SessionData
 
-from .old_engine import Found, Unreadable, ask, look, store_of, without
+from .old_engine import Found, Unreadable, ask, look, redacted, store_of
 
 logger = logging.getLogger("django_clustered_sessions")
 
-#: How long beyond its longest life a session that was taken over is remembered, in ms: for so
-#: long nodes with the old engine may keep theirs alive.
+#: Time in ms that the mark of a taken-over session outlasts the session's longest life: for so
+#: long nodes with the old engine may keep their copy alive.
 _BESIDE_MS: Final = 30 * 24 * 60 * 60 * 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A session of the old engine as the store is to have it.
+    """Session of the old engine in the form of the store.
 
     ``lost`` are the keys of values that the serialiser refuses, each with the value's type.
     """
@@ -54,13 +54,13 @@ class Packed:
 
 
 def pack(found: Found, serializer: Serializer) -> Packed:
-    """Return a session as the store is to have it.
+    """Return a session in the form of the store.
 
-    Raises Unreadable where its ``_session_expiry`` makes no sense.
+    Raises Unreadable for an invalid ``_session_expiry``.
     """
     values = dict(found.values)
     if isinstance(value := values.get("_session_expiry"), datetime):
-        # As releases of Django stored it that had pickled sessions.
+        # Old releases of Django, with pickled sessions, stored a datetime.
         values["_session_expiry"] = value.isoformat()
     fields: dict[bytes, bytes] = {}
     lost = []
@@ -76,15 +76,15 @@ def pack(found: Found, serializer: Serializer) -> Packed:
     except (TypeError, ValueError) as error:
         raise Unreadable(f"_session_expiry: {error}") from error
     left_ms = milliseconds_of(found.until) - round(time.time() * 1000)
-    whose = SessionData(serializer)
-    whose.update(values)
-    return Packed(list(fields.items()), whose.user, expiry, left_ms, lost)
+    with_user = SessionData(serializer)
+    with_user.update(values)
+    return Packed(list(fields.items()), with_user.user, expiry, left_ms, lost)
 
 
 def find(key: HiddenKey, keys: SessionKeys, serializer: Serializer) -> Flow[Packed | None]:
-    """Look a session up and pack it; None where there is none.
+    """Look a session up and pack it; return None if there is none.
 
-    Raises SessionStoreUnavailable, Unreadable: both are counted, the latter is in the log too.
+    Raises SessionStoreUnavailable and Unreadable; counts both, and logs the latter.
     """
     counters.add(takeovers_asked=1)
     try:
@@ -102,13 +102,13 @@ def find(key: HiddenKey, keys: SessionKeys, serializer: Serializer) -> Flow[Pack
 def take_over(
     key: HiddenKey, keys: SessionKeys, options: WriteOptions, serializer: Serializer
 ) -> Flow[bool]:
-    """Take a session over that the store knows nothing of; return whether it may be there now.
+    """Take over a session that the store does not have; return whether it may have it now.
 
-    Raises SessionStoreUnavailable where the store or the old engine fails.
+    Raises SessionStoreUnavailable if the store or the old engine fails.
     """
     was_moved, is_here = commands.parse_adopted((yield commands.adopted(keys)))
     if was_moved or is_here:
-        # Here: another request was faster, a moment ago.
+        # If it is here, another request has just taken it over.
         return is_here
     try:
         packed = yield from find(key, keys, serializer)
@@ -122,7 +122,7 @@ def take_over(
 
 
 def leave(key: HiddenKey) -> Flow[None]:
-    """Delete a session that has ended here in the old engine too, for nodes that still use it."""
+    """Delete an ended session in the old engine too, for nodes that still use that engine."""
     if not conf.migrate_from or not (key.value.isascii() and key.value.isprintable()):
         return
     try:
@@ -131,12 +131,12 @@ def leave(key: HiddenKey) -> Flow[None]:
     except SuspiciousOperation:
         return
     except Exception as error:
-        # It has ended here, and is not taken over again.
+        # No error: the session has ended here, and its mark prevents a second take-over.
         logger.warning(
             "a session that has ended is still in the session engine %s: %s: %s",
             conf.migrate_from,
             type(error).__name__,
-            without(key, error),
+            redacted(key, error),
         )
 
 
@@ -156,7 +156,7 @@ def adopt(keys: SessionKeys, packed: Packed, options: WriteOptions) -> Call:
 
 
 def note(keys: SessionKeys, packed: Packed, reply: Any) -> bool:
-    """Count what ``adopt`` came to; return whether the session was taken over by it."""
+    """Count the outcome of ``adopt``; return whether it took the session over."""
     found = commands.parse_create(reply)
     if not isinstance(found, Alive):
         return False

@@ -1,3 +1,3 @@
-"""What the nodes count: how it gets into the store, and what sessionstats makes of it."""
+"""Monitoring: count on each node, report to the store, collect and show the statistics."""
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Charts as inline SVG, drawn on the server: no script, no style sheet, no library.
 
-Colours and dashes are attributes, so a Content-Security-Policy without inline styles shows them as
-well. Text and axes take the colour of the text around the chart, which makes them right on a
-dark page too. The numbers belong in a table beside it.
+Colours and dashes are attributes, so they work under a Content-Security-Policy without inline
+styles. Text and axes inherit the page's text colour, so charts suit dark pages too. A page should
+show the numbers in a table beside the chart.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from django_clustered_sessions.monitoring.history import History
 
 Kind = Literal["line", "bars"]
 
-#: Series that a chart tells apart; of more, the smaller ones become one.
+#: Most series of a chart; if there are more, the smallest become one.
 MOST: Final = 6
 
-#: Readable on white and on black: 3:1 at least on both, and told apart by the colour-blind.
+#: Colours with a contrast of 3:1 at least on white and on black, distinct for the colour-blind.
 _COLOURS: Final = ("#3b82c4", "#d1690e", "#1f9d6b", "#b55ba3", "#9c8412", "#c94f4f", "#808080")
-#: And by their dashes, without colours.
+#: Dashes that distinguish the lines without colours.
 _DASHES: Final = ("", "6 3", "2 2", "8 3 2 3", "4 2", "1 3", "10 4")
 
 _WIDTH: Final = 720
@@ -36,13 +36,13 @@ _RIGHT: Final = 14
 _TOP: Final = 12
 _BOTTOM: Final = 26
 _LEGEND: Final = 20
-#: About how wide a letter is.
+#: Approximate width of a letter.
 _LETTER: Final = 6.6
 
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """Numbers over the times of a chart; None where nothing is known."""
+    """Numbers over the times of a chart; None where the number is unknown."""
 
     label: str
     values: Sequence[float | None]
@@ -50,7 +50,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """A chart with its name and its title, and the times and series that it shows."""
+    """Chart with its name and title, and the times and series that it shows."""
 
     name: str
     title: str
@@ -62,7 +62,7 @@ class Plot:
 def overview(history: History, zone: tzinfo = UTC) -> list[Plot]:
     """Return the charts of the last hours: sessions, requests, waits for locks, and errors.
 
-    ``zone`` is that of the times on the axes.
+    ``zone`` is the time zone of the axes.
     """
     sessions = Series("sessions", [level.sessions for level in history.levels])
     times = [level.at for level in history.levels]
@@ -92,7 +92,7 @@ def _plot(
 
 
 def merged(series: Sequence[Series], most: int = MOST) -> list[Series]:
-    """Return at most so many series: the largest ones, and the sum of all others as the last."""
+    """Return at most ``most`` series: the largest ones, and last the sum of all others."""
     if len(series) <= most:
         return list(series)
     by_size = sorted(series, key=lambda one: -sum(value or 0 for value in one.values))
@@ -114,10 +114,10 @@ def svg(
 ) -> SafeString:
     """Return a chart of series over times, as an ``<svg>`` element to put into a page.
 
-    Lines, or bars on top of each other. ``description`` is for those who do not see it; without
-    one it is made of the numbers. ``zone`` is that of the times on the axis.
+    Draws lines, or stacked bars. ``description`` is read by screen readers; by default it is made
+    of the numbers. ``zone`` is the time zone of the axis.
 
-    Raises ValueError where a series has not one value for each time, or there are too many.
+    Raises ValueError if a series has not one value for each time, or there are too many series.
     """
     if any(len(one.values) != len(times) for one in series):
         raise ValueError(f"each series needs {len(times)} values, one for each time")
@@ -127,7 +127,7 @@ def svg(
 
 
 class _Chart:
-    """One chart while it is drawn."""
+    """Chart while it is drawn."""
 
     def __init__(
         self, series: Sequence[Series], times: Sequence[datetime], kind: Kind, zone: tzinfo
@@ -141,7 +141,7 @@ class _Chart:
         self.has_data = any(value is not None for one in series for value in one.values)
         self.step = _step(max(tops, default=0))
         self.top = max(math.ceil(max(tops, default=0) / self.step), 1) * self.step
-        # One name needs no legend, the title says it.
+        # A single series needs no legend, because the title names it.
         self.key = 18 if self.stacked else 30
         self.legend = list(_legend(series, self.key)) if len(series) > 1 else []
         rows = 1 + max((row for _, row in self.legend), default=-1)
@@ -226,7 +226,7 @@ class _Chart:
         bases = [0.0] * len(self.times)
         width = self._x(self.times[0] + self._width) - _LEFT
         if width > 4:
-            # Narrower ones would shimmer with gaps between them.
+            # Gaps between narrower bars would flicker.
             width *= 0.86
         for number, one in enumerate(self.series):
             path = []
@@ -282,7 +282,7 @@ def _text(x: float, y: float, text: str, anchor: str) -> str:
 
 
 def _legend(series: Sequence[Series], key: int) -> Iterator[tuple[float, int]]:
-    """Yield where each name goes: x, and its row."""
+    """Yield the position of each name in the legend: x, and its row."""
     x, row = float(_LEFT), 0
     for one in series:
         width = key + len(_cut(one.label)) * _LETTER + 18
@@ -297,18 +297,18 @@ def _cut(label: str) -> str:
 
 
 def _step(largest: float) -> int:
-    """Return the distance of the lines of an axis: 1, 2 or 5 times a power of ten, 1 at least."""
+    """Return the distance of an axis' lines: 1, 2 or 5 times a power of ten, and at least 1."""
     wanted = max(largest / 4, 1)
     power: int = 10 ** math.floor(math.log10(wanted))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= wanted)
 
 
 def _ticks(first: datetime, last: datetime, zone: tzinfo) -> Iterator[datetime]:
-    """Yield round times within a span, eight or so."""
+    """Yield round times within a span, about eight."""
     minutes = (last - first) / timedelta(minutes=1)
     length = next((m for m in (5, 10, 15, 30, 60, 120, 180, 360) if minutes / m <= 9), 720)
     midnight = first.astimezone(zone).replace(hour=0, minute=0, second=0, microsecond=0)
-    # In UTC, so that a day on which the clocks change is no longer or shorter.
+    # In UTC, so that clock changes do not shift the ticks.
     time = midnight.astimezone(UTC)
     while time <= last:
         if time >= first:

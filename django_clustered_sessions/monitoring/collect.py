@@ -1,4 +1,4 @@
-"""The figures of the whole cluster, asked of the store and of each of its servers."""
+"""Collection of the cluster's statistics from the store and each of its servers."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def figures(
     top_users: int = 0,
     progress: statistics.Progress = lambda done, of: None,
 ) -> Statistics:
-    """Return the figures of now: what ``manage.py sessionstats`` shows.
+    """Return the current statistics, as ``manage.py sessionstats`` shows them.
 
-    ``sample`` sessions are measured, chosen evenly; all for None, which takes its time, and
-    ``progress`` is told how many are done. ``top_users`` is how many users with most sessions are
-    counted.
+    ``sample`` sessions are measured, chosen evenly; with None all, which is slow. ``progress`` is
+    called with the numbers measured and to measure. ``top_users`` is the number of users with most
+    sessions to count.
 
     Raises SessionStoreUnavailable.
     """
-    # What this process has counted is in them too, though no trip was due to take it along.
+    # Include the counts of this process, which otherwise wait for the next due report.
     runner.report_the_rest()
     found = runner.run(
         statistics.collect(
@@ -55,7 +55,7 @@ def figures(
 
 
 def _primaries(store: StoreFacts) -> list[Primary]:
-    """Return the one primary, or all of a cluster, each by its own account."""
+    """Return the primary, or all primaries of a cluster, each as it describes itself."""
     nodes = connections.nodes()
     if not nodes:
         return [server_info.primary(connections.address(), store)]
@@ -69,7 +69,7 @@ def _primaries(store: StoreFacts) -> list[Primary]:
 
 
 def _clock(replica: tuple[str, int]) -> Clock | None:
-    """Ask a replica for its time; None where it cannot be asked, from here at least."""
+    """Ask a replica for its time; return None if it is unreachable from this node."""
     try:
         return _ask(replica, server_info.clock(time.time))
     except SessionStoreUnavailable:

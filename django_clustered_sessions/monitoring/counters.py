@@ -1,7 +1,7 @@
-"""What this process counts, until a trip to the store takes it along.
+"""Counters of this process, until it reports them to the store.
 
-Counting costs a request no round trip: once a second at most, the figures ride on a trip that
-goes to the store anyway (``reporting``).
+Counting costs a request no round trip: at most once a second, the counts join a trip that goes to
+the store anyway.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-#: The counters, in the order in which the store keeps them; new ones go to the end.
+#: Names of the counters in the order of the stored format; new ones go to the end.
 NAMES: Final = (
     "requests",
     "loads",
@@ -71,7 +71,7 @@ NAMES: Final = (
     "store_last_away_ms",
 )
 
-#: Those of which the largest counts, not the sum.
+#: Counters that are combined by the maximum instead of the sum.
 MAXIMA: Final = frozenset(
     {
         "lock_longest_wait_ms",
@@ -82,10 +82,10 @@ MAXIMA: Final = frozenset(
     }
 )
 
-#: Those of which the smallest counts; 0 is none yet.
+#: Counters that are combined by the minimum; 0 means none yet.
 MINIMA: Final = frozenset({"lifetime_shortest_ms"})
 
-#: Those whose past is kept, in the order in which the store keeps them; new ones go to the end.
+#: Counters with a history, in the order of the stored format; new ones go to the end.
 KEPT: Final = (
     "requests",
     "lock_waits",
@@ -96,31 +96,31 @@ KEPT: Final = (
     "expired",
 )
 
-#: The counters of waits by their length: each with its upper bound in ms, in order.
+#: Counters of waits by length, in order, each with its upper bound in ms.
 WAITS: Final = tuple(
     (name, int(name.split("_")[3])) for name in NAMES if name.startswith("lock_waits_to_")
 )
 
-#: Figures ride along when those before are this old, in seconds.
+#: Seconds between two reports.
 INTERVAL_S: Final = 1.0
 
-#: What is kept of the past is collected for so long before it rides along, in seconds; and how
-#: many such spans a process keeps while the store is away: a day's.
+#: Length in seconds of a span of the history, which is reported when it is over, and the number of
+#: spans that a process keeps during an outage: a day's.
 PAST_INTERVAL_S: Final = 60.0
 _MOST_PAST: Final = 24 * 60
-#: How many go on one trip: after an outage of a day one request must not pay for all of them.
+#: Spans on one trip: after an outage of a day, no single request should report all of them.
 _PAST_PER_TRIP: Final = 60
 
 
 class Past(NamedTuple):
-    """What was counted within a minute: how long ago that began, in ms, and the counts of KEPT."""
+    """Span of the history: the age of its start in ms, and the counts of KEPT in its minute."""
 
     age_ms: int
     counts: tuple[int, ...]
 
 
 def combine(name: str, one: int, other: int) -> int:
-    """Return two counts of the same thing as one: their sum, or the extreme that it stands for."""
+    """Combine two counts of one counter: return their sum, maximum or minimum."""
     if name in MAXIMA:
         return max(one, other)
     if name in MINIMA:
@@ -129,47 +129,47 @@ def combine(name: str, one: int, other: int) -> int:
 
 
 class Counters:
-    """A process's figures: counts since they last left for the store, and its clock's offset."""
+    """Counters of a process since its last report, and its clock's offset."""
 
     def __init__(self) -> None:
         self.clear()
 
     def clear(self) -> None:
-        """Start anew, as a forked process must: what was counted is its parent's to report."""
+        """Reset all; a forked process must, because its parent reports the counts so far."""
         self._lock = threading.Lock()
         self._counts = dict.fromkeys(NAMES, 0)
         self._left_at = float("-inf")
-        #: Spans of the past: when each began, by a clock that never jumps, and its counts.
+        #: Spans of the history: start by the monotonic clock, and counts.
         self._past: deque[tuple[float, Counter[str]]] = deque(maxlen=_MOST_PAST)
-        #: What the past has already of the counts that came back.
+        #: Part of the counts put back that the history has already.
         self._known_to_past: Counter[str] = Counter()
         #: This node's clock less the store's, in ms, as last measured.
         self.clock_offset_ms = 0
 
     def add(self, **counts: int) -> None:
-        """Count."""
+        """Add to counters."""
         with self._lock:
             for name, count in counts.items():
                 self._counts[name] += count
 
     def maximum(self, **values: int) -> None:
-        """Take the largest of these and what was there."""
+        """Raise counters to these values if they are lower."""
         with self._lock:
             for name, value in values.items():
                 self._counts[name] = max(self._counts[name], value)
 
     def waited(self, wait_ms: int) -> None:
-        """Count a wait for a lock, by its length."""
+        """Count a wait for a lock of this length."""
         name = next((name for name, bound_ms in WAITS if wait_ms <= bound_ms), None)
         self.add(lock_waits=1, lock_wait_ms=wait_ms, **({name: 1} if name else {}))
         self.maximum(lock_longest_wait_ms=wait_ms)
 
     def ended(self, lifetimes_ms: Iterable[int | None]) -> None:
-        """Count sessions that were ended, by how long they had lived; None where nobody knows."""
+        """Count ended sessions with their lifetimes; None for an unknown one."""
         for lifetime_ms in lifetimes_ms:
             self.add(ended=1)
             if lifetime_ms is not None:
-                # 0 would be no minimum, and a store's clock may go back.
+                # 0 means no minimum, and a store's clock may step back.
                 lifetime_ms = max(lifetime_ms, 1)
                 self.add(lifetimes=1, lifetime_ms=lifetime_ms)
                 with self._lock:
@@ -177,17 +177,17 @@ class Counters:
                         self._counts[name] = combine(name, self._counts[name], lifetime_ms)
 
     def away(self, away_s: float) -> None:
-        """Note that a node of the store is away, or was until now: for so many seconds so far."""
+        """Note an outage of a store node, present or just over, and its length so far."""
         now_ms = round(time.time() * 1000) - self.clock_offset_ms
         self.maximum(store_longest_away_ms=round(away_s * 1000), store_last_away_ms=now_ms)
 
     @property
     def are_due(self) -> bool:
-        """Whether the counts have not left for long enough; `take` may have none all the same."""
+        """True if the last report is old enough; `drain` may still find nothing to report."""
         return time.monotonic() - self._left_at >= INTERVAL_S
 
-    def take(self, *, now: bool = False) -> Sequence[int]:
-        """Return the counts if they are due, and start anew; return nothing otherwise."""
+    def drain(self, *, now: bool = False) -> Sequence[int]:
+        """Return and reset the counts if they are due; return () otherwise."""
         with self._lock:
             if not now and not self.are_due:
                 return ()
@@ -200,7 +200,7 @@ class Counters:
             return counts
 
     def put_back(self, counts: Sequence[int]) -> None:
-        """Take back counts that did not reach the store."""
+        """Restore counts that did not reach the store."""
         with self._lock:
             for name, count in zip(NAMES, counts, strict=False):
                 self._counts[name] = combine(name, self._counts[name], count)
@@ -208,7 +208,7 @@ class Counters:
                     self._known_to_past[name] += count
 
     def _remember(self) -> None:
-        """Add what is new to the span of the past that is under way."""
+        """Add the new counts to the current span of the history."""
         if not self._past or self._left_at - self._past[-1][0] >= PAST_INTERVAL_S:
             self._past.append((self._left_at, Counter()))
         _, span = self._past[-1]
@@ -216,10 +216,10 @@ class Counters:
             span[name] += self._counts[name] - self._known_to_past[name]
         self._known_to_past.clear()
 
-    def take_past(self, *, now: bool = False) -> Sequence[Past]:
-        """Return the oldest spans of the past that have not left yet, when a minute is over.
+    def drain_past(self, *, now: bool = False) -> Sequence[Past]:
+        """Return the oldest unreported spans of the history if the first minute is over.
 
-        All of them for ``now``.
+        With ``now``, returns all of them.
         """
         with self._lock:
             at = time.monotonic()
@@ -234,7 +234,7 @@ class Counters:
             )
 
     def put_back_past(self, spans: Sequence[Past]) -> None:
-        """Take back spans that did not reach the store."""
+        """Restore spans that did not reach the store."""
         with self._lock:
             at = time.monotonic()
             for age_ms, counts in reversed(spans):
@@ -243,7 +243,7 @@ class Counters:
                     self._past.appendleft((at - age_ms / 1000, span))
 
     def observe_clock(self, store_ms: int, sent_s: float, received_s: float) -> None:
-        """Measure the clock's offset by a reply: the store's time in ms, this node's in seconds."""
+        """Measure the clock's offset by a reply: store time in ms, this node's times in seconds."""
         self.clock_offset_ms = round((sent_s + received_s) * 500) - store_ms
 
 

@@ -1,6 +1,6 @@
-"""Who holds locks now, and who waits for them. Pure.
+"""Current locks with their holders and waiters. Pure.
 
-What is told grows with the locks that are held, not with the sessions.
+The cost grows with the number of held locks, not with the number of sessions.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from .replies import PER_TRIP, undamaged
 
 @dataclass(frozen=True, slots=True)
 class HeldLock:
-    """A lock that is held now; times in ms by the store's clock.
+    """Lock that is held now; times in ms by the store's clock.
 
-    ``session`` is the start of the session's public id. ``holder`` is None where it came between
-    the two questions. ``waiting`` are those who wait, in the order of their turns.
+    ``session`` is the start of the session's public id. ``holder`` is None if the lock was handed
+    off between the two reads. ``waiting`` are the waiters in the order of the queue.
     """
 
     session: str
@@ -40,7 +40,7 @@ class HeldLock:
 
 @dataclass(frozen=True, slots=True)
 class HeldLocks:
-    """All locks that are held, those held longest first, by the store's clock in ms."""
+    """All held locks, longest held first; ``now_ms`` is the store's clock."""
 
     prefix: str
     now_ms: int
@@ -48,9 +48,9 @@ class HeldLocks:
 
 
 def collect_locks(prefix: str) -> Flow[HeldLocks]:
-    """Collect who holds locks and who waits for them, under the setting KEY_PREFIX.
+    """Collect the locks with their holders and waiters; ``prefix`` is the setting KEY_PREFIX.
 
-    A lock whose lease is over is free for the taking, and told only while somebody waits for it.
+    A lock whose lease is over is free, and listed only if a request waits for it.
 
     Raises SessionStoreUnavailable.
     """
@@ -88,13 +88,13 @@ def collect_locks(prefix: str) -> Flow[HeldLocks]:
 
 
 def _held(session_id: str, entries: Any, lock: Any, now_ms: int) -> HeldLock | None:
-    """Return who holds a lock and who waits for it, None where nobody holds it any more."""
+    """Return a lock with holder and waiters, None if the lock is free."""
     try:
         found = Lock.parse(undamaged(lock, None) or b"")
         lockers = Locker.parse_all(undamaged(entries, None) or b"")
     except Damaged:
         return None
-    # The lock was read after them, and may have gone to one who waited.
+    # The lock was read after the queue; it may have been handed off to a waiter.
     behind = iter(lockers)
     holder = next((one for one in behind if one.token == found.token), None)
     waiting = [one for one in behind if one.waits_until_ms > now_ms]

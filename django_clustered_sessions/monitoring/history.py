@@ -1,8 +1,7 @@
-"""What the nodes did over the last hours, and how many sessions there were: for plots.
+"""History of the last hours, for charts: counts of the nodes, and the number of sessions.
 
-The nodes tell what they counted, by slots of five minutes, along with trips that go to the store
-anyway (``lua/stats.lua``). How many sessions there were is worked out backwards from how many
-there are.
+The nodes report their counts by slots of five minutes, along with trips that go to the store
+anyway (``lua/stats.lua``). Past numbers of sessions are computed backwards from the current one.
 """
 
 from __future__ import annotations
@@ -21,24 +20,24 @@ from django_clustered_sessions.protocol.effects import Call, Flow, plain
 from django_clustered_sessions.protocol.record import BUCKETS, Damaged, bucket_tag, moment
 from django_clustered_sessions.store import runner
 
-#: What is counted within such a time is one number.
+#: Span of time whose counts are one number.
 SLOT: Final = timedelta(milliseconds=SLOT_MS)
 
-#: How far back it goes, in hours.
+#: Greatest age of the history, in hours.
 LONGEST_HOURS: Final = SLOTS * SLOT_MS // 3_600_000
 
 #: Version of what ``document()`` returns.
 FORMAT: Final = 1
 
-#: Buckets that one trip asks about.
+#: Buckets read on one round trip.
 _PER_TRIP: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one node counted in the five minutes from ``start`` on, by the store's clock.
+    """Counts of one node in the five minutes from ``start`` on, by the store's clock.
 
-    The numbers mean what the counters of these names do (``docs/sessionstats.md``).
+    The numbers mean the same as the counters of these names (``docs/sessionstats.md``).
     """
 
     start: datetime
@@ -54,7 +53,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """How many sessions there were at a time; None where nothing is known of it."""
+    """Number of sessions at a time; None if unknown."""
 
     at: datetime
     sessions: int | None
@@ -62,10 +61,10 @@ class Level:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The last hours: a row for each slot and node that counted something, the oldest first.
+    """Last hours: a row for each slot and node with counts, oldest first.
 
-    ``starts`` are the slots, with and without rows, the last one under way. ``levels`` has how
-    many sessions there were at the start of each, and how many there are ``now``.
+    ``starts`` are all slots, with and without rows; the last is the current one. ``levels`` has
+    the number of sessions at the start of each, and ``now``.
     """
 
     now: datetime
@@ -76,11 +75,11 @@ class History:
 
     @property
     def nodes(self) -> list[str]:
-        """The names of the nodes that counted something."""
+        """The names of the nodes with counts."""
         return sorted({row.node for row in self.rows})
 
     def counted(self, name: str) -> dict[str, list[int]]:
-        """Return a counter of each node over ``starts``, by the name of a row's attribute."""
+        """Return one counter of each node over ``starts``; ``name`` is an attribute of Row."""
         position = {start: number for number, start in enumerate(self.starts)}
         found = {node: [0] * len(self.starts) for node in self.nodes}
         for row in self.rows:
@@ -89,9 +88,9 @@ class History:
 
 
 def recent(hours: int = LONGEST_HOURS) -> History:
-    """Return what happened in the last hours, 24 at most.
+    """Return the history of the last hours, 24 at most.
 
-    Raises SessionStoreUnavailable; ValueError for other hours than 1 to 24.
+    Raises SessionStoreUnavailable; ValueError if ``hours`` is not 1 to 24.
     """
     _check(hours)
     return runner.run(collect(conf.key_prefix, hours))
@@ -109,7 +108,7 @@ def _check(hours: int) -> None:
 
 
 def collect(prefix: str, hours: int) -> Flow[History]:
-    """Collect the history of all nodes under the setting KEY_PREFIX."""
+    """Collect the history of all nodes; ``prefix`` is the setting KEY_PREFIX."""
     (time,) = yield (CLOCK,)
     now_ms = milliseconds(time)
     alive, sums = 0, dict[bytes, list[int]]()
@@ -145,13 +144,13 @@ def _about(tag: str, now_ms: int) -> tuple[Call, ...]:
 
 
 def _add(sums: dict[bytes, list[int]], told: Sequence[bytes]) -> None:
-    """Take in the history of one bucket; ``lua/stats.lua`` has the format."""
+    """Add the history of one bucket; ``lua/stats.lua`` has the format."""
     flat = iter(told)
     for name, line in zip(flat, flat, strict=True):
         try:
             numbers = list(map(int, line.split()))
         except ValueError:
-            # Not what stats.lua writes; the rest is good.
+            # A line that stats.lua did not write is damaged; the others are still valid.
             continue
         before = sums.get(name, ())
         sums[name] = list(map(sum, zip_longest(before, numbers, fillvalue=0)))
@@ -170,7 +169,7 @@ def _counts(sums: Mapping[bytes, Sequence[int]]) -> dict[tuple[int, str], Counte
 def _levels(
     slots: Sequence[int], alive: int, counts: Mapping[tuple[int, str], Counter[str]]
 ) -> list[Level]:
-    """Go back from now: what was created since was not there, what has gone since was."""
+    """Compute past levels back from now: subtract created sessions, add ended and expired ones."""
     change: Counter[int] = Counter()
     for (slot, _), of in counts.items():
         change[slot] += of["created"] - of["ended"] - of["expired"]

@@ -1,4 +1,4 @@
-"""The figures as JSON, and what is worked out from counts for it. Pure."""
+"""Statistics as JSON, with the values derived from counts. Pure."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from .held_locks import HeldLocks
 from .server_info import CLOCK_TOLERANCE_MS, Clock, Primary
 from .statistics import LIVES_S, Statistics
 
-#: Version of what ``document()`` and ``locks_document()`` return.
+#: Version of the formats of ``document()`` and ``locks_document()``.
 FORMAT: Final = 1
 
 
 def locks_document(held: HeldLocks) -> dict[str, Any]:
-    """Return who holds and who waits as ``docs/sessionstats.md`` describes it, ready for JSON."""
+    """Return the locks for JSON, in the format of ``docs/sessionstats.md``."""
     return {
         "format": FORMAT,
         "time_ms": held.now_ms,
@@ -41,7 +41,7 @@ def locks_document(held: HeldLocks) -> dict[str, Any]:
 
 
 def lifetimes(counts: Counter[str]) -> dict[str, int] | None:
-    """Return how long sessions that were ended had lived, in ms: min, mean, max; None for none."""
+    """Return min, mean and max lifetime of ended sessions in ms; None without any."""
     count = counts["lifetimes"]
     if not count:
         return None
@@ -53,21 +53,21 @@ def lifetimes(counts: Counter[str]) -> dict[str, int] | None:
 
 
 def near_hit_ratio(counts: Counter[str]) -> float | None:
-    """Return which share of the loads was at hand in the near cache; None before any load."""
+    """Return the share of loads that the near cache answered; None before any load."""
     return round(counts["near_hits"] / counts["loads"], 4) if counts["loads"] else None
 
 
 def acknowledged_after_ms(counts: Counter[str]) -> float | None:
-    """Return after how long the replicas had a write, in ms: the mean; None where none had one."""
+    """Return the mean time in ms until replicas acknowledged a write; None without any."""
     count = counts["sync_waits"] - counts["sync_shortfalls"]
     return round(counts["sync_wait_ms"] / count, 2) if count else None
 
 
 def waits(counts: Counter[str]) -> dict[str, int] | None:
-    """Return how long waits for locks took, in ms: p50, p95, p99, max and mean; None for none.
+    """Return p50, p95, p99, max and mean wait for locks in ms; None without any.
 
-    Waits are counted by classes, so the first three are the upper bounds of classes, and no more
-    than the longest wait.
+    Waits are counted by classes, so the percentiles are upper bounds of classes, capped by the
+    longest wait.
     """
     count, longest_ms = counts["lock_waits"], counts["lock_longest_wait_ms"]
     if not count:
@@ -82,7 +82,7 @@ def waits(counts: Counter[str]) -> dict[str, int] | None:
 
 
 def document(figures: Statistics) -> dict[str, Any]:
-    """Return the figures as ``docs/sessionstats.md`` describes them, ready for JSON."""
+    """Return the statistics for JSON, in the format of ``docs/sessionstats.md``."""
     store, memory = figures.store, figures.memory
     records = figures.record_memory
     return {
@@ -163,9 +163,9 @@ def document(figures: Statistics) -> dict[str, Any]:
 
 
 def clocks_apart(figures: Statistics) -> Iterator[tuple[str, int]]:
-    """Yield each server whose clock is surely a second ahead of or behind the first one's.
+    """Yield each server whose clock surely differs by a second or more from the first one's.
 
-    And by how much it is ahead, in ms.
+    Each comes with the ms that its clock is ahead.
     """
     for one in figures.primaries:
         for address, clock in (

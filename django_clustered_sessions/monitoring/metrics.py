@@ -1,7 +1,7 @@
-"""The figures as metrics for monitoring, whichever library writes them. Pure.
+"""Statistics as metrics for monitoring, independent of the exporting library. Pure.
 
-Cluster-wide: they come from the store, and one process that is asked tells of all nodes. The only
-labels are nodes' names, servers' addresses and kinds; never a session's, never a user's.
+They come from the store and cover all nodes. Labels are names of nodes, addresses of servers and
+kinds only; no label names a session or user.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES,
 
 from .statistics import Node, Statistics
 
-#: What all names begin with.
+#: Prefix of all names.
 PREFIX: Final = "clustered_sessions"
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-#: Counters that are told in another shape: the lengths of waits as a histogram.
+#: Counters exported in another form: the lengths of waits, as a histogram.
 _WAITS: Final = frozenset({"lock_waits", "lock_wait_ms", *(name for name, _ in WAITS)})
 
 _HELP: Final = {
@@ -32,25 +32,25 @@ _HELP: Final = {
     "conflicts_merged": "Session keys changed by two requests at once, and merged.",
     "conflicts_overwritten": "Session keys changed by two requests at once, and overwritten.",
     "created": "Sessions created.",
-    "ended": "Sessions ended by a logout or by somebody, not by time.",
+    "ended": "Sessions ended before their expiry.",
     "values_set_aside": "Values that could not be read.",
     "store_errors": "Operations that failed because the store was away or refused.",
     "locks_acquired": "Locks taken.",
-    "lock_handoffs": "Locks handed over by the one before.",
-    "lock_timeouts": "Requests that waited for a lock in vain.",
+    "lock_handoffs": "Locks handed off by the previous holder.",
+    "lock_timeouts": "Requests that gave up waiting for a lock.",
     "lock_refusals": "Requests refused because too many waited for a lock.",
     "locks_lost": "Locks that went to another request while their holder worked.",
     "writes_refused": "Commits refused because their lock was lost.",
     "lock_longest_wait_ms": "The longest wait for a lock ever.",
     "lock_longest_hold_ms": "The longest time ever that a lock was held.",
     "near_hits": "Loads of a session that the near cache had unchanged.",
-    "near_bytes_saved": "Stored bytes not sent for that reason.",
+    "near_bytes_saved": "Stored bytes not sent because the near cache had them.",
     "sync_waits": "Writes that waited for replicas.",
     "sync_shortfalls": "Writes that too few replicas acknowledged.",
     "sync_wait_ms": "Time that acknowledged writes waited for replicas.",
     "nonstop_trips": "Operations refused at once because the store was away.",
     "local_reads": "Sessions read from the near cache alone while the store was away.",
-    "breaker_opened": "How many times a process found the store away.",
+    "breaker_opened": "Times that a process found the store away.",
     "expired": "Sessions that ended by time, as found when they left the index.",
     "lifetimes": "Ended sessions whose lifetime is known.",
     "lifetime_ms": "Lifetimes of ended sessions together.",
@@ -62,12 +62,12 @@ _HELP: Final = {
     "takeovers_failed": "Sessions of the old engine that could not be read or asked for.",
     "takeover_values_lost": "Values that were left behind in the old engine.",
     "store_longest_away_ms": "The longest time ever that the store was away.",
-    "store_last_away_ms": "When the store was last found away, by its clock, since the epoch.",
+    "store_last_away_ms": "Time when the store was last found away, by its clock, since the epoch.",
 }
 
 
 class Sample(NamedTuple):
-    """A number under its labels; of a histogram the cumulated classes, and the sum as number."""
+    """Number with its labels; for a histogram the sum as number, and the cumulated classes."""
 
     labels: tuple[str, ...]
     number: float
@@ -76,9 +76,9 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A metric: its name in full but for what a kind adds, its labels' names, its numbers.
+    """Metric: its full name without the suffixes of its kind, the names of its labels, its samples.
 
-    ``unit`` is ``"seconds"`` or ``"bytes"``, which the name ends with, or empty.
+    ``unit`` is ``"seconds"`` or ``"bytes"``, and then the name ends with it, or empty.
     """
 
     name: str
@@ -90,11 +90,11 @@ class Family:
 
 
 def families() -> Iterator[Family]:
-    """Yield all metrics, in the order in which they are told."""
-    yield _gauge("sessions", "Sessions that there are.", _sessions, labels=("kind",))
+    """Yield all metrics in the order of the output."""
+    yield _gauge("sessions", "Sessions in the store.", _sessions, labels=("kind",))
     yield _gauge(
         "memory_bytes",
-        "Memory of indexes and records, that of the records worked out from a sample.",
+        "Memory of indexes and records; that of records is estimated from a sample.",
         _memory,
         labels=("of",),
     )
@@ -104,12 +104,12 @@ def families() -> Iterator[Family]:
     yield Family(
         f"{PREFIX}_lock_wait_seconds",
         "histogram",
-        "How long requests waited for locks that they got.",
+        "Waits for locks that were acquired.",
         "seconds",
         ("node",),
         _wait_samples,
     )
-    yield _gauge("node_reported_timestamp_seconds", "When a node last reported.", _reported)
+    yield _gauge("node_reported_timestamp_seconds", "Time of a node's last report.", _reported)
     yield _gauge("node_clock_offset_seconds", "A node's clock less the store's.", _offset)
     yield _gauge("store_memory_bytes", "Memory that the store uses.", _used, labels=())
     yield _gauge("store_replicas", "Replicas that the store has.", _replicas, labels=())
@@ -132,7 +132,7 @@ def _of_counter(name: str) -> Family:
 
     def samples(figures: Statistics) -> Iterator[Sample]:
         for node in _nodes(figures):
-            # A time that nobody has measured is none of 0 s.
+            # 0 means not measured yet, not a time of 0 s.
             if node.counts[name] or not is_extreme:
                 yield Sample((node.name,), node.counts[name] / scale)
 
@@ -141,7 +141,7 @@ def _of_counter(name: str) -> Family:
 
 
 def _nodes(figures: Statistics) -> Iterator[Node]:
-    """Yield the nodes of now: the former ones' sum would look as if it had happened today."""
+    """Yield the current nodes, without the sum of former nodes, which would look recent."""
     for _, node in sorted(figures.nodes.items()):
         yield node
 

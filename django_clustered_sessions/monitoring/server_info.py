@@ -1,4 +1,4 @@
-"""What the store's servers say of themselves: facts, clocks, replicas, Sentinels. Pure."""
+"""Facts about the store's servers: INFO, clocks, replicas, Sentinels. Pure."""
 
 from __future__ import annotations
 
@@ -12,41 +12,41 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.commands import CLOCK, milliseconds
 from django_clustered_sessions.protocol.effects import Everywhere, Flow, Trip, plain
 
-#: Clocks further apart than this are reported, in ms.
+#: Greatest difference of clocks that is not reported, in ms.
 CLOCK_TOLERANCE_MS: Final = 1000
 
-#: How INFO names a replica.
+#: Names of the replicas in INFO.
 _REPLICA: Final = re.compile(r"slave\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """The store does not do what it was asked; its reason in words."""
+    """Refusal of a command by the store, with the reason as text."""
 
     why: str
 
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """A store host's clock in ms, this node's less that, and how wrong the latter may be."""
+    """Clock of a store host: its time, this node's clock less it, and the error of that, in ms."""
 
     now_ms: int
     offset_ms: int
     error_ms: int
 
     def ahead_of(self, other: Clock) -> tuple[int, int]:
-        """Return by how much it is ahead of another host's, and how wrong that may be, in ms."""
+        """Return the ms that it is ahead of another host's clock, and the error of that in ms."""
         return other.offset_ms - self.offset_ms, self.error_ms + other.error_ms
 
 
 @dataclass(frozen=True, slots=True)
 class StoreFacts:
-    """What the store says of itself: its clock in ms, INFO, and some of CONFIG.
+    """Facts about the store: its clock in ms, INFO, and parts of CONFIG.
 
-    INFO is the first primary's of a cluster, and ``others`` are those of the other ones.
-    ``clock_offset_ms`` is this node's clock less the store's, right to ``clock_error_ms``. Where
-    the store refuses, ``info`` is empty, or ``save`` and ``min_replicas`` are None, and the
-    reasons are given.
+    ``info`` is that of the first primary of a cluster, ``others`` are those of the other primaries.
+    ``clock_offset_ms`` is this node's clock less the store's, exact to ``clock_error_ms``. If the
+    store refuses, ``info`` is empty, or ``save`` and ``min_replicas`` are None, and ``why_no_info``
+    or ``why_no_config`` has the reason.
     """
 
     now_ms: int
@@ -61,12 +61,12 @@ class StoreFacts:
 
     @property
     def clock(self) -> Clock:
-        """Its clock beside this node's."""
+        """The store's clock compared to this node's."""
         return Clock(self.now_ms, self.clock_offset_ms, self.clock_error_ms)
 
     @property
     def product(self) -> str:
-        """``"valkey"`` or ``"redis"``, which is also what anything else calls itself."""
+        """The product: ``"valkey"``, or ``"redis"`` for Redis and compatible servers."""
         return "valkey" if "valkey_version" in self.info else "redis"
 
     @property
@@ -76,13 +76,13 @@ class StoreFacts:
 
     @property
     def role(self) -> str | None:
-        """``"primary"`` or ``"replica"``."""
+        """The server's role: ``"primary"`` or ``"replica"``, None if unknown."""
         roles = {"master": "primary", "slave": "replica"}
         return roles.get(self.info.get("role", ""))
 
     @property
     def appendonly(self) -> bool | None:
-        """Whether the store writes an append-only file."""
+        """True if the store writes an append-only file, None if unknown."""
         enabled = self.info.get("aof_enabled")
         return None if enabled is None else enabled == "1"
 
@@ -93,21 +93,21 @@ class StoreFacts:
 
     @property
     def fewest_replicas(self) -> int:
-        """How many replicas the primary has that has fewest, 0 where one does not tell."""
+        """The smallest number of replicas of any primary; 0 if one does not report it."""
         told = (info.get("connected_slaves", "") for info in (self.info, *self.others))
         return min(int(text) if text.isdigit() else 0 for text in told)
 
     @property
     def primaries(self) -> int | None:
-        """How many servers share the sessions."""
+        """The number of primaries that share the sessions, None if unknown."""
         return 1 + len(self.others) if self.info else None
 
 
 @dataclass(slots=True)
 class Replica:
-    """A replica as its primary sees it; ``lag_s``: seconds since it was last heard of.
+    """Replica as its primary reports it; ``lag_s``: seconds since its last acknowledgement.
 
-    ``clock`` is None where it could not be asked.
+    ``clock`` is None if the replica was unreachable.
     """
 
     host: str
@@ -119,15 +119,15 @@ class Replica:
 
     @property
     def address(self) -> str:
-        """Where it is."""
+        """The replica's host and port."""
         return f"{self.host}:{self.port}"
 
 
 @dataclass(slots=True)
 class Primary:
-    """A server that holds sessions, and its replicas; None where it does not tell them.
+    """Server that holds sessions, and its replicas; None if it does not report them.
 
-    ``slots`` are the ranges of slots that a Cluster's primary has, both ends included.
+    ``slots`` are the slot ranges of a primary in a cluster, both ends included.
     """
 
     address: str
@@ -139,10 +139,10 @@ class Primary:
 
 @dataclass(frozen=True, slots=True)
 class Sentinels:
-    """The Sentinels: how many the entry names, how many of these answer, and what they know.
+    """Sentinels: the number that the entry names, the number of these that answer, and their facts.
 
-    ``known`` is how many there are by their own account, ``quorum`` how many have to find the
-    primary down; None where none answers.
+    ``known`` is the number of Sentinels that they report, ``quorum`` the number that has to find
+    the primary down; None if none answers.
     """
 
     service: str
@@ -158,7 +158,7 @@ def clock(node: Callable[[], float]) -> Flow[Clock]:
     Raises SessionStoreUnavailable.
     """
     yield (CLOCK,)
-    # The second answer, so that the time to connect is not taken for a wrong clock.
+    # The second reply is timed, because the first may include the time to connect.
     sent_s = node()
     (time,) = yield (CLOCK,)
     received_s = node()
@@ -173,7 +173,7 @@ def clock(node: Callable[[], float]) -> Flow[Clock]:
 def store_facts(node: Callable[[], float]) -> Flow[StoreFacts]:
     """Ask the store about itself; ``node`` gives this node's time in seconds.
 
-    Raises SessionStoreUnavailable where it does not even tell its time.
+    Raises SessionStoreUnavailable if the store does not even report its time.
     """
     time = yield from clock(node)
     facts: dict[str, Any] = {"info": {}, "save": None}
@@ -197,7 +197,7 @@ def store_facts(node: Callable[[], float]) -> Flow[StoreFacts]:
 
 
 def primary(address: str, facts: StoreFacts) -> Primary:
-    """Return a server with the replicas that it has by its own account."""
+    """Return a server with the replicas that its INFO lists."""
     replicas = None
     sent = facts.number("master_repl_offset")
     if sent is not None:
@@ -207,7 +207,7 @@ def primary(address: str, facts: StoreFacts) -> Primary:
 
 
 def sentinels(service: str, states: Sequence[Mapping[str, Any] | None]) -> Sentinels:
-    """Sum up what each Sentinel knows of a service; None where one did not tell."""
+    """Sum up the states of a service from each Sentinel; a state is None if it did not answer."""
     told = [state for state in states if state is not None]
     known = max((state["num-other-sentinels"] + 1 for state in told), default=None)
     quorum = told[0]["quorum"] if told else None
@@ -215,14 +215,14 @@ def sentinels(service: str, states: Sequence[Mapping[str, Any] | None]) -> Senti
 
 
 def _replica(line: str, sent: int) -> Replica:
-    """Read INFO's line of a replica; ``sent`` is how far the primary itself is."""
+    """Parse INFO's line of a replica; ``sent`` is the primary's own replication offset."""
     told = dict(word.partition("=")[::2] for word in line.split(","))
     behind, lag_s = sent - int(told["offset"]), int(told["lag"])
     return Replica(told["ip"], int(told["port"]), told["state"], max(behind, 0), lag_s)
 
 
 def unless_refused(trip: Trip) -> Flow[Any]:
-    """Ask, and return the replies, or Refused where the store does not do that."""
+    """Make a trip; return its replies, or Refused if the store refuses."""
     try:
         return (yield trip)
     except SessionStoreUnavailable as error:

@@ -1,7 +1,7 @@
-"""What goes on in the store: how many sessions, how large, and what each node has counted. Pure.
+"""Statistics of the store: number and size of sessions, and the counters of each node. Pure.
 
-Nothing here grows with the number of sessions: they are counted by the buckets' indexes, and
-measured one small trip after the other.
+Memory does not grow with the number of sessions: the buckets' indexes count them, and sessions are
+measured in many small trips.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from django_clustered_sessions.protocol.record import (
 from .replies import PER_TRIP, undamaged
 from .server_info import Primary, Refused, Sentinels, StoreFacts, store_facts, unless_refused
 
-#: Upper bounds of the classes of remaining life, in seconds; the last class has none.
+#: Upper bounds of the classes of remaining life, in seconds; one more class has no bound.
 LIVES_S: Final = (60, 600, 3600, 6 * 3600, 86400, 7 * 86400, 14 * 86400, 30 * 86400)
 
-#: Buckets whose users one trip asks for: one has a thousand at a million sessions.
+#: Buckets whose users are read on one round trip: at a million sessions, each has a thousand.
 _USERS_PER_TRIP: Final = 8
 
 #: Sessions in a page of an index.
@@ -45,26 +45,26 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True)
 class Distribution:
-    """How often each value occurs: as large as there are different values."""
+    """Distribution of values; its memory grows with the number of different values."""
 
     seen: Counter[int] = field(default_factory=Counter)
 
     def add(self, value: int) -> None:
-        """Take one more value."""
+        """Add a value."""
         self.seen[value] += 1
 
     @property
     def count(self) -> int:
-        """How many values there are."""
+        """The number of values."""
         return self.seen.total()
 
     @property
     def total(self) -> int:
-        """Their sum."""
+        """The sum of the values."""
         return sum(value * count for value, count in self.seen.items())
 
     def summary(self) -> dict[str, int] | None:
-        """Return least, median, 95th percentile (both by nearest rank), largest and mean."""
+        """Return minimum, median and 95th percentile (by nearest rank), maximum and mean."""
         if not self.seen:
             return None
         return {
@@ -86,7 +86,7 @@ class Distribution:
 
 @dataclass(slots=True)
 class Node:
-    """What one node has reported: when last (ms, the store's clock), its clock's offset (ms)."""
+    """Report of one node: time of the last one by the store's clock, its clock's offset, in ms."""
 
     name: str
     reported_ms: int = 0
@@ -94,11 +94,11 @@ class Node:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, line: bytes) -> None:
-        """Take in what it has reported to one bucket; ``lua/stats.lua`` has the format."""
+        """Add the node's report to one bucket; ``lua/stats.lua`` has the format."""
         try:
             reported_ms, clock_offset_ms, *counts = map(int, line.split())
         except ValueError:
-            # Not what stats.lua writes; the other figures are good.
+            # A line that stats.lua did not write is damaged; the others are still valid.
             return
         if reported_ms > self.reported_ms:
             self.reported_ms, self.clock_offset_ms = reported_ms, clock_offset_ms
@@ -107,27 +107,27 @@ class Node:
 
 @dataclass(slots=True)
 class Bucket:
-    """One bucket's index: its key, and how many sessions it has."""
+    """Index of one bucket: its key, and its numbers of sessions."""
 
     index: str
     logged_in: int
     anonymous: int
 
     def pages(self) -> Iterator[Page]:
-        """Cut the sessions, without those that have expired, into ranges of ranks."""
+        """Divide the sessions, without expired ones, into ranges of ranks."""
         for count, start in ((self.anonymous, 0), (self.logged_in, -self.logged_in)):
             for first in range(0, count, _PAGE):
                 yield Page(self.index, start + first, start + min(first + _PAGE, count) - 1)
 
     def rank(self, number: int) -> int:
-        """Return the rank in the index of the bucket's session ``number``, from 0 on."""
-        # Between the two kinds are those that have expired and not yet left the index.
+        """Return the rank in the index of the bucket's session ``number``, counted from 0."""
+        # Expired sessions that are still in the index lie between the two kinds.
         return number if number < self.anonymous else number - self.anonymous - self.logged_in
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Ranks of an index, both ends included; a negative one counts from the end."""
+    """Range of ranks in an index, both ends included; negative ranks count from the end."""
 
     index: str
     first: int
@@ -136,7 +136,7 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Users:
-    """How many users are logged in, and of those with most sessions how many each has."""
+    """Number of logged-in users, and the session counts of the users with most sessions."""
 
     users: int
     most_sessions: Sequence[int]
@@ -144,7 +144,7 @@ class Users:
 
 @dataclass(slots=True)
 class Statistics:
-    """The whole cluster's figures. Sizes and memory are bytes."""
+    """Statistics of the whole cluster. Sizes and memory are bytes."""
 
     prefix: str
     store: StoreFacts
@@ -155,7 +155,7 @@ class Statistics:
     sizes: Distribution = field(default_factory=Distribution)
     #: Sessions by remaining life, in the classes of LIVES_S.
     lives: list[int] = field(default_factory=lambda: [0] * (len(LIVES_S) + 1))
-    #: None where the store does not tell.
+    #: None if the store does not report it.
     memory: Distribution | None = None
     index_memory: int = 0
     nodes: dict[str, Node] = field(default_factory=dict)
@@ -163,17 +163,17 @@ class Statistics:
     #: One for a single store, and several for a Cluster.
     primaries: Sequence[Primary] = ()
     sentinels: Sentinels | None = None
-    #: None unless it was asked for.
+    #: None unless requested.
     users: Users | None = None
 
     @property
     def total(self) -> int:
-        """How many sessions there are."""
+        """The number of sessions."""
         return self.logged_in + self.anonymous
 
     @property
     def counts(self) -> Counter[str]:
-        """What all nodes have counted, those that are no more included."""
+        """The counts of all nodes, former nodes included."""
         counts = self.former.counts.copy()
         for node in self.nodes.values():
             _combine(counts, node.counts)
@@ -181,7 +181,7 @@ class Statistics:
 
     @property
     def record_memory(self) -> int | None:
-        """Memory of all records, estimated from those that were measured."""
+        """The memory of all records, estimated from the measured ones."""
         if self.memory is None or (self.total and not self.memory.count):
             return None
         return round(self.memory.total * self.total / self.memory.count) if self.total else 0
@@ -196,10 +196,11 @@ def collect(
     top_users: int = 0,
     progress: Progress = lambda done, of: None,
 ) -> Flow[Statistics]:
-    """Collect the figures of all sessions under the setting KEY_PREFIX.
+    """Collect the statistics of all sessions; ``prefix`` is the setting KEY_PREFIX.
 
-    ``sample`` sessions are measured, chosen evenly over the buckets; all for None.
-    ``top_users`` with most sessions are counted. ``progress`` is told how many are done.
+    ``sample`` sessions are measured, chosen evenly over the buckets; with None all. ``top_users``
+    is the number of users with most sessions to count. ``progress`` is called with the numbers
+    measured and to measure.
 
     Raises SessionStoreUnavailable.
     """
@@ -232,7 +233,7 @@ def collect(
 
 
 def _combine(counts: Counter[str], more: Mapping[str, int]) -> None:
-    """Add to counts; of those that are extremes, the more extreme one counts."""
+    """Add counts to others; maxima and minima are combined as such."""
     for name, count in more.items():
         counts[name] = combine(name, counts[name], count)
 
@@ -242,7 +243,7 @@ def _memory_of(key: str) -> Call:
 
 
 def _count(figures: Statistics) -> Flow[list[Bucket]]:
-    """Ask each bucket how many sessions it has, and for its nodes' figures."""
+    """Ask each bucket for its numbers of sessions and its nodes' counts."""
     buckets = []
     now_ms, with_memory = figures.store.now_ms, figures.memory is not None
     for some in batches(range(BUCKETS), PER_TRIP):
@@ -267,9 +268,9 @@ def _count(figures: Statistics) -> Flow[list[Bucket]]:
 
 
 def _top_users(prefix: str, most: int) -> Flow[Users]:
-    """Count the users by their sessions, in as little memory as a number for each entry takes."""
-    # Apart by the first byte of a user's tag: all of a user's are in one part, and a Counter of a
-    # part is small.
+    """Count users by their sessions, in the memory of two numbers for each entry."""
+    # Parts by the first byte of a user's tag: all entries of a user are in one part, and a part's
+    # Counter is small.
     parts = [array("Q") for _ in range(256)]
     for some in batches(range(BUCKETS), _USERS_PER_TRIP):
         tags = [bucket_tag(prefix, bucket) for bucket in some]
@@ -311,13 +312,13 @@ def _add_figures(figures: Statistics, lines: Sequence[bytes]) -> None:
 
 
 def _spread(total: int, sample: int, random: Random) -> Iterator[int]:
-    """Choose one number at random out of each of ``sample`` equal parts of range(total)."""
+    """Yield a random number from each of ``sample`` equal parts of range(total)."""
     for part in range(sample):
         yield random.randrange(part * total // sample, (part + 1) * total // sample)
 
 
 def _sampled(buckets: Iterable[Bucket], numbers: Iterable[int]) -> Iterator[Page]:
-    """Return where the sessions with these numbers, which rise, are: a page for each."""
+    """Yield a page for each session of these numbers, which must rise."""
     upcoming = iter(buckets)
     bucket, before = next(upcoming), 0
     for number in numbers:
@@ -346,7 +347,7 @@ def _measure(figures: Statistics, records: Sequence[str]) -> Flow[None]:
         packed = next(replies)
         memory = next(replies) if with_memory else None
         if packed is None:
-            # It ended meanwhile, or an eviction took it.
+            # The session ended meanwhile, or was evicted.
             continue
         try:
             if isinstance(packed, Damaged):

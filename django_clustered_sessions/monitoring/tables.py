@@ -1,4 +1,4 @@
-"""The figures as tables for a terminal, by rich."""
+"""Statistics as tables for a terminal, by rich."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .held_locks import HeldLocks
 from .server_info import Clock
 from .statistics import LIVES_S, Distribution, Node, Statistics
 
-#: Counters in the tables of nodes, with their headings; two tables, so that 80 columns do.
+#: Counters in the tables of nodes, with their headings; two tables, to fit 80 columns.
 _USE: Final = {
     "requests": "requests",
     "loads": "loads",
@@ -73,7 +73,7 @@ _UNKNOWN: Final = "?"
 
 
 def page(figures: Statistics) -> RenderableType:
-    """Return all figures of the cluster."""
+    """Return all statistics of the cluster."""
     return Group(
         _sessions(figures),
         *_users(figures),
@@ -117,7 +117,7 @@ def _sessions(figures: Statistics) -> RenderableType:
 
 
 def _users(figures: Statistics) -> list[RenderableType]:
-    """Return how many users there are and who has most sessions: nothing where nobody asked."""
+    """Return the number of users and the highest session counts; nothing if not requested."""
     if figures.users is None:
         return []
     most = ", ".join(f"{count:,}" for count in figures.users.most_sessions) or "-"
@@ -170,7 +170,7 @@ def _nodes(
     with_report: bool = False,
     more: Mapping[str, Callable[[Counter[str]], str]] = MappingProxyType({}),
 ) -> RenderableType:
-    """Return a row for each node: counters with their headings, and ``more`` made of them."""
+    """Return a row for each node: counters with headings, and columns computed by ``more``."""
     report = ("reported", "clock") if with_report else ()
     table = _table(title, "", *report, *headings.values(), *more)
 
@@ -200,7 +200,7 @@ def _nodes(
 
 
 def _ends(figures: Statistics) -> list[RenderableType]:
-    """Return how sessions came and went, and how long those lived that were ended."""
+    """Return created, ended and expired sessions, node hops, and lifetimes of ended sessions."""
     table = _table("Lives of sessions", "", *_LIVES.values(), "shortest", "mean", "longest")
 
     def add(name: str, counts: Counter[str], style: str = "") -> None:
@@ -217,7 +217,7 @@ def _ends(figures: Statistics) -> list[RenderableType]:
 
 
 def history_page(found: History) -> RenderableType:
-    """Return the last hours, a row for each."""
+    """Return the history with a row for each hour."""
     title = f"The last {found.hours} h, by hours"
     table = _table(
         title,
@@ -228,7 +228,7 @@ def history_page(found: History) -> RenderableType:
     names = ("requests", "created", "ended", "expired", "lock_waits", "store_errors")
     levels = {level.at: level.sessions for level in found.levels}
     for hour, starts in groupby(found.starts, lambda start: start.replace(minute=0)):
-        # At its end, which is now for the last one.
+        # The level at the end of the hour; for the current hour, now.
         level = levels[min(list(starts)[-1] + history.SLOT, max(levels))]
         rows = [row for row in found.rows if row.start.replace(minute=0) == hour]
         table.add_row(
@@ -251,7 +251,7 @@ def history_page(found: History) -> RenderableType:
 
 
 def _locks(figures: Statistics) -> list[RenderableType]:
-    """Return what there is to tell of locks: nothing where none was ever asked for."""
+    """Return the lock statistics; nothing if no lock was ever requested."""
     if not any(figures.counts[counter] for counter in _LOCKS):
         return []
     times = _table(
@@ -273,7 +273,7 @@ def _locks(figures: Statistics) -> list[RenderableType]:
 
 
 def _outages(figures: Statistics) -> list[RenderableType]:
-    """Return what the nodes had of a store that was away: nothing where it never was."""
+    """Return the outages of the store by node; nothing if there were none."""
     if not figures.counts["breaker_opened"]:
         return []
 
@@ -292,14 +292,14 @@ def _ago(figures: Statistics, at_ms: int) -> str:
 
 
 def _takeovers(figures: Statistics) -> list[RenderableType]:
-    """Return what came from the engine that the site used before: nothing where none was asked."""
+    """Return the take-overs from the old engine; nothing if it was never asked."""
     if not any(figures.counts[counter] for counter in _TAKEOVERS):
         return []
     return ["", _nodes(figures, "Taken over from the old engine", _TAKEOVERS)]
 
 
 def locks_page(held: HeldLocks) -> RenderableType:
-    """Return who holds locks and who waits for them."""
+    """Return the locks with their holders and waiters."""
     waiting = sum(len(lock.waiting) for lock in held.locks)
     title = f"Locks: {len(held.locks):,} held, {waiting:,} waiting"
     table = _table(title, "session", "place", "for", "lease left", "node and route")
@@ -338,7 +338,7 @@ def _near_share(figures: Statistics) -> list[str]:
 
 
 def _sync_share(figures: Statistics) -> list[str]:
-    """Return what there is to tell of synchronous writes: nothing where there were none."""
+    """Return the statistics of synchronous writes; nothing if there were none."""
     waits, short = (figures.counts[name] for name in ("sync_waits", "sync_shortfalls"))
     if not waits:
         return []
@@ -387,7 +387,7 @@ def _topology(figures: Statistics) -> RenderableType:
         ranges = (f"{low}-{high}" for low, high in one.slots or ())
         add(one.address, one.role, "", one.clock, "\n".join(ranges))
         for replica in one.replicas or ():
-            # What is not online sends nothing, so its lag means nothing.
+            # A replica that is not online sends no acknowledgements, so its lag is meaningless.
             is_online = replica.state == "online"
             role = "replica" if is_online else f"replica: {replica.state}"
             lag = f"{_bytes(replica.lag_bytes)}, {replica.lag_s} s" if is_online else _UNKNOWN
@@ -421,12 +421,12 @@ def _limit(maxmemory: int | None) -> str:
 
 
 def _short(number: int) -> str:
-    """Return a count in seven characters at most."""
+    """Return a count in at most seven characters."""
     if number < 1_000_000:
         return f"{number:,}"
     scaled = number / 1e6
     for unit in "MGT":
-        # From there on four digits would round to a thousand.
+        # Above this, four digits would round to 1000.
         if scaled < 999.95:
             return f"{scaled:.4g} {unit}"
         scaled /= 1000

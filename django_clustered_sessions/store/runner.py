@@ -52,9 +52,9 @@ async def arun(flow: Flow[T], budget: Budget | None = None) -> T:
 
 def report_the_rest() -> None:
     """Send what no trip has taken along; a store that is away then does without."""
-    counts = counters.take(now=True)
+    counts = counters.drain(now=True)
     if counts:
-        past = counters.take_past(now=True)
+        past = counters.drain_past(now=True)
         call = _call(bucket_tag(conf.key_prefix, 0), counts, past)
         try:
             drivers.run(_send(call), connections.pool, Budget(_LAST_BUDGET_S))
@@ -74,10 +74,10 @@ class Figures:
         if type(trip) is not tuple or not trip[0].keys:
             # It goes to no bucket.
             return None
-        self._counts = counters.take()
+        self._counts = counters.drain()
         if not self._counts:
             return None
-        self._past = counters.take_past()
+        self._past = counters.drain_past()
         return _call(commands.bucket_beside(trip), self._counts, self._past)
 
     def lost(self) -> None:

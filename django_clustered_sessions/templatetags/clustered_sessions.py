@@ -1,4 +1,4 @@
-"""What ``clustered_sessions/expiry.html`` shows: ``{% load clustered_sessions %}``."""
+"""Template tags for ``clustered_sessions/expiry.html``: ``{% load clustered_sessions %}``."""
 
 from __future__ import annotations
 
@@ -12,23 +12,25 @@ from django.template import Context
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import conf
-from django_clustered_sessions.views import told
+from django_clustered_sessions.views import expiry_status
 
 register = template.Library()
 
-#: How long before the end the warning comes, in seconds.
+#: Seconds from the warning to the end of the session.
 WARN_BEFORE_S: Final = 120
 
 
 @register.simple_tag(takes_context=True)
 def session_expiry(context: Context, warn_before: float | str | None = None) -> dict[str, Any]:
-    """Return what the warning needs to know: for ``{% session_expiry as expiry %}``.
+    """Return the data of the warning, for ``{% session_expiry as expiry %}``.
 
-    ``known``: what the endpoint would answer, as JSON, empty where that is not known without
-    asking the store; ``warn_before``: seconds, at most half of what the session lasts unused.
+    ``known``: the endpoint's answer as JSON, empty if only the store has it; ``warn_before``:
+    seconds, at most half of the session's lifetime without use.
     """
     session = getattr(context.get("request"), "session", None)
-    known = told(session) if isinstance(session, SessionStore) and session.is_at_hand else None
+    known = (
+        expiry_status(session) if isinstance(session, SessionStore) and session.is_at_hand else None
+    )
     lasts_s = float(conf.idle_timeout or settings.SESSION_COOKIE_AGE)
     return {
         "known": json.dumps(known) if known else "",

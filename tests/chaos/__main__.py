@@ -1,4 +1,4 @@
-"""The command line of `tests.chaos`."""
+"""Command line of `tests.chaos`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .stores import Failing, FailingNodes, Moving, Single, Stores
 
 
 def main() -> int:
-    """Run chaos as the command line asks; the exit status is 1 where it shows a violation."""
+    """Run chaos by the command line; the exit status is 1 if there is a violation."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long the work lasts (60)")
     parser.add_argument("--seed", type=int, help="repeat the run with that seed (a new one)")

@@ -1,7 +1,7 @@
-"""What must hold of a history, whatever went wrong: each violation is a line of text.
+"""Checks that a history must pass despite all faults: each violation is a line of text.
 
-Every write appends its operation's id to a list, together with a count of the same write, so what
-was written, how often, and after what, is read off the list that the store has in the end.
+Every write appends its operation's id to a list and counts itself in the same write. The final list
+in the store thus shows each write, its number of executions and its predecessors.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 from .history import History, Operation
 from .plan import LOCK_WAIT, STORE_TIMEOUT
 
-#: What a step may take beyond its waits and its store's time; seconds. For a machine that is busy.
+#: Seconds that a step may take beyond its waits and STORE_TIMEOUT, because machines are busy.
 SLACK_S = 3.0
 
-#: A waiter that comes closer to the end of its wait may be out of the queue already; seconds.
+#: Seconds before the end of its wait in which a waiter may have left the queue already.
 BRINK_S = 0.5
 
-#: Answers that say that nothing was written.
+#: Answers that mean that nothing was written.
 NOTHING = ("lost", "refused", "timeout", "away", "dropped")
 
 
 def check(history: History, *, may_lose: bool = False) -> list[str]:
     """Return all violations of a history.
 
-    Stores that ``may_lose`` what nobody acknowledged still have what was, each once, and whole.
-    But who has read may have read what is lost, and so may a place in a queue be.
+    Stores that ``may_lose`` unacknowledged writes must still have each acknowledged one, once and
+    whole. There, reads may have returned lost writes, and places in queues may be lost.
     """
     logs: dict[tuple[str, str], list[Operation]] = {}
     for operation in history.operations.values():
@@ -54,7 +54,7 @@ def check(history: History, *, may_lose: bool = False) -> list[str]:
 
 @dataclass
 class Log:
-    """A list in a session, and the operations that appended to it or read it."""
+    """List in a session, and the operations that appended to it or read it."""
 
     name: str
     final: list[str]
@@ -64,12 +64,12 @@ class Log:
         self.at = {one: at for at, one in enumerate(self.final)}
 
     def landed(self) -> list[Operation]:
-        """Return those whose writes are in the list, in its order."""
+        """Return the operations whose writes are in the list, in its order."""
         known = [operation for operation in self.operations if operation.id in self.at]
         return sorted(known, key=lambda operation: self.at[operation.id])
 
     def landed_as_told(self) -> Iterator[str]:
-        """No acknowledged write lost, none twice, none that was refused."""
+        """Check that no acknowledged write is lost, none is repeated, and no refused one landed."""
         for one, times in Counter(self.final).items():
             if times > 1:
                 yield f"{self.name}: {one} was written {times} times"
@@ -81,7 +81,7 @@ class Log:
                 yield f"{self.name}: answered {operation.answer!r} and yet written: {operation}"
 
     def reads(self) -> Iterator[str]:
-        """Each one found a beginning of the final list, with all that was acknowledged before."""
+        """Check that reads found a prefix of the list with all writes acknowledged before."""
         running, prefixes = hashlib.sha1(), [hashlib.sha1().hexdigest()]
         for one in self.final:
             running.update(f"{one}\n".encode())
@@ -105,7 +105,7 @@ class Log:
                 yield f"{self.name}: found {seen.length} of {least} acknowledged: {reader}"
 
     def exclusive(self, operations: dict[str, Operation]) -> Iterator[str]:
-        """Under a lock, nobody wrote between what was read and what was written."""
+        """Check that no other write came between the read and the write of a lock's holder."""
         counts = [0]
         for one in self.final:
             counts.append(counts[-1] + (one in operations and operations[one].is_locked))
@@ -123,7 +123,7 @@ class Log:
                 yield f"{self.name}: found half of a write: {operation}"
 
     def served_in_order(self, history: History) -> Iterator[str]:
-        """Who was in the queue before another one began got the lock before that one."""
+        """Check that a queued operation got the lock before any operation that began later."""
         served = [operation for operation in self.landed() if operation.is_locked]
         earliest, first = math.inf, None
         for later in reversed(served):
@@ -134,7 +134,7 @@ class Log:
 
 
 def _could_claim(waiter: Operation, history: History) -> bool:
-    """Return whether a waiter was awake all the time, and not about to give up."""
+    """Return whether a waiter's process never stalled and its wait was not about to end."""
     took_s = waiter.took_s or math.inf
     return took_s - waiter.began_s < LOCK_WAIT - BRINK_S and not _stalled(
         waiter, waiter.began_s, took_s, history
@@ -147,7 +147,7 @@ def _stalled(operation: Operation, began_s: float, ended_s: float, history: Hist
 
 
 def _waits(history: History) -> Iterator[str]:
-    """Nobody waits beyond the bound: neither to read, nor to write."""
+    """Check that no step waits beyond the bound, neither to read nor to write."""
     bound_s = LOCK_WAIT + STORE_TIMEOUT + SLACK_S
     for operation in history.operations.values():
         points = (operation.began_s, operation.took_s, operation.sent_s, operation.done_s)
@@ -158,7 +158,7 @@ def _waits(history: History) -> Iterator[str]:
 
 
 def _tokens(history: History) -> Iterator[str]:
-    """Nobody's lock was anybody else's."""
+    """Check that each lock had a fencing token of its own."""
     locked = [operation.token for operation in history.operations.values() if operation.token]
     for token, times in Counter(locked).items():
         if times > 1:
@@ -171,7 +171,7 @@ def _tokens(history: History) -> Iterator[str]:
 def _counters(
     session: str, data: dict[str, Any], operations: dict[str, Operation]
 ) -> Iterator[str]:
-    """The counters have what was counted, each once."""
+    """Check that the counters counted each write once."""
     log: Iterable[str] = data["log"]
     locked = sum(one in operations and operations[one].is_locked for one in log)
     expected = {"n": locked, "hits": len(data["log"])}

@@ -1,7 +1,7 @@
-"""The driver: starts the workers, stops and kills them, and holds what they say against the store.
+"""Driver: start the workers, stop and kill them, and check their history against the store.
 
-Workers stop or kill themselves at points that their seed says, with a lock in their hands; from
-outside come faults at any moment, which meet those who wait as well.
+Workers stop or kill themselves at points chosen by their seed, while they hold a lock. The driver
+adds faults at any moment, which also hit waiters.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from .history import History, Notebook
 from .plan import LOCK_LEASE, LOCK_WAIT, STORE_TIMEOUT, Plan
 from .stores import Stores
 
-#: The driver looks after the workers so often, and takes note when it could not; seconds.
+#: Seconds between two checks of the workers, and the delay of one that counts as a stall.
 BEAT_S, STALL_S = 0.01, 0.25
 
-#: What a stop lasts, in seconds: longer than a lease, some longer than a write may be replayed.
+#: Length of a stop in seconds: longer than a lease, or than the time in which writes are repeated.
 STOP_S = (LOCK_LEASE * 1.2, STORE_TIMEOUT * 2 + 0.8)
 
-#: Seconds that workers have for their start, and for their end once the time is over.
+#: Seconds that workers have to start, and to end after the run.
 START_S, END_S = 180.0, LOCK_WAIT + STORE_TIMEOUT + 15.0
 
-#: What comes from outside.
+#: Faults from outside.
 FAULTS = ("stop", "stop", "stop", "kill", "cut")
 
 
 @dataclass
 class Outcome:
-    """What came of a run: violations, empty if all is well, and what happened how often."""
+    """Outcome of a run: its violations, and counts of what happened."""
 
     plan: Plan
     violations: list[str]
@@ -74,7 +74,7 @@ class Outcome:
         return "\n".join(lines)
 
     def forget(self) -> None:
-        """Remove the history."""
+        """Delete the history."""
         if self.folder is not None:
             rmtree(self.folder)
             self.folder = None
@@ -82,7 +82,7 @@ class Outcome:
 
 @dataclass
 class Worker:
-    """A worker's process; the next one in its place has the next ``life``."""
+    """Process of a worker; its replacement has the next ``life``."""
 
     number: int
     environment: Mapping[str, str]
@@ -95,7 +95,7 @@ class Worker:
         return f"w{self.number}-{self.life}"
 
     def start(self, told: dict[str, Any], folder: Path) -> None:
-        """Start the process, which writes its errors into a file."""
+        """Start the process, with its errors in a file."""
         configuration = json.dumps(told | {"name": self.name})
         with (folder / f"{self.name}.err").open("wb") as errors:
             self.process = subprocess.Popen(
@@ -114,7 +114,7 @@ class Worker:
 
     @property
     def has_stopped(self) -> bool:
-        """Whether it was stopped since this was asked last."""
+        """Return whether the process was stopped since the last call."""
         assert self.process is not None
         options = os.WSTOPPED | os.WNOHANG
         try:
@@ -124,14 +124,14 @@ class Worker:
 
 
 def clock(offset_s: int) -> Mapping[str, str]:
-    """Return the environment of a process whose clock is wrong, where libfaketime is installed."""
+    """Return the environment that gives a process a wrong clock, if libfaketime is installed."""
     if not offset_s:
         return {}
     try:
         library = libfaketime()
     except pytest.skip.Exception:
         return {}
-    # Timeouts are no wrong clocks, and the histories' times are comparable.
+    # The monotonic clock stays right, for timeouts and comparable times in histories.
     return {
         "LD_PRELOAD": str(library),
         "FAKETIME": f"{offset_s:+d}s",
@@ -141,13 +141,13 @@ def clock(offset_s: int) -> Mapping[str, str]:
 
 @dataclass
 class Driver:
-    """One run of a plan against some stores."""
+    """Run of a plan against some stores."""
 
     plan: Plan
     stores: Stores
 
     def run(self) -> Outcome:
-        """Run the plan and check its history, which stays where it shows a violation."""
+        """Run the plan and check its history; keep the history if there is a violation."""
         print(f"chaos: seed {self.plan.seed}", flush=True)
         self.folder = Path(tempfile.mkdtemp(prefix="dcs-chaos-"))
         self.dice = Random(f"{self.plan.seed} driver")
@@ -159,7 +159,7 @@ class Driver:
                 session: Any = SessionStore(key)
                 session._session_cache = {"log": self.plan.empty_log, "n": 0, "hits": 0, "blind": 0}
                 session.save(must_create=True)
-            # The proxy is in this loop, and a store behind a loop that is debugged is a slow one.
+            # Without debug mode, which would slow the proxy in this loop, and so the store.
             asyncio.run(self.drive(), debug=False)
             wait_for(self.is_back, "the store is back", timeout_s=END_S)
             for key in self.plan.sessions:
@@ -177,7 +177,7 @@ class Driver:
         return outcome
 
     def is_back(self) -> bool:
-        """Return whether the store answers, which may be another by now."""
+        """Return whether the store answers; after a failover, the new primary."""
         try:
             SessionStore(self.plan.sessions[0]).load()
         except SessionStoreUnavailable:
@@ -185,7 +185,7 @@ class Driver:
         return True
 
     def close(self, key: str) -> None:
-        """Look at what a session has in the end: its lock is to be had, whoever died with it."""
+        """Read a session's final values under its lock, which all kills must leave available."""
         session = SessionStore(key)
         try:
             with session.lock():
@@ -196,7 +196,7 @@ class Driver:
         self.history.final[key] = data | {"log": list(data["log"])}
 
     async def drive(self) -> None:
-        """Let the workers work, and see to it that this is not easy."""
+        """Let the workers work, and cause the faults."""
         self.told = {
             "plan": asdict(self.plan),
             "sessions": await self.stores.start(),
@@ -226,7 +226,7 @@ class Driver:
             await self.stores.close()
 
     async def start(self) -> None:
-        """Start the workers, and let them begin together, however long that took."""
+        """Start the workers, and let them begin together once all are up."""
         for worker in self.workers:
             worker.start(self.told, self.folder)
         async with asyncio.timeout(START_S):
@@ -244,7 +244,7 @@ class Driver:
         return time.monotonic() >= self.began_s + self.plan.seconds
 
     async def look_after(self) -> None:
-        """Resume who is stopped, replace who is killed, until all have ended."""
+        """Resume stopped workers and replace killed ones, until all have ended."""
         notebook = Notebook(self.folder / "driver.jsonl")
         at_work, seen_s = set(range(plan.WORKERS)), time.monotonic()
         while at_work:
@@ -259,14 +259,14 @@ class Driver:
             if now_s > self.began_s + self.plan.seconds + END_S:
                 for number in at_work:
                     self.workers[number].send(signal.SIGUSR1)
-                # Time to write the stacks; a process that hangs tells nobody when it has.
+                # Time to write the stacks; a hanging process gives no sign when it has.
                 await asyncio.sleep(0.5)
                 stacks = [self.errors_of(self.workers[number]) for number in at_work]
                 self.history.errors.append("\n".join(["workers hang:", *stacks]))
                 return
 
     def is_at_work(self, worker: Worker, now_s: float) -> bool:
-        """Return whether a worker is to be looked after any more."""
+        """Resume or replace a worker if it is time; return whether its work goes on."""
         assert worker.process is not None
         code = worker.process.poll()
         if code is None:
@@ -294,11 +294,11 @@ class Driver:
         return (self.folder / f"{worker.name}.err").read_text()[-4000:]
 
     async def torment(self) -> None:
-        """Stop or kill a worker, or cut all connections, every now and then."""
+        """Stop or kill a worker, or cut all connections, from time to time."""
         pause_s, faults = self.plan.faults.pause_s, list[str]()
         while pause_s is not None and not self.is_over:
             await asyncio.sleep(self.dice.uniform(0.5, 1.5) * pause_s)
-            # Each of them comes soon, in any order.
+            # Each fault once in random order, so that short runs have all.
             faults = faults or self.dice.sample(FAULTS, len(FAULTS))
             fault = faults.pop()
             running = [worker for worker in self.workers if self.is_running(worker)]
@@ -309,5 +309,5 @@ class Driver:
                 worker.send(signal.SIGSTOP if fault == "stop" else signal.SIGKILL)
 
     def is_running(self, worker: Worker) -> bool:
-        """Return whether a worker has begun to work, and is not stopped."""
+        """Return whether a worker has begun its work and is not stopped."""
         return worker.resumes_s is None and (self.folder / f"{worker.name}.jsonl").exists()

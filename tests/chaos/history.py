@@ -1,6 +1,6 @@
-"""What the workers write down, line by line, so that a kill -9 loses nothing of it.
+"""History of a run, written by the workers line by line, so that a kill -9 loses nothing of it.
 
-Times are those of CLOCK_MONOTONIC, in seconds: on one machine, all processes share it.
+Times are by CLOCK_MONOTONIC in seconds, which all processes of a machine share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Seen:
-    """What an operation found: a list's length and digest, and the two counters beside it."""
+    """Values that an operation read: length and digest of a list, and the two counters there."""
 
     length: int
     digest: str
@@ -27,10 +27,10 @@ class Seen:
 
 @dataclass
 class Operation:
-    """One use of a session.
+    """Use of a session.
 
-    ``answer`` is what became of it: "ok"; "lost", "refused", "timeout", "away" or "dropped":
-    nothing is written; "unknown"; or empty where the worker died before.
+    ``answer`` is its outcome: "ok"; "lost", "refused", "timeout", "away" or "dropped" if nothing
+    was written; "unknown"; or empty if the worker died before.
     """
 
     id: str
@@ -48,35 +48,35 @@ class Operation:
 
     @property
     def worker(self) -> str:
-        """The process that did it."""
+        """The worker that did it."""
         return self.actor.partition("/")[0]
 
     @property
     def is_locked(self) -> bool:
-        """Whether it had the session to itself."""
+        """True if the operation held the session's lock."""
         return self.kind in ("lock", "drop", "look")
 
     @property
     def log(self) -> str:
-        """The session key of the list that it works on."""
+        """The session key of the operation's list."""
         return f"own {self.actor}" if self.kind == "own" else "log"
 
 
 @dataclass
 class Stall:
-    """A time in which a process did not run, stopped or starved."""
+    """Span of time in which a process did not run, because it was stopped or starved."""
 
     began_s: float
     ended_s: float
 
     def meets(self, began_s: float, ended_s: float) -> bool:
-        """Return whether it has a moment in common with that time."""
+        """Return whether it overlaps the span."""
         return self.began_s <= ended_s and began_s <= self.ended_s
 
 
 @dataclass
 class History:
-    """All that was done, and what the store has in the end: ``final`` by session."""
+    """All operations, and the final values in the store: ``final`` by session."""
 
     operations: dict[str, Operation] = field(default_factory=dict)
     stalls: dict[str, list[Stall]] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class History:
     final: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def read(self, path: Path) -> None:
-        """Add what a worker has written down."""
+        """Add the log of a worker."""
         worker = path.stem
         for line in path.read_text().splitlines():
             event = json.loads(line)
@@ -100,19 +100,19 @@ class History:
 
 
 class Notebook:
-    """Append events to a file: each of them is there, whole, once `note` has returned."""
+    """Log of a worker: each event is wholly in the file once `note` has returned."""
 
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         self._lock = threading.Lock()
 
     def note(self, event: str, **what: Any) -> None:
-        """Write down an event."""
+        """Append an event."""
         line = json.dumps({"event": event, **what}).encode() + b"\n"
         with self._lock:
             os.write(self._file, line)
 
 
 def digest(ids: Sequence[str]) -> str:
-    """Return what stands for a list of ids in a history."""
+    """Return the digest of a list of ids."""
     return hashlib.sha1("".join(f"{one}\n" for one in ids).encode()).hexdigest()

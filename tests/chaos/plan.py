@@ -1,4 +1,4 @@
-"""What a run is: its seed, its sessions, its faults, and the settings that all workers share."""
+"""Plan of a run: its seed, its sessions, its faults, and the settings of all workers."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SETTINGS: Final[dict[str, Any]] = {
     "CLUSTERED_SESSIONS_STORE_TIMEOUT": STORE_TIMEOUT,
 }
 
-#: A mutant's run has no fault from outside that a timeout has to end, and its operations are to
-#: reach the store however slow the machine is. Seconds.
+#: Timeouts of a mutant's run in seconds. Its faults need no short ones, and its operations have to
+#: reach the store however slow the machine is.
 PATIENT: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_STORE_TIMEOUT": 10.0}
 
-#: What the sessions are in: one store behind a proxy that cuts; a primary that fails and a replica
-#: that takes over; a cluster whose slots move; one whose primaries fail, with a replica each.
+#: Stores of a run: one store behind a proxy that cuts; a failing primary whose replica takes over;
+#: a cluster whose slots move; a cluster whose primaries fail, with a replica each.
 Topology = Literal["single", "sentinel", "cluster", "failing-cluster"]
 
 #: A write is acknowledged once a replica has it.
 SYNCHRONOUS: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_SYNC_REPLICAS": 1}
 
-#: Each so many seconds the work goes on with new sessions, so that none becomes large.
+#: Seconds after which the work goes on with new sessions, so that none becomes large.
 ERA_S: Final = 5.0
 
-#: Sessions of an era. Half of the work is on the first one.
+#: Sessions of an era; half of the work uses the first one.
 SESSIONS: Final = 4
 
 WORKERS: Final = 4
@@ -45,11 +45,11 @@ TASKS: Final = 2
 
 @dataclass(frozen=True)
 class Faults:
-    """How often what goes wrong.
+    """Frequencies of faults.
 
-    ``stop`` and ``kill`` are chances that a holder is stopped for longer than its lease, or
-    killed; ``cut`` is the chance of a reply to be cut; ``pause_s``, about so many seconds pass
-    between two faults from outside, None for none.
+    ``stop`` and ``kill`` are the chances that a holder is stopped for longer than its lease, or
+    killed; ``cut`` is the chance that a reply is cut; ``pause_s`` is the mean number of seconds
+    between two faults from outside, None for no such faults.
     """
 
     stop: float = 0.003
@@ -60,9 +60,10 @@ class Faults:
 
 @dataclass(frozen=True)
 class Mutant:
-    """A defect to find: in the script of that name, ``old`` becomes ``new``.
+    """Defect that the checker must find: in the named script, ``new`` replaces ``old``.
 
-    So many ``operations`` of each actor reach the store, also on a busy machine.
+    ``operations`` is the number of operations of each actor that reach the store, also on a busy
+    machine.
     """
 
     script: str
@@ -72,9 +73,9 @@ class Mutant:
     operations: int
 
 
-#: What the checker has to notice, each under the faults that bring it to light.
+#: Mutants that the checker has to find, each with the faults that reveal it.
 MUTANTS: Final[Mapping[str, Mutant]] = {
-    # A commit no longer compares the lock that it is written under.
+    # A commit does not compare the fencing token.
     "fence": Mutant(
         "commit",
         b"if refusal then",
@@ -82,7 +83,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         Faults(stop=0.05, kill=0, cut=0, pause_s=None),
         operations=30,
     ),
-    # The lock is handed to whoever came last.
+    # The lock is handed off to the last waiter instead of the first.
     "queue": Mutant(
         "lock",
         b"table.remove(queue, 1)",
@@ -90,7 +91,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
         Faults(stop=0, kill=0, cut=0, pause_s=None),
         operations=20,
     ),
-    # A write that comes again is written again.
+    # A repeated write is executed again.
     "replay": Mutant(
         "commit",
         b"if first_answer then",
@@ -103,7 +104,7 @@ MUTANTS: Final[Mapping[str, Mutant]] = {
 
 @dataclass(frozen=True)
 class Plan:
-    """A run of so many seconds (of a mutant: at most), and what follows from its seed."""
+    """Plan of a run: its length (of a mutant: at most), and all that follows from its seed."""
 
     seed: int
     seconds: float
@@ -112,15 +113,15 @@ class Plan:
 
     @property
     def may_lose(self) -> bool:
-        """Whether what nobody acknowledged may be lost: primaries fail."""
+        """True if unacknowledged writes may be lost, because primaries fail."""
         return self.topology in ("sentinel", "failing-cluster")
 
     @property
     def empty_log(self) -> dict[str, int] | list[str]:
-        """What a session's log of operations is in the beginning.
+        """The initial log of operations in a session.
 
-        A write without the lock may be based on what a lost primary had. Merged with what is there
-        instead, an addition to a dict is an addition; a list is the last writer's.
+        A write without the lock may be based on data of a lost primary. A merge with the data
+        of the new primary keeps an addition to a dict; a list is replaced by the last writer's.
         """
         return {} if self.may_lose else []
 
@@ -132,24 +133,24 @@ class Plan:
 
     @property
     def faults(self) -> Faults:
-        """How often what goes wrong."""
+        """The frequencies of faults."""
         return MUTANTS[self.mutant].faults if self.mutant else Faults()
 
     @property
     def operations(self) -> float:
-        """After how many operations that reach the store an actor ends, if it is not late."""
+        """The number of operations reaching the store after which an actor ends before the time."""
         return MUTANTS[self.mutant].operations if self.mutant else math.inf
 
     @property
     def eras(self) -> int:
-        """How many times there are new sessions."""
+        """The number of eras, each with new sessions."""
         return int(self.seconds // ERA_S) + 1
 
     @property
     def sessions(self) -> list[str]:
-        """The keys of all sessions."""
+        """The session keys of all eras."""
         return [self.key(era, number) for era in range(self.eras) for number in range(SESSIONS)]
 
     def key(self, era: int, number: int) -> str:
-        """Return the key of one of the sessions of an era."""
+        """Return the session key of one of the sessions of an era."""
         return hashlib.sha256(f"{self.seed} {era} {number}".encode()).hexdigest()[:32]

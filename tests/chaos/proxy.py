@@ -1,4 +1,4 @@
-"""A proxy between the workers and the store that cuts replies on their way back, by its dice."""
+"""Proxy between the workers and the store that cuts replies at random."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from random import Random
 
 
 class CuttingProxy:
-    """Pass everything on, and cut a connection in place of a reply with the chance ``cut``.
+    """Proxy that forwards all, and cuts a connection instead of a reply with the chance ``cut``.
 
-    The store has executed what the reply belongs to; the client gets nothing of it, or half.
+    The store has executed the command; the client receives nothing of the reply, or half.
     """
 
     def __init__(self, store_port: int, dice: Random, cut: float) -> None:
         self.store_port = store_port
         self.cut = cut
-        #: How many connections were cut.
+        #: Number of connections that were cut.
         self.cuts = 0
         self._dice = dice
         self._tasks: set[asyncio.Task[None]] = set()
@@ -29,7 +29,7 @@ class CuttingProxy:
         return port
 
     def cut_all(self) -> None:
-        """Cut every connection that is open now, of those that run and of those that do not."""
+        """Cut all open connections, those of stopped processes too."""
         self.cuts += len(self._writers)
         for writer in list(self._writers):
             writer.transport.abort()
@@ -55,7 +55,7 @@ class CuttingProxy:
         finally:
             for end in (writer, store_writer):
                 end.transport.abort()
-            # Aborted transports end the readers.
+            # Both readers end because the transports are aborted.
             await asyncio.gather(requests, replies)
             self._writers.discard(writer)
 

@@ -1,4 +1,4 @@
-"""What the workers keep their sessions in, and what happens to that while they work."""
+"""Stores of the workers' sessions, and the faults of the stores during a run."""
 
 from __future__ import annotations
 
@@ -20,40 +20,40 @@ from tests.topologies import NAME, Replicated
 from .plan import ERA_S, Plan
 from .proxy import CuttingProxy
 
-#: About so many seconds pass between two faults of a primary.
+#: Mean number of seconds between two faults of a primary.
 PEACE_S = 4.0
 
-#: So long a primary that is cut off has clients while another one is the primary, in seconds:
-#: they ask the Sentinels each second.
+#: Seconds for which a cut-off primary keeps its clients beside the new primary: clients ask the
+#: Sentinels each second.
 RIVALRY_S = 2.0
 
-#: Who has clients' rights where the default user is shut out.
+#: User with the rights of clients, while the default user is locked out.
 USER, PASSWORD = "site", "secret"
 
 
 class Stores(Protocol):
-    """One or several stores; ``counts`` has what happened to them, and how often."""
+    """Stores of a run; ``counts`` has the number of each fault."""
 
     counts: Counter[str]
 
     async def start(self) -> Mapping[str, Any]:
-        """Return what the workers' entry in CACHES is to say."""
+        """Start; return the workers' entry of CACHES."""
 
     def entry(self) -> Mapping[str, Any]:
-        """Return what an entry in CACHES says that nothing happens to on the way."""
+        """Return an entry of CACHES for direct connections without faults."""
 
     def cut(self) -> None:
-        """Cut all connections, where that is possible."""
+        """Cut all connections, if that is possible."""
 
     async def torment(self) -> None:
-        """Do to the stores what the plan has for them, until cancelled."""
+        """Cause the plan's faults of the stores until cancelled."""
 
     async def close(self) -> None:
-        """Leave the stores alone."""
+        """Stop causing faults."""
 
 
 class Single:
-    """One store that runs all the time, behind a proxy that cuts."""
+    """Single store that never fails, behind a proxy that cuts."""
 
     def __init__(self, plan: Plan, port: int) -> None:
         self.counts: Counter[str] = Counter()
@@ -70,7 +70,7 @@ class Single:
         self._proxy.cut_all()
 
     async def torment(self) -> None:
-        """Do nothing: the proxy does."""
+        """Do nothing: the proxy causes the faults."""
 
     async def close(self) -> None:
         await self._proxy.close()
@@ -78,10 +78,10 @@ class Single:
 
 
 class Failing:
-    """A primary with replicas under Sentinels; it is killed, or stopped until another took over.
+    """Primary with replicas under Sentinels; it is killed, stopped or cut off until a failover.
 
-    Or it is cut off from Sentinels and replicas, and goes on serving clients until after that. A
-    new replica comes for each that was killed, so that there is always one to take over.
+    A primary that is cut off from Sentinels and replicas serves its clients beyond the failover.
+    Each killed server is replaced by a new replica, so that one can always take over.
     """
 
     def __init__(self, plan: Plan, topology: Replicated) -> None:
@@ -106,7 +106,7 @@ class Failing:
         """Do nothing: nobody is on the way."""
 
     async def torment(self) -> None:
-        # A short run has it too: there are two primaries at once.
+        # First, so that short runs have two primaries at once too.
         faults = ["cut off"]
         while True:
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * PEACE_S)
@@ -116,7 +116,7 @@ class Failing:
             self.counts["failovers"] += 1
             self.counts["cut off"] += fault == "cut off"
             if fault == "kill":
-                # Not in that thread: a store ends with the one that it was started from.
+                # Not in that thread, because a store ends with the thread that starts it.
                 self._topology.add_replica()
                 self._admit()
 
@@ -131,7 +131,7 @@ class Failing:
         try:
             self._topology.take_over()
             if fault == "cut off":
-                # How long it lasts is the point.
+                # The length of this state is the fault itself.
                 time.sleep(RIVALRY_S)
         finally:
             if fault == "stop":
@@ -140,15 +140,15 @@ class Failing:
                 past_it.execute_command("ACL SETUSER", "default", "nopass")
                 past_it.close()
         if fault != "kill":
-            # The Sentinels take eight seconds for it, and would promote it as it is until then.
+            # Sentinels need eight seconds to demote it, and would promote it unchanged until then.
             self._topology.demote(was_primary)
 
     async def close(self) -> None:
-        """Do nothing: the topology is its owner's."""
+        """Do nothing: the owner of the topology closes it."""
 
 
 class _OnCluster:
-    """A cluster that something happens to."""
+    """Cluster with faults."""
 
     def __init__(self, plan: Plan, servers: ClusterServers) -> None:
         self.counts: Counter[str] = Counter()
@@ -166,11 +166,11 @@ class _OnCluster:
         """Do nothing: nobody is on the way."""
 
     async def close(self) -> None:
-        """Do nothing: the servers are their owner's."""
+        """Do nothing: the owner of the servers closes them."""
 
 
 class Moving(_OnCluster):
-    """A cluster; every now and then the slot of a session moves to another primary."""
+    """Cluster in which the slot of a session moves to another primary from time to time."""
 
     async def torment(self) -> None:
         began_s = time.monotonic()
@@ -191,7 +191,7 @@ class Moving(_OnCluster):
 
 
 class FailingNodes(_OnCluster):
-    """A cluster; every now and then a primary is killed, and comes back as a replica."""
+    """Cluster in which a primary is killed from time to time, and comes back as a replica."""
 
     async def torment(self) -> None:
         while True:
@@ -202,9 +202,9 @@ class FailingNodes(_OnCluster):
             try:
                 await asyncio.shield(taking_over)
             finally:
-                # It keeps nothing on disk: back too soon, it would be an empty primary.
+                # It has nothing on disk: before the failover it would return as an empty primary.
                 await taking_over
-                # Not in that thread: a store ends with the one that it was started from.
+                # Not in that thread, because a store ends with the thread that starts it.
                 lost.start()
             self.counts["failovers"] += 1
             await asyncio.to_thread(self._servers.settle)

@@ -1,4 +1,4 @@
-"""A worker: threads and an event loop's tasks that use sessions, and write down what came of it.
+"""Worker: threads and tasks of an event loop that use sessions, and log the outcomes.
 
 Run by the driver: ``python -m tests.chaos.worker CONFIGURATION``, a line of JSON.
 """
@@ -47,23 +47,23 @@ from tests.chaos import plan as plans
 from tests.chaos.history import Notebook, Operation, Seen, digest
 from tests.chaos.plan import Plan
 
-#: What an operation is, and how often.
+#: Kinds of operations, with their frequencies.
 KINDS = {"lock": 12, "drop": 1, "look": 2, "merge": 3, "own": 2, "blind": 2, "read": 2}
 
-#: A user who was told to come back later does so after about that many seconds.
+#: Mean number of seconds until a user retries after a 503.
 RETRY_S = 0.2
 
-#: A thread looks so often whether it is let run, and calls it a stall when it was not; seconds.
+#: Seconds between two beats of a thread, and the delay of one that counts as a stall.
 BEAT_S, STALL_S = 0.05, 0.25
 
 
 class Dropped(Exception):
-    """Raised inside a lock: nothing of what was changed may be written."""
+    """Exception raised under a lock; none of the changes may be written."""
 
 
 @dataclass
 class Work:
-    """An operation under way; how long it takes (seconds) and what happens to its process."""
+    """Current operation; its length in seconds, and the signal that its process receives."""
 
     operation: Operation
     actor: Actor
@@ -71,12 +71,12 @@ class Work:
     fault: signal.Signals | None
 
 
-#: What this thread or task is at.
+#: Current work of this thread or task.
 _work: ContextVar[Work] = ContextVar("work")
 
 
 class Actor:
-    """A thread or task that uses one session after another."""
+    """Thread or task that uses one session after another."""
 
     def __init__(self, plan: Plan, name: str, began_s: float, notebook: Notebook) -> None:
         self.plan = plan
@@ -85,7 +85,7 @@ class Actor:
         self.notebook = notebook
         self.dice = Random(f"{plan.seed} {name}")
         self.count = 0
-        #: How many operations have reached the store. While it is away, many fail in no time.
+        #: Operations that reached the store; during an outage many fail quickly, and do not count.
         self.reached = 0
         self.was_away = False
 
@@ -96,7 +96,7 @@ class Actor:
 
     def run(self) -> None:
         while not self.is_over:
-            # No request waits for this: it is when a user comes.
+            # This is the time between two visits, not synchronisation.
             time.sleep(self.pause_s())
             work = self.begin()
             try:
@@ -116,10 +116,10 @@ class Actor:
                 self.end(work, error)
 
     def pause_s(self) -> float:
-        """Return after how many seconds the next user comes: the seed says when.
+        """Return the seconds until the next visit, chosen by the seed.
 
-        While the store is away, all of them together would take the processor from what brings it
-        back, and each trip that finds out would fail for that.
+        During an outage, visits without pauses would take the processor from the failover, and
+        each trip that tries the store would fail for that.
         """
         return self.dice.uniform(0, RETRY_S if self.was_away else 0.01)
 
@@ -159,7 +159,7 @@ class Actor:
             self.notebook.note("error", text=f"{operation}: {text}")
         self.note(operation)
 
-    # What is done: by hand, or as a request.
+    # Operations: by hand, or as a request.
 
     def do(self, operation: Operation) -> None:
         if self.dice.random() < 0.5 and operation.kind != "own":
@@ -196,7 +196,7 @@ def use(session: Any) -> None:
     work = _work.get()
     session.get("log")
     take(work, session)
-    # What a view does while it holds the lock.
+    # Stands for the work of a view that holds the lock.
     time.sleep(work.hold_s)
     change(work, session)
 
@@ -210,7 +210,7 @@ async def ause(session: Any) -> None:
 
 
 def take(work: Work, session: Any) -> None:
-    """Write down what a loaded session has, and meet one's fate."""
+    """Log the loaded values, and cause the fault of this work."""
     operation = work.operation
     operation.took_s = time.monotonic()
     ids = list(session.get(operation.log, []))
@@ -223,7 +223,7 @@ def take(work: Work, session: Any) -> None:
 
 
 def change(work: Work, session: Any) -> None:
-    """Change a loaded session as the operation has it; write it down before it is sent."""
+    """Change a loaded session by the kind of operation; log the operation before it is sent."""
     operation = work.operation
     if operation.kind in ("look", "read"):
         return
@@ -251,7 +251,7 @@ def add(log: Any, name: str) -> None:
 
 
 def raise_for(response: Any, request: Any, operation: Operation) -> None:
-    """Raise what a response stands for, unless it is a good one."""
+    """Raise the error that a response stands for, unless its status is 200."""
     if operation.kind == "drop" and response.status_code == 500:
         raise Dropped
     if response.status_code == 200:
@@ -300,7 +300,7 @@ def page(kind: str, is_async: bool) -> Any:
 
 
 def watch_waits() -> None:
-    """Write down when a request is in the queue: it asks for a connection to wait with then."""
+    """Log the time when a request is in the queue: it takes a connection to wait then."""
 
     def watched(pool: Any) -> Any:
         def asked(step: Any) -> Any:
@@ -316,7 +316,7 @@ def watch_waits() -> None:
 
 
 def mutate(name: str) -> None:
-    """Take something out of a script."""
+    """Apply the mutant to its script."""
     mutant, read = plans.MUTANTS[name], scripts.read
 
     def mutated(script: str) -> bytes:
@@ -332,7 +332,7 @@ def mutate(name: str) -> None:
 
 
 def beat(notebook: Notebook, is_over: threading.Event) -> None:
-    """Write down when this process was not let run."""
+    """Log stalls of this process."""
     seen_s = time.monotonic()
     while not is_over.wait(BEAT_S):
         now_s = time.monotonic()
@@ -342,13 +342,13 @@ def beat(notebook: Notebook, is_over: threading.Event) -> None:
 
 
 def main() -> None:
-    """Work until the time is over."""
+    """Work until the end of the run."""
     global HANDLER, AHANDLER
     told = json.loads(sys.argv[1])
     plan, name, folder = Plan(**told["plan"]), told["name"], Path(told["folder"])
     faulthandler.register(signal.SIGUSR1)
     if "LD_PRELOAD" in os.environ:
-        # Where libfaketime wraps clock_nanosleep(), that fails.
+        # With libfaketime, clock_nanosleep() fails.
         cast(Any, time).sleep = lambda seconds: threading.Event().wait(seconds)
     module: Any = ModuleType("chaos_settings")
     vars(module).update(vars(test_settings), **plan.settings)
@@ -371,7 +371,7 @@ def main() -> None:
 
     notebook, is_over = Notebook(folder / f"{name}.jsonl"), threading.Event()
     while not (folder / "began").exists():
-        # Between two looks; the driver writes the file when all processes are up.
+        # Interval of polling; the driver writes the file when all processes are up.
         time.sleep(0.005)
     began_s = float((folder / "began").read_text())
     heart = threading.Thread(target=beat, args=(notebook, is_over))

@@ -363,7 +363,7 @@ def test_endings_need_a_token(ada: User) -> None:
 
 def test_figures_are_drawn_and_told() -> None:
     client = staff("view_session")
-    counters.take(now=True)
+    counters.drain(now=True)
     for _ in range(3):
         client.get(INDEX)
     page = client.get(SESSIONS)

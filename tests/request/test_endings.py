@@ -624,7 +624,7 @@ async def test_many_sockets_share_a_look(
     sockets = [*enumerate(sessions), *enumerate(sessions[:100])]
     proxy.reset()
     for at, session in sockets:
-        endings.begin(
+        endings.start(
             endings.Watch(session, lambda reason, at=at: ended.append((at, reason)))  # type: ignore[misc]
         )
     await until(lambda: looks, "they are looked for")
@@ -638,7 +638,7 @@ async def test_many_sockets_share_a_look(
     assert sorted(at for at, _ in ended) == [0, 0, 1, 1, 2, 2]
     assert {reason for _, reason in ended} == {EndReason.FLUSHED}
     for watch in watches():
-        endings.leave(watch)
+        endings.stop(watch)
 
 
 async def test_nothing_stays_behind_of_the_last_socket(
@@ -691,16 +691,16 @@ def test_event_loops_of_one_process_look_each_for_themselves(
 
 def test_closed_loop_with_open_sockets_is_forgotten(store: redis.Redis, looks: list[float]) -> None:
     async def begin() -> None:
-        endings.begin(endings.Watch(SessionStore(), lambda reason: None))
+        endings.start(endings.Watch(SessionStore(), lambda reason: None))
 
     asyncio.run(begin())
     assert [loop.is_closed() for loop in endings._watchers] == [True]
 
     async def begin_and_leave() -> None:
         watch = endings.Watch(SessionStore(), lambda reason: None)
-        endings.begin(watch)
+        endings.start(watch)
         assert [*endings._watchers] == [asyncio.get_running_loop()]
-        endings.leave(watch)
+        endings.stop(watch)
 
     asyncio.run(begin_and_leave())
     assert endings._watchers == {}
@@ -715,7 +715,7 @@ async def test_cluster_node_that_is_away_holds_up_no_other(
         keys = [await new_key() for _ in range(48)]
         ended: list[str] = []
         for key in keys:
-            endings.begin(endings.Watch(SessionStore(key), lambda _, key=key: ended.append(key)))  # type: ignore[misc]
+            endings.start(endings.Watch(SessionStore(key), lambda _, key=key: ended.append(key)))  # type: ignore[misc]
         await some_more(looks)
         at = {key: servers.owner(SessionKeys.of("session", key).record) for key in keys}
         away = at[keys[0]]
@@ -735,4 +735,4 @@ async def test_cluster_node_that_is_away_holds_up_no_other(
         await until(lambda: len(ended) >= 3, "so are those on the one that is back")
         assert ended[2:] == [keys[0]]
         for watch in watches():
-            endings.leave(watch)
+            endings.stop(watch)

@@ -788,7 +788,7 @@ def test_figures_tell_of_it_afterwards(
     settings.CLUSTERED_SESSIONS_NONSTOP = LOCAL
     settings.CLUSTERED_SESSIONS_NODE_NAME = "web-1"
     browser.visit(first)
-    counters.take(now=True)
+    counters.drain(now=True)
     proxy.refuse()
     for _ in range(5):
         browser.visit(read)

@@ -279,7 +279,7 @@ def test_figures_that_are_refused_keep_nobody_from_reading(
 ) -> None:
     """A store that refuses writes reads all the same; the figures go with a later trip."""
     key = session_before("anonymous")["sessionid"]
-    counters.take(now=True)
+    counters.drain(now=True)
     # As many as no other test of this process leaves behind.
     counters.add(writes_refused=12345)
     monkeypatch.setattr(counters_module, "INTERVAL_S", 0.0)

@@ -531,7 +531,7 @@ def test_node_with_a_wrong_clock_agrees_about_the_end(
 def test_loads_commits_and_fields_are_counted(new: New, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(counters_module, "INTERVAL_S", float("inf"))
     counters.add(requests=1)
-    counters.take(now=True)
+    counters.drain(now=True)
     session = new({"cart": {"tea": 1}, "n": 1})
     other = again(new, session)
     other["cart"]["cup"] = 1
@@ -539,7 +539,7 @@ def test_loads_commits_and_fields_are_counted(new: New, monkeypatch: pytest.Monk
     other.save()
     session.save()
     session.flush()
-    counted = dict(zip(NAMES, counters.take(now=True), strict=True))
+    counted = dict(zip(NAMES, counters.drain(now=True), strict=True))
     expected = {
         "requests": 0,
         "loads": 2,

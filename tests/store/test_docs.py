@@ -29,7 +29,7 @@ from tests.servers import StoreServer, wait_for
 
 def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
     # What this process has counted would make a node of it that never waited.
-    counters.take(now=True)
+    counters.drain(now=True)
     session = SessionStore()
     session["n"] = 1
     session.save()

@@ -280,9 +280,9 @@ def test_expiries_that_a_worker_finds_are_counted(
     expired_by_now(events, session)
     # None of them leaves for the store.
     monkeypatch.setattr(Counters, "are_due", False)
-    counters.take(now=True)
+    counters.drain(now=True)
     handled()
-    assert dict(zip(NAMES, counters.take(now=True), strict=True))["expired"] == 1
+    assert dict(zip(NAMES, counters.drain(now=True), strict=True))["expired"] == 1
 
 
 def key_in(place: SessionKeys) -> str:
@@ -640,7 +640,7 @@ def test_event_stays_where_the_handler_has_not_run(
     failing = Worker(handler, LEASE_S)
     failing.run(once=True)
     assert (failing.failures, waiting(events)) == (1, 1)
-    assert "yields cannot be run" in caplog.text
+    assert "a generator cannot be run" in caplog.text
 
 
 def test_command_takes_an_asynchronous_handler(events: redis.Redis) -> None:

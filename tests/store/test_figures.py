@@ -134,11 +134,11 @@ def test_counts_that_come_back_keep_the_shortest() -> None:
     (minimum,) = MINIMA
     told = Counters()
     told.ended([500])
-    counts = told.take(now=True)
+    counts = told.drain(now=True)
     told.ended([800])
     told.put_back(counts)
     told.ended([600])
-    taken = dict(zip(NAMES, told.take(now=True), strict=True))
+    taken = dict(zip(NAMES, told.drain(now=True), strict=True))
     assert (taken[minimum], taken["lifetime_longest_ms"], taken["lifetime_ms"]) == (500, 800, 1900)
 
 

@@ -69,41 +69,41 @@ def now_ms(store: redis.Redis) -> int:
 def test_the_past_leaves_once_a_minute(clock: Clock) -> None:
     told = Counters()
     told.add(requests=3, loads=2, created=1)
-    assert told.take()
-    assert told.take_past() == ()
+    assert told.drain()
+    assert told.drain_past() == ()
     clock.now_s += 30
     told.add(requests=4)
-    assert told.take()
+    assert told.drain()
     clock.now_s += 30
-    (past,) = told.take_past()
+    (past,) = told.drain_past()
     assert (past.age_ms, counted(past)) == (60_000, {"requests": 7, "created": 1})
-    assert told.take_past() == ()
+    assert told.drain_past() == ()
 
 
 def test_at_the_end_of_a_process_all_of_it_leaves(clock: Clock) -> None:
     told = Counters()
     told.add(store_errors=1)
-    told.take(now=True)
-    assert [counted(past) for past in told.take_past(now=True)] == [{"store_errors": 1}]
+    told.drain(now=True)
+    assert [counted(past) for past in told.drain_past(now=True)] == [{"store_errors": 1}]
 
 
 def test_what_nobody_plots_is_no_past(clock: Clock) -> None:
     told = Counters()
     told.add(loads=1)
-    told.take()
-    assert told.take_past(now=True) == ()
+    told.drain()
+    assert told.drain_past(now=True) == ()
 
 
 def test_minutes_without_the_store_are_each_kept_once(clock: Clock) -> None:
     told = Counters()
     for minute in range(5):
         told.add(store_errors=minute + 1)
-        counts, past = told.take(), told.take_past()
+        counts, past = told.drain(), told.drain_past()
         told.put_back(counts)
         told.put_back_past(past)
         clock.now_s += 60
-    assert told.take()
-    spans = told.take_past()
+    assert told.drain()
+    spans = told.drain_past()
     assert [(past.age_ms, counted(past)) for past in spans] == [
         ((5 - minute) * 60_000, {"store_errors": minute + 1}) for minute in range(5)
     ]
@@ -113,17 +113,17 @@ def test_days_without_the_store_leave_one_day(clock: Clock) -> None:
     told = Counters()
     for _ in range(25 * 60):
         told.add(store_errors=1)
-        told.put_back(told.take())
-        told.put_back_past(told.take_past())
+        told.put_back(told.drain())
+        told.put_back_past(told.drain_past())
         clock.now_s += 60
-    spans = told.take_past()
+    spans = told.drain_past()
     # A request does not pay for all of them at once.
     assert len(spans) == 60
     told.put_back_past(spans)
-    spans = told.take_past(now=True)
+    spans = told.drain_past(now=True)
     assert 23 * 60 <= len(spans) <= 24 * 60
     assert [past.age_ms for past in spans] == [60_000 * n for n in range(len(spans), 0, -1)]
-    assert told.take(now=True)[NAMES.index("store_errors")] == 25 * 60
+    assert told.drain(now=True)[NAMES.index("store_errors")] == 25 * 60
 
 
 # What the store makes of it.
@@ -185,7 +185,7 @@ def test_a_process_tells_on_the_trip_of_its_figures(
 def test_a_lost_trip_loses_no_past(store: redis.Redis, clock: Clock) -> None:
     counters.add(requests=5)
     clock.now_s += 61
-    counters.take()
+    counters.drain()
     counters.add(requests=1)
     clock.now_s += 61
     report = runner.Figures()

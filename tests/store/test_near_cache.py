@@ -81,7 +81,7 @@ def test_unchanged_session_costs_one_trip_of_under_200_bytes(
     settings.CLUSTERED_SESSIONS_LOCKING = locking
     key = stored({"n": 1} | (LARGE if large else {}))
     visit(key, read)
-    counters.take(now=True)
+    counters.drain(now=True)
     proxy.reset()
 
     def view(request: HttpRequest) -> HttpResponse:

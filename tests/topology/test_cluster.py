@@ -592,7 +592,7 @@ def test_figures_stay_behind_while_their_slot_is_open(
     key = new_session(n=1)
     home = cluster.owner(place(key).record)
     target = elsewhere(cluster, home)
-    counters.take(now=True)
+    counters.drain(now=True)
     counters.add(writes_refused=7)
     monkeypatch.setattr(counters_module, "INTERVAL_S", 0.0)
     with cluster.moving(slot_of(key), home, target):
@@ -994,7 +994,7 @@ def test_entry_of_a_cluster_is_a_cache_too(cluster: ClusterServers) -> None:
 @pytest.mark.each_server
 @pytest.mark.usefixtures("figures")
 def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
-    counters.take(now=True)
+    counters.drain(now=True)
     report_the_rest()
     cluster.flush()
     keys = [new_session(n=n) for n in range(25)]

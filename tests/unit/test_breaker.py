@@ -94,10 +94,10 @@ def test_figures_tell_the_last_and_the_longest_absence(
 
     def told() -> tuple[int, int]:
         """Return both, and forget them."""
-        found = dict(zip(NAMES, counters.take(now=True), strict=True))
+        found = dict(zip(NAMES, counters.drain(now=True), strict=True))
         return found["store_longest_away_ms"], found["store_last_away_ms"]
 
-    counters.take(now=True)
+    counters.drain(now=True)
     began_ms = time.time() * 1000 - 3_600_001
     opened(breaker)
     longest_ms, last_ms = told()

@@ -1,4 +1,4 @@
-"""``manage.py sessionevents``: what happens to sessions, each event handled by one worker."""
+"""``manage.py sessionevents``: handle events of sessions, each by one worker."""
 
 from __future__ import annotations
 
@@ -39,17 +39,17 @@ logger = logging.getLogger("django_clustered_sessions")
 
 Handler = Callable[[Event], object]
 
-#: How often a worker looks for events, and for sessions that have expired, in seconds.
+#: Seconds between two polls for events, and between two sweeps for expired sessions.
 POLL_S: Final = 1.0
 SWEEP_S: Final = 20.0
 
-#: A worker takes as many events at once as it handles in this time, in seconds; and at most.
+#: A worker claims as many events at once as it handles in this time (s), and at most _MOST.
 _PACE_S: Final = 1.0
 _MOST: Final = 256
 
 
 class Command(BaseCommand):
-    """Handle what happens to the sessions of the whole cluster, until it is told to stop."""
+    """Handle events of all sessions of the cluster, until a signal stops it."""
 
     help = (
         "Handles what happens to sessions on all nodes: created, ended, expired. Run one or more "
@@ -71,23 +71,23 @@ class Command(BaseCommand):
             type=int,
             default=60,
             metavar="SECONDS",
-            help="How long handling one event may take: one that was taken that long ago and is "
-            "not handled is handled again (default: 60).",
+            help="Time to handle an event: an event that is not finished after it is handled "
+            "again (default: 60).",
         )
         parser.add_argument(
-            "--once", action="store_true", help="Handle what there is, and end; for cron."
+            "--once", action="store_true", help="Handle the present events and end; for cron."
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Handle events, those that there are or all that will be.
+        """Handle the present events with ``--once``, else all events until stopped.
 
-        Raises CommandError where no events are kept or the handler is none; with ``--once`` also
-        where the store is away, and where the handler failed.
+        Raises CommandError if no events are kept or the handler is invalid; with ``--once`` also
+        if the store is away or the handler fails.
         """
         if not conf.events_kept:
             raise CommandError(
-                "CLUSTERED_SESSIONS_EVENTS_KEPT is 0, so no events are written. Set it to how many "
-                "are to wait while no worker runs, on all nodes."
+                "CLUSTERED_SESSIONS_EVENTS_KEPT is 0, so no events are written. Set it, on all "
+                "nodes, to the number of events to keep while no worker runs."
             )
         if options["lease"] < 1:
             raise CommandError("--lease is 1 second at least.")
@@ -110,9 +110,9 @@ class Command(BaseCommand):
 
 
 class Worker:
-    """Takes events and hands them to a handler, one after the other.
+    """Worker that claims events and calls a handler with each in turn.
 
-    An event that was taken ``lease_s`` seconds ago and is not finished is taken again.
+    An unfinished event is claimed again ``lease_s`` seconds after its claim.
     """
 
     def __init__(self, handler: Handler, lease_s: int) -> None:
@@ -122,19 +122,19 @@ class Worker:
         self._sender = cast(type, import_string(f"{settings.SESSION_ENGINE}.SessionStore"))
         self._swept_at = float("-inf")
         self._pace = 1
-        #: Handled, and the store does not know yet.
+        #: Events that are handled and not yet removed from the store.
         self._handled: list[StreamEntry] = []
-        #: How many events the handler has failed on.
+        #: Number of events on which the handler has failed.
         self.failures = 0
 
     @contextmanager
     def stopped_by(self, *numbers: signal.Signals) -> Iterator[None]:
-        """Let signals end the work after the event at hand."""
+        """Let signals end the work after the current event."""
         before = {number: signal.getsignal(number) for number in numbers}
 
         def stop(number: int, frame: object) -> None:
             self._stop.set()
-            # A second one is for a handler that hangs.
+            # A second signal has its default action, to end a handler that hangs.
             signal.signal(number, before[signal.Signals(number)])
 
         for number in numbers:
@@ -146,9 +146,9 @@ class Worker:
                 signal.signal(number, action)
 
     def run(self, *, once: bool = False) -> None:
-        """Handle events until it is stopped; with ``once``, those that there are.
+        """Handle events until stopped; with ``once``, the present ones.
 
-        With ``once``, raises SessionStoreUnavailable. Otherwise a store that is away is waited for.
+        With ``once``, raises SessionStoreUnavailable; else waits until the store is back.
         """
         was_away = False
         while not self._stop.is_set():
@@ -167,19 +167,19 @@ class Worker:
             self._stop.wait(POLL_S)
 
     def _handle_all(self) -> None:
-        """Handle events until there are none that nobody has."""
+        """Handle events until all are claimed."""
         self._finish()
         self._sweep_if_due()
         buckets = runner.run(events.waiting(conf.key_prefix))
-        # Each worker begins elsewhere.
+        # Workers start at different buckets, to claim different events.
         random.shuffle(buckets)
         while buckets and not self._stop.is_set():
             some = buckets[: self._pace]
             most = -(-self._pace // len(some))
             began = time.monotonic()
-            taken = runner.run(events.take(conf.key_prefix, some, most, self._lease_s * 1000))
+            taken = runner.run(events.claim(conf.key_prefix, some, most, self._lease_s * 1000))
             self._handle(taken, began)
-            # A bucket with more than was taken stays on the list.
+            # A bucket that gave as many as asked may have more.
             full = {
                 bucket for bucket in some if sum(entry.bucket == bucket for entry in taken) == most
             }
@@ -187,7 +187,7 @@ class Worker:
             self._sweep_if_due()
 
     def _handle(self, taken: Sequence[StreamEntry], began: float) -> None:
-        """Handle events that were taken at a time; those that would be late are given back."""
+        """Handle events that were claimed together; release those that would be late."""
         handled = 0
         for entry in taken:
             spent = time.monotonic() - began
@@ -198,7 +198,7 @@ class Worker:
         spent = time.monotonic() - began
         self._pace = min(2 * self._pace, _MOST) if spent < _PACE_S else max(self._pace // 2, 1)
         if (left := taken[handled:]) and spent < self._lease_s:
-            runner.run(events.give_back(conf.key_prefix, left, self._lease_s * 1000))
+            runner.run(events.release(conf.key_prefix, left, self._lease_s * 1000))
 
     def _handle_one(self, entry: StreamEntry) -> None:
         try:
@@ -232,7 +232,7 @@ class Worker:
         self._finish()
 
     def _finish(self) -> None:
-        """Let the store forget what was handled."""
+        """Remove handled events from the store."""
         if self._handled:
             runner.run(events.finish(conf.key_prefix, self._handled))
             self._handled.clear()
@@ -254,14 +254,14 @@ def _imported(path: str) -> Handler:
 
 
 def _run(outcome: object) -> None:
-    """Run what a handler has returned, where that is its work still to do.
+    """Run the awaitable that a handler has returned, if any.
 
-    Raises what the work raises, and TypeError for a generator, of which nothing has run.
+    Raises the errors of the awaitable, and TypeError for a generator, which would never run.
     """
     if isawaitable(outcome):
         async_to_sync(_awaited)(outcome)
     elif isgenerator(outcome) or isasyncgen(outcome):
-        raise TypeError(f"the handler has returned {outcome!r}: one that yields cannot be run")
+        raise TypeError(f"the handler has returned {outcome!r}, and a generator cannot be run")
 
 
 async def _awaited(work: Awaitable[object]) -> None:

@@ -1,4 +1,4 @@
-"""``manage.py sessionimport``: take over all sessions of the old engine, or give them back."""
+"""``manage.py sessionimport``: take over all sessions of the old engine, or write them back."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from django_clustered_sessions.protocol.effects import Flow, batches
 from django_clustered_sessions.protocol.record import HiddenKey, Serializer
 from django_clustered_sessions.store import runner
 
-#: Sessions that go on one trip.
+#: Sessions moved on one round trip.
 _BATCH: Final = 100
 
-#: Exit codes: all is done; all is done but for some sessions or values; broken off by Ctrl-C.
+#: Exit codes: all done; done except some sessions or values; interrupted by Ctrl-C.
 #: A CommandError is 1.
 _DONE, _IN_PART, _BROKEN_OFF = 0, 3, 130
 
@@ -44,19 +44,19 @@ class Command(BaseCommand):
     def add_arguments(self, parser: ArgumentParser) -> None:
         """Add the command's options."""
         parser.add_argument(
-            "--dry-run", action="store_true", help="Change nothing, and tell what would be done."
+            "--dry-run", action="store_true", help="Change nothing, and print what would be done."
         )
         parser.add_argument(
             "--back",
             action="store_true",
-            help="Give the old engine what the sessions that it had are now, and delete there "
-            "those that have ended here.",
+            help="Write the sessions that were taken over back to the old engine, and delete "
+            "there those that have ended here.",
         )
 
     def handle(self, *args: Any, dry_run: bool, back: bool, **options: Any) -> None:
-        """Move the sessions, and print how many came to what.
+        """Move the sessions, and print the number of each outcome.
 
-        Raises CommandError where the store or the old engine is away, or cannot be used.
+        Raises CommandError if the store or the old engine is away, or cannot be used.
         """
         came: Counter[str] = Counter()
         code = _BROKEN_OFF
@@ -83,8 +83,8 @@ class Command(BaseCommand):
         engine = import_module(settings.SESSION_ENGINE).SessionStore
         if not issubclass(engine, SessionStore):
             raise CommandError(
-                f"SESSION_ENGINE is {settings.SESSION_ENGINE}: what is moved while the site still "
-                "uses the old engine is out of date at once. Switch first."
+                f"SESSION_ENGINE is {settings.SESSION_ENGINE}: sessions that are moved while "
+                "the site still uses the old engine are out of date at once. Switch first."
             )
 
     def _tell(self, came: Counter[str], *, back: bool, dry_run: bool) -> None:
@@ -119,13 +119,13 @@ def _step(session_keys: list[str], *, back: bool, dry_run: bool) -> Flow[Counter
     serializer = cast(Serializer, session.serializer())
     keys = [HiddenKey(key) for key in session_keys]
     if back:
-        return bulk.bring_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
+        return bulk.write_back(keys, conf.key_prefix, serializer, is_dry=dry_run)
     options = session.state.write_options()
-    return bulk.bring(keys, conf.key_prefix, options, serializer, is_dry=dry_run)
+    return bulk.take_over_all(keys, conf.key_prefix, options, serializer, is_dry=dry_run)
 
 
 def _progress(keys: Iterator[str], total: int | None) -> Iterator[list[str]]:
-    """Yield the keys in batches; show on standard error how far it is, if that is a terminal."""
+    """Yield the keys in batches; show the progress on standard error, if that is a terminal."""
     columns = TextColumn("Sessions"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:

@@ -1,4 +1,4 @@
-"""Run the embedded store in the foreground."""
+"""``manage.py sessionserver``: run the embedded store in the foreground."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class ListeningAddress(NamedTuple):
-    """Where the store listens: on a unix socket, or on a host and port."""
+    """Address that the store listens on: a unix socket, or a host and port."""
 
     host: str = "127.0.0.1"
     port: int = 6379
@@ -38,7 +38,7 @@ class ListeningAddress(NamedTuple):
 
 
 class Command(BaseCommand):
-    """Become the embedded store: listen where the site's sessions are looked for."""
+    """Become the embedded store, at the address that the site's settings name."""
 
     help = (
         "Runs a Valkey or Redis server for sessions in the foreground, for development. It keeps "
@@ -46,7 +46,7 @@ class Command(BaseCommand):
         'CACHES[SESSION_CACHE_ALIAS]["LOCATION"] points, if that is this machine, and asks for the '
         "password given there; else on 127.0.0.1:6379."
     )
-    # The store has to run before the checks that ask it can pass.
+    # Checks may need the store, and this command starts it.
     requires_system_checks = []
 
     def add_arguments(self, parser: ArgumentParser) -> None:
@@ -81,19 +81,19 @@ class Command(BaseCommand):
             self.stderr.write("The site's settings name a store on another machine, not this one.")
         self.stdout.write(f"Sessions at {address}, kept in {folder}. Ctrl-C saves and stops.")
         self.stdout.flush()
-        # The server takes the place of this process: nothing is left between it and Ctrl-C.
+        # The server replaces this process, so Ctrl-C reaches it directly.
         os.execv(binary, [str(binary), *server_flags(address, folder, password)])
 
 
 def port_number(text: str) -> int:
-    """Return the TCP port, or tell argparse that it is none."""
+    """Return the TCP port. Raises ArgumentTypeError if it is invalid."""
     if text.isdecimal() and 0 < int(text) < 65_536:
         return int(text)
     raise ArgumentTypeError(f"{text!r} is not a port between 1 and 65535")
 
 
 def site_store() -> tuple[str, str | None]:
-    """Return the first URL that ``SESSION_CACHE_ALIAS`` names, empty without one, and password."""
+    """Return the first URL of ``SESSION_CACHE_ALIAS``, empty if there is none, and the password."""
     entry: dict[str, Any] = settings.CACHES.get(settings.SESSION_CACHE_ALIAS, {})
     location = entry.get("LOCATION") or ""
     url = location.split(",")[0] if isinstance(location, str) else location[0]
@@ -104,9 +104,9 @@ def site_store() -> tuple[str, str | None]:
 
 
 def listening_address(location: str, *, port: int | None, bind: str | None) -> ListeningAddress:
-    """Return where to listen: what the options say, then a local ``location``, then the default.
+    """Return the address to listen on: by the options, else a local ``location``, else the default.
 
-    Raise ``ValueError`` for a ``location`` whose port is none.
+    Raises ValueError for a ``location`` with an invalid port.
     """
     url = urlsplit(location)
     if url.scheme == "unix" and port is None and bind is None:
@@ -120,7 +120,7 @@ def listening_address(location: str, *, port: int | None, bind: str | None) -> L
 
 
 def refuse_if_taken(address: ListeningAddress) -> None:
-    """Raise ``CommandError`` when somebody listens there already."""
+    """Raise CommandError if another process listens at the address."""
     if address.socket_path is not None:
         if is_ready(address.socket_path):
             raise CommandError(f"A store answers at {address} already.")
@@ -136,9 +136,9 @@ def refuse_if_taken(address: ListeningAddress) -> None:
 
 
 def claim_folder(folder: Path) -> Path:
-    """Make the folder, readable by this user only, and hold it until this process ends.
+    """Make the folder, readable by this user only, and lock it until this process ends.
 
-    Two servers that append to one file would destroy it.
+    The lock keeps a second server from appending to the same file, which would destroy it.
     """
     folder = folder.absolute()
     try:

@@ -1,4 +1,4 @@
-"""``manage.py sessionstats``: the sessions of the whole cluster in figures."""
+"""``manage.py sessionstats``: statistics of the sessions of the whole cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class Command(BaseCommand):
-    """Print statistics of all sessions, nodes and the store, or who holds locks now."""
+    """Print statistics of all sessions, nodes and the store, or the locks that are held now."""
 
     help = "Print statistics of the cluster's sessions: how many, how large, what each node did."
     requires_system_checks = [Tags.security]
@@ -54,7 +54,7 @@ class Command(BaseCommand):
         measured.add_argument(
             "--locks",
             action="store_true",
-            help="Print who holds sessions' locks now and who waits for them, nothing else.",
+            help="Print the locks of sessions with holders and waiters, nothing else.",
         )
         measured.add_argument(
             "--history",
@@ -73,9 +73,9 @@ class Command(BaseCommand):
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        """Print the statistics, once or again and again.
+        """Print the statistics once, or repeatedly with ``--watch``.
 
-        Raises CommandError where the store is away, or options do not go together.
+        Raises CommandError if the store is away, or options exclude each other.
         """
         for_prometheus, top = options["format"] == "prometheus", options["top_users"]
         only = next((name for name in ("locks", "history") if options[name]), "")
@@ -141,7 +141,7 @@ class Command(BaseCommand):
         self.stdout.write(prometheus.text(collect.figures(sample)), ending="")
 
     def _console(self, options: dict[str, Any]) -> Console:
-        # Rich ends its lines itself, and moves the cursor without one.
+        # Rich writes its own line ends, and cursor movements without a line end.
         self.stdout.ending = ""
         return Console(
             file=cast(TextIO, self.stdout),
@@ -176,9 +176,9 @@ def _hours(text: str) -> int:
 def _again_and_again(
     first: Callable[[], T], later: Callable[[], T], interval_s: float | None
 ) -> Iterator[T]:
-    """Yield what is collected each time; while the store is away, say so on stderr instead.
+    """Yield each collected result; report an outage of the store on standard error instead.
 
-    Raises SessionStoreUnavailable where it is away from the beginning.
+    Raises SessionStoreUnavailable if the store is away at the first time.
     """
     yield first()
     away_since: datetime | None = None
@@ -206,7 +206,7 @@ def _show(pages: Iterator[RenderableType], console: Console, *, on_screen: bool)
             for page in pages:
                 live.update(page, refresh=True)
     finally:
-        # The screen that was watched is gone by now; its last state stays.
+        # Live has restored the terminal's screen; print the last page there.
         console.print(page)
 
 
