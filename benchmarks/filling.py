@@ -60,19 +60,17 @@ def fill(clients: Sequence[Any], numbers: Iterable[int], user: str | None = None
 
     for client in clients:
         client.script_load(script("create").source)
-    _send(clients, map(command, numbers))
+    send(clients, map(command, numbers))
 
 
 def fill_like_cache_engine(client: Any, numbers: Iterable[int]) -> None:
     """Create what Django's cache engine stores for the same sessions."""
     value = pickle.dumps(dict(LOGGED_IN), -1)
     name = ":1:django.contrib.sessions.cache"
-    _send(
-        [client], ((0, ("SETEX", name + session_key(n), _AGE_MS // 1000, value)) for n in numbers)
-    )
+    send([client], ((0, ("SETEX", name + session_key(n), _AGE_MS // 1000, value)) for n in numbers))
 
 
-def _send(clients: Sequence[Any], all_words: Iterable[tuple[int, Sequence[Any]]]) -> None:
+def send(clients: Sequence[Any], all_words: Iterable[tuple[int, Sequence[Any]]]) -> None:
     pipes = [client.pipeline(transaction=False) for client in clients]
     for number, (server, words) in enumerate(all_words, 1):
         pipes[server].execute_command(*words)

@@ -24,7 +24,7 @@ class Primaries:
             with project.store_at(f"{server.url}/0"):
                 self.pools.append(connections.pool())
                 # So that the change back does not close it.
-                connections._working.sync = None
+                connections.working_pools.sync = None
         self.chosen = self.pools[0]
 
     @contextmanager

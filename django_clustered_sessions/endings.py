@@ -24,7 +24,7 @@ logger = logging.getLogger("django_clustered_sessions")
 #: Seconds between two polls, so that an end is noticed within a second.
 INTERVAL_S: Final = 0.5
 #: Sessions polled on one round trip, so that it blocks the event loop for a few ms only.
-_BATCH: Final = 500
+BATCH: Final = 500
 
 
 class Watch:
@@ -35,7 +35,7 @@ class Watch:
     """
 
     def __init__(self, session: SessionStore, on_end: Callable[[EndReason], None]) -> None:
-        self._session, self._on_end = session, on_end
+        self._session, self.on_end = session, on_end
         self._key = session.session_key
         self._place: SessionKeys | None = None
         self._is_known = self._is_loaded
@@ -52,7 +52,7 @@ class Watch:
             key, ended = self._session.session_key, self._session.state.ended
             # A key dropped without a reason: this very object ended the session.
             if key is None and (ended is EndReason.ROTATED or (self._key and ended is None)):
-                self._end(ended or EndReason.FLUSHED)
+                self.end(ended or EndReason.FLUSHED)
             self._turn_to(key)
         if self._place is None and self._key is not None:
             self._place = SessionKeys.of(conf.key_prefix, self._key)
@@ -69,22 +69,22 @@ class Watch:
             if key not in (None, self._key):
                 self._turn_to(key)
             elif self._has_moved:
-                self._end(reason)
+                self.end(reason)
             # Perhaps ``session`` itself is cycling its key, and has no reply yet.
             self._has_moved = True
         elif self._is_known or self._is_loaded:
-            self._end(reason)
+            self.end(reason)
 
-    def _end(self, reason: EndReason) -> None:
+    def end(self, reason: EndReason) -> None:
         stop(self)
-        self._on_end(reason)
+        self.on_end(reason)
 
     def _turn_to(self, key: str | None) -> None:
         if key != self._key:
             self._key, self._place, self._has_moved = key, None, False
 
 
-class _Watcher:
+class Watcher:
     """Poller of the watches of one event loop."""
 
     def __init__(self) -> None:
@@ -97,12 +97,12 @@ class _Watcher:
         while True:
             await asyncio.sleep(INTERVAL_S)
             try:
-                await self._look()
+                await self.look()
             except Exception:
                 # Without this task no socket here would ever be closed.
                 logger.exception("cannot poll for ended sessions; the next poll tries again")
 
-    async def _look(self) -> None:
+    async def look(self) -> None:
         watched: dict[str, tuple[SessionKeys, list[Watch]]] = {}
         for watch in list(self.watches):
             if keys := watch.keys():
@@ -114,8 +114,8 @@ class _Watcher:
         await asyncio.gather(*map(self._ask, nodes.values()))
 
     async def _ask(self, watched: Sequence[tuple[SessionKeys, Sequence[Watch]]]) -> None:
-        for first in range(0, len(watched), _BATCH):
-            batch = watched[first : first + _BATCH]
+        for first in range(0, len(watched), BATCH):
+            batch = watched[first : first + BATCH]
             try:
                 reasons = await runner.arun(flows.ends([keys for keys, _ in batch]))
             except SessionStoreUnavailable:
@@ -127,25 +127,25 @@ class _Watcher:
                         watch.learn(keys, reason)
 
 
-_watchers: dict[asyncio.AbstractEventLoop, _Watcher] = {}
+watchers: dict[asyncio.AbstractEventLoop, Watcher] = {}
 
 
 def start(watch: Watch) -> None:
     """Watch in the running event loop, until the end is reported or the watch is removed."""
     loop = asyncio.get_running_loop()
-    watcher = _watchers.get(loop)
+    watcher = watchers.get(loop)
     if watcher is None:
-        for other in [other for other in _watchers if other.is_closed()]:
-            _watchers.pop(other, None)
-        watcher = _watchers[loop] = _Watcher()
+        for other in [other for other in watchers if other.is_closed()]:
+            watchers.pop(other, None)
+        watcher = watchers[loop] = Watcher()
     watcher.watches.add(watch)
 
 
 def stop(watch: Watch) -> None:
     """Remove a watch; without watches the store is not polled."""
     loop = asyncio.get_running_loop()
-    if watcher := _watchers.get(loop):
+    if watcher := watchers.get(loop):
         watcher.watches.discard(watch)
         if not watcher.watches:
-            del _watchers[loop]
+            del watchers[loop]
             watcher.task.cancel()

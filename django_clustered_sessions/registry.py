@@ -68,24 +68,24 @@ def sessions_of(user: object, *, current: SessionBase | str | None = None) -> li
 
     Raises SessionStoreUnavailable; ValueError for a user without a primary key and an invalid id.
     """
-    return _infos(_run(_of_user(_user_key(user))), current)
+    return _infos(_run(listed_of(_user_key(user))), current)
 
 
 async def asessions_of(
     user: object, *, current: SessionBase | str | None = None
 ) -> list[SessionInfo]:
     """See sessions_of()."""
-    return _infos(await _arun(_of_user(_user_key(user))), current)
+    return _infos(await _arun(listed_of(_user_key(user))), current)
 
 
 def count_of(user: object) -> int:
     """Return the number of sessions in which a user is logged in. Raises as ``sessions_of``."""
-    return len(_run(_of_user(_user_key(user))))
+    return len(_run(listed_of(_user_key(user))))
 
 
 async def acount_of(user: object) -> int:
     """See count_of()."""
-    return len(await _arun(_of_user(_user_key(user))))
+    return len(await _arun(listed_of(_user_key(user))))
 
 
 def find(public_id: str, *, current: SessionBase | str | None = None) -> SessionInfo | None:
@@ -143,7 +143,7 @@ def _ending_all(user: object, keep: SessionBase | str | None, notices: PendingSi
     kept, key, ended = _public_id(keep), _user_key(user), 0
     unreplicated = None
     for look in range(_LOOKS):
-        found = yield from _of_user(key)
+        found = yield from listed_of(key)
         all_keys = [one.keys for one in found if one.keys.id != kept]
         if look and not all_keys:
             break
@@ -199,7 +199,7 @@ def _engine() -> type:
     return cast(type, import_string(f"{settings.SESSION_ENGINE}.SessionStore"))
 
 
-def _of_user(key: str) -> Flow[list[Listed]]:
+def listed_of(key: str) -> Flow[list[Listed]]:
     return user_index.of_user(conf.key_prefix, key, conf.events_kept)
 
 

@@ -177,7 +177,7 @@ def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> C
     monkeypatch.setattr(User, "asave", asave)
     load_scripts(store)
     # Round trips that renew a lease do not belong to the request.
-    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases.Renewer, "keep", lambda self, grant: None)
     counters.drain(now=True)
     SessionStore().exists("x" * 32)
     proxy.reset()

@@ -38,13 +38,13 @@ def check_store(
     except SessionStoreUnavailable as error:
         return [_unasked(error)]
     return [
-        *_eviction(facts),
-        *_persistence(facts),
-        *_clock(facts),
-        *_version(facts),
-        *_sync(facts),
-        *_topology(facts),
-        *_isolation(facts),
+        *eviction(facts),
+        *persistence(facts),
+        *clock(facts),
+        *version(facts),
+        *sync(facts),
+        *topology(facts),
+        *isolation(facts),
     ]
 
 
@@ -78,7 +78,7 @@ def _unchecked(what: str, why: str) -> CheckMessage:
     )
 
 
-def _eviction(facts: StoreFacts) -> Iterator[CheckMessage]:
+def eviction(facts: StoreFacts) -> Iterator[CheckMessage]:
     policy = facts.info.get("maxmemory_policy")
     if policy is None:
         yield _unchecked("whether the store evicts sessions", facts.why_no_info)
@@ -92,7 +92,7 @@ def _eviction(facts: StoreFacts) -> Iterator[CheckMessage]:
         )
 
 
-def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
+def persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
     if facts.appendonly:
         return
     if facts.appendonly is None:
@@ -107,7 +107,7 @@ def _persistence(facts: StoreFacts) -> Iterator[CheckMessage]:
         )
 
 
-def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
+def clock(facts: StoreFacts) -> Iterator[CheckMessage]:
     if abs(facts.clock_offset_ms) - facts.clock_error_ms > server_info.CLOCK_TOLERANCE_MS:
         yield Warning(
             f"This node's clock is {abs(facts.clock_offset_ms) / 1000:.1f} s "
@@ -118,7 +118,7 @@ def _clock(facts: StoreFacts) -> Iterator[CheckMessage]:
         )
 
 
-def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
+def version(facts: StoreFacts) -> Iterator[CheckMessage]:
     if not facts.version:
         yield _unchecked("which version the store has", facts.why_no_info)
         return
@@ -132,7 +132,7 @@ def _version(facts: StoreFacts) -> Iterator[CheckMessage]:
         )
 
 
-def _sync(facts: StoreFacts) -> Iterator[CheckMessage]:
+def sync(facts: StoreFacts) -> Iterator[CheckMessage]:
     if not conf.sync_replicas and not conf.sync_fsync:
         return
     if not facts.info:
@@ -161,7 +161,7 @@ def _is_older(facts: StoreFacts, oldest: tuple[int, ...]) -> bool:
     return all(map(str.isdigit, parts)) and tuple(map(int, parts)) < oldest
 
 
-def _topology(facts: StoreFacts) -> Iterator[CheckMessage]:
+def topology(facts: StoreFacts) -> Iterator[CheckMessage]:
     enabled = facts.info.get("cluster_enabled")
     if enabled is not None and (enabled == "1") != connections.is_cluster():
         yield Warning(
@@ -175,7 +175,7 @@ def _topology(facts: StoreFacts) -> Iterator[CheckMessage]:
         )
 
 
-def _isolation(facts: StoreFacts) -> Iterator[CheckMessage]:
+def isolation(facts: StoreFacts) -> Iterator[CheckMessage]:
     if connections.watcher() is None:
         return
     if facts.min_replicas is None:

@@ -142,7 +142,7 @@ def _is_number(value: object) -> bool:
 
 def unknown_names() -> Iterator[CheckMessage]:
     """Warn of settings that look like this package's and are none, a mistyped prefix included."""
-    known = [PREFIX + name for name in _names()]
+    known = [PREFIX + name for name in names()]
     for name in dir(settings):
         is_like_ours = get_close_matches(name[: len(PREFIX)], [PREFIX], cutoff=_LIKENESS)
         if is_like_ours and name not in known:
@@ -154,7 +154,7 @@ def unknown_names() -> Iterator[CheckMessage]:
             )
 
 
-def _names() -> list[str]:
+def names() -> list[str]:
     return [
         name.upper() for name, kind in vars(Settings).items() if isinstance(kind, cached_property)
     ]

@@ -7,14 +7,14 @@ from typing import Any, Final
 
 from django.utils.translation import gettext as _
 
-_parse: Callable[[str], Any] | None
+parse_agent: Callable[[str], Any] | None
 try:
     from ua_parser import parse
 except ImportError:
     # Without the extra "devices" the User-Agent is shown unparsed.
-    _parse = None
+    parse_agent = None
 else:
-    _parse = parse
+    parse_agent = parse
 
 #: Characters of a User-Agent that are parsed; no real browser sends more.
 LONGEST: Final = 512
@@ -28,7 +28,7 @@ def readable(user_agent: str) -> str:
 
     An unknown User-Agent is returned as it is, cut to SHOWN characters; an empty one is empty.
     """
-    known = _parse(user_agent[:LONGEST]) if _parse else None
+    known = parse_agent(user_agent[:LONGEST]) if parse_agent else None
     browser, system = (
         (known.user_agent and known.user_agent.family, known.os and known.os.family)
         if known

@@ -137,8 +137,8 @@ class Counters:
     def clear(self) -> None:
         """Reset all; a forked process must, because its parent reports the counts so far."""
         self._lock = threading.Lock()
-        self._counts = dict.fromkeys(NAMES, 0)
-        self._left_at = float("-inf")
+        self.counts = dict.fromkeys(NAMES, 0)
+        self.left_at = float("-inf")
         #: Spans of the history: start by the monotonic clock, and counts.
         self._past: deque[tuple[float, Counter[str]]] = deque(maxlen=_MOST_PAST)
         #: Part of the counts put back that the history has already.
@@ -150,13 +150,13 @@ class Counters:
         """Add to counters."""
         with self._lock:
             for name, count in counts.items():
-                self._counts[name] += count
+                self.counts[name] += count
 
     def maximum(self, **values: int) -> None:
         """Raise counters to these values if they are lower."""
         with self._lock:
             for name, value in values.items():
-                self._counts[name] = max(self._counts[name], value)
+                self.counts[name] = max(self.counts[name], value)
 
     def waited(self, wait_ms: int) -> None:
         """Count a wait for a lock of this length."""
@@ -174,7 +174,7 @@ class Counters:
                 self.add(lifetimes=1, lifetime_ms=lifetime_ms)
                 with self._lock:
                     for name in ("lifetime_shortest_ms", "lifetime_longest_ms"):
-                        self._counts[name] = combine(name, self._counts[name], lifetime_ms)
+                        self.counts[name] = combine(name, self.counts[name], lifetime_ms)
 
     def away(self, away_s: float) -> None:
         """Note an outage of a store node, present or just over, and its length so far."""
@@ -184,36 +184,36 @@ class Counters:
     @property
     def are_due(self) -> bool:
         """True if the last report is old enough; `drain` may still find nothing to report."""
-        return time.monotonic() - self._left_at >= INTERVAL_S
+        return time.monotonic() - self.left_at >= INTERVAL_S
 
     def drain(self, *, now: bool = False) -> Sequence[int]:
         """Return and reset the counts if they are due; return () otherwise."""
         with self._lock:
             if not now and not self.are_due:
                 return ()
-            counts = tuple(self._counts.values())
+            counts = tuple(self.counts.values())
             if not any(counts):
                 return ()
-            self._left_at = time.monotonic()
+            self.left_at = time.monotonic()
             self._remember()
-            self._counts = dict.fromkeys(NAMES, 0)
+            self.counts = dict.fromkeys(NAMES, 0)
             return counts
 
     def put_back(self, counts: Sequence[int]) -> None:
         """Restore counts that did not reach the store."""
         with self._lock:
             for name, count in zip(NAMES, counts, strict=False):
-                self._counts[name] = combine(name, self._counts[name], count)
+                self.counts[name] = combine(name, self.counts[name], count)
                 if name in KEPT:
                     self._known_to_past[name] += count
 
     def _remember(self) -> None:
         """Add the new counts to the current span of the history."""
-        if not self._past or self._left_at - self._past[-1][0] >= PAST_INTERVAL_S:
-            self._past.append((self._left_at, Counter()))
+        if not self._past or self.left_at - self._past[-1][0] >= PAST_INTERVAL_S:
+            self._past.append((self.left_at, Counter()))
         _, span = self._past[-1]
         for name in KEPT:
-            span[name] += self._counts[name] - self._known_to_past[name]
+            span[name] += self.counts[name] - self._known_to_past[name]
         self._known_to_past.clear()
 
     def drain_past(self, *, now: bool = False) -> Sequence[Past]:

@@ -210,7 +210,7 @@ def collect(
     figures.memory = None if isinstance(probe, Refused) else Distribution()
     buckets = yield from _count(figures)
     if top_users:
-        figures.users = yield from _top_users(prefix, top_users)
+        figures.users = yield from top_users_of(prefix, top_users)
     if sample is None or sample >= figures.total:
         pages: Iterator[Page] = chain.from_iterable(bucket.pages() for bucket in buckets)
         of, figures.exact = figures.total, True
@@ -267,7 +267,7 @@ def _count(figures: Statistics) -> Flow[list[Bucket]]:
     return buckets
 
 
-def _top_users(prefix: str, most: int) -> Flow[Users]:
+def top_users_of(prefix: str, most: int) -> Flow[Users]:
     """Count users by their sessions, in the memory of two numbers for each entry."""
     # Parts by the first byte of a user's tag: all entries of a user are in one part, and a part's
     # Counter is small.

@@ -95,7 +95,7 @@ def page(figures: Statistics) -> RenderableType:
         "",
         _store(figures),
         "",
-        _topology(figures),
+        topology(figures),
     )
 
 
@@ -373,7 +373,7 @@ def _store(figures: Statistics) -> RenderableType:
     return table
 
 
-def _topology(figures: Statistics) -> RenderableType:
+def topology(figures: Statistics) -> RenderableType:
     has_slots = any(one.slots for one in figures.primaries)
     headings = ("role", "lag", "clock", *(("slots",) if has_slots else ()))
     table = _table("Topology", "", *headings)

@@ -82,21 +82,21 @@ class _Proxies:
         return IpWare(precedence=(_HOPS,), proxy_list=list(proxies))
 
 
-_proxies = _Proxies()
+proxies = _Proxies()
 
 
 @receiver(setting_changed)
 def _on_setting_changed(**kwargs: Any) -> None:
-    vars(_proxies).clear()
+    vars(proxies).clear()
 
 
 def _address(meta: Mapping[str, Any]) -> str:
     peer = str(meta.get("REMOTE_ADDR") or "")
-    if _proxies.reader is None:
+    if proxies.reader is None:
         return peer
     # An open quotation mark of the client's would swallow what the proxies have added.
     forwarded = str(meta.get("HTTP_X_FORWARDED_FOR", "")).replace('"', "")
     # The last hop is the one that no client can forge.
     hops = {_HOPS: f"{forwarded},{peer or _HERE}"}
-    address, is_trusted = _proxies.reader.get_client_ip(hops)
+    address, is_trusted = proxies.reader.get_client_ip(hops)
     return str(address) if is_trusted else peer

@@ -75,7 +75,7 @@ def hold(grant: Grant) -> None:
     """Take note that this thread or task has a lock, and keep its lease up."""
     _held.set((*(other for other in _held.get() if other.is_held), grant))
     if not grant.is_inside:
-        _renewers.renewer().keep(grant)
+        renewers.renewer().keep(grant)
 
 
 def let_go(grant: Grant) -> None:
@@ -125,18 +125,18 @@ class _WaitingRoom:
             self._waiting.discard(waiter)
 
 
-class _Renewer:
+class Renewer:
     """Renews the leases of the locks of one world."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._grants: set[Grant] = set()
-        self._is_running = False
+        self.grants: set[Grant] = set()
+        self.is_running = False
 
     def keep(self, grant: Grant) -> None:
         with self._lock:
-            self._grants.add(grant)
-            starts, self._is_running = not self._is_running, True
+            self.grants.add(grant)
+            starts, self.is_running = not self.is_running, True
         if starts:
             self.start()
 
@@ -153,26 +153,26 @@ class _Renewer:
             while idle < _IDLE_TICKS or not self._ends():
                 yield Pause(min(conf.lock_lease / 4, _TICK_S))
                 due = self._due()
-                idle = 0 if self._grants else idle + 1
+                idle = 0 if self.grants else idle + 1
                 if due:
                     yield from self._renewing(due)
         except BaseException:
-            self._is_running = False
+            self.is_running = False
             raise
 
     def _ends(self) -> bool:
         """End, unless a lock has come since the last look."""
         with self._lock:
-            self._is_running = bool(self._grants)
-            return not self._is_running
+            self.is_running = bool(self.grants)
+            return not self.is_running
 
     def _due(self) -> list[Grant]:
         now_s = time.monotonic()
         with self._lock:
-            self._grants = {grant for grant in self._grants if grant.is_held}
+            self.grants = {grant for grant in self.grants if grant.is_held}
             return [
                 grant
-                for grant in self._grants
+                for grant in self.grants
                 if (now_s - grant.renewed_at_s) * 4000 >= grant.lease_ms
             ]
 
@@ -206,10 +206,10 @@ class _Renewer:
                 *(keys.id[:12], grant.name, problem, grant.held_s),
             )
             with self._lock:
-                self._grants.discard(grant)
+                self.grants.discard(grant)
 
 
-class _AsyncRenewer(_Renewer):
+class AsyncRenewer(Renewer):
     """See _Renewer; in a task of an event loop."""
 
     _task: asyncio.Task[None] | None = None
@@ -221,15 +221,15 @@ class _AsyncRenewer(_Renewer):
         await runner.arun(self.renewing())
 
 
-class _Renewers:
+class Renewers:
     """The renewers of this process: one for its threads, one for each event loop."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._sync = _Renewer()
-        self._async: dict[asyncio.AbstractEventLoop, _AsyncRenewer] = {}
+        self._sync = Renewer()
+        self._async: dict[asyncio.AbstractEventLoop, AsyncRenewer] = {}
 
-    def renewer(self) -> _Renewer:
+    def renewer(self) -> Renewer:
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
@@ -237,18 +237,18 @@ class _Renewers:
         if loop not in self._async:
             with self._lock:
                 self._async = {o: r for o, r in self._async.items() if not o.is_closed()}
-                self._async[loop] = _AsyncRenewer()
+                self._async[loop] = AsyncRenewer()
         return self._async[loop]
 
 
 waiting_room = _WaitingRoom()
-_renewers = _Renewers()
+renewers = Renewers()
 
 
 def _start_anew() -> None:
     """Forget what the parent of a forked process holds: it is the parent's to renew."""
-    global waiting_room, _renewers
-    waiting_room, _renewers = _WaitingRoom(), _Renewers()
+    global waiting_room, renewers
+    waiting_room, renewers = _WaitingRoom(), Renewers()
     _held.set(())
 
 

@@ -30,7 +30,7 @@ _TRACE_S: Final = 500
 _DOUBT_S: Final = 10
 _QUIET_S: Final = 60
 #: Number of ended sessions that are remembered.
-_ENDED: Final = 2000
+ENDED: Final = 2000
 
 
 class Renewal(NamedTuple):
@@ -84,7 +84,7 @@ class NearCache:
         """Forget everything."""
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
-        self._ended: OrderedDict[str, None] = OrderedDict()
+        self.ended_lately: OrderedDict[str, None] = OrderedDict()
         self.bytes = 0
         self._told_at_s = float("-inf")
 
@@ -107,7 +107,7 @@ class NearCache:
         size = memory(known)
         with self._lock:
             self._drop(record)
-            if size > limit or record in self._ended:
+            if size > limit or record in self.ended_lately:
                 return
             self._kept[record] = _Kept(known, size, life)
             self.bytes += size
@@ -137,9 +137,9 @@ class NearCache:
         """Evict, and reject later puts, so that a load in flight cannot cache it again."""
         with self._lock:
             self._drop(record)
-            self._ended[record] = None
-            if len(self._ended) > _ENDED:
-                self._ended.popitem(last=False)
+            self.ended_lately[record] = None
+            if len(self.ended_lately) > ENDED:
+                self.ended_lately.popitem(last=False)
 
     def drop(self, record: str) -> None:
         """Forget a session."""

@@ -72,7 +72,7 @@ class CircuitBreaker:
         self.opened_at_s: float | None = None
         self._why = ""
         #: The time at which the next probe may begin; during a probe, the end of its time.
-        self._probe_at_s = 0.0
+        self.probe_at_s = 0.0
         self.probe_s = FIRST_PROBE_S
 
     @property
@@ -98,7 +98,7 @@ class CircuitBreaker:
             # Broken off, by a client that has left for one: nothing is known of the node.
             if is_probe:
                 with self._lock:
-                    self._probe_at_s = self._clock()
+                    self.probe_at_s = self._clock()
         elif error.is_away:
             self._failed(error, is_probe)
         else:
@@ -110,9 +110,9 @@ class CircuitBreaker:
             if self.opened_at_s is None:
                 return False
             now_s = self._clock()
-            if now_s >= self._probe_at_s:
+            if now_s >= self.probe_at_s:
                 # Not a flag: a signal's exception may come before the probe has begun.
-                self._probe_at_s = now_s + self.probe_s
+                self.probe_at_s = now_s + self.probe_s
                 return True
             away_s = now_s - self.opened_at_s
         counters.add(nonstop_trips=1)
@@ -158,26 +158,26 @@ class CircuitBreaker:
 
     def _schedule(self) -> None:
         # Processes that lost the store together do not come back to it together.
-        self._probe_at_s = self._clock() + self.probe_s * (0.5 + self._chance() / 2)
+        self.probe_at_s = self._clock() + self.probe_s * (0.5 + self._chance() / 2)
 
 
 class Breakers:
     """The breakers of this process, one for each node, whichever pools lead there."""
 
     def __init__(self) -> None:
-        self._nodes: dict[str, CircuitBreaker] = {}
+        self.nodes: dict[str, CircuitBreaker] = {}
 
     def of(self, node: str) -> CircuitBreaker:
         """Return a node's breaker; ``node`` is what the log calls it."""
-        return self._nodes.setdefault(node, CircuitBreaker(node))
+        return self.nodes.setdefault(node, CircuitBreaker(node))
 
     def forget(self) -> None:
         """Give new pools new breakers; the old ones keep theirs."""
-        self._nodes = {}
+        self.nodes = {}
 
     def reset(self) -> None:
         """Close all, as in a forked process: what its parent saw is the parent's."""
-        for breaker in self._nodes.values():
+        for breaker in self.nodes.values():
             breaker.reset()
 
 

@@ -91,7 +91,7 @@ class SlotMap:
         self._forget()
 
     def _forget(self) -> None:
-        self._slots: dict[int, NodeAddress] = {}
+        self.slot_map: dict[int, NodeAddress] = {}
         self._refreshing = threading.Lock()
         #: True if the map has to be asked for anew; and a node that is better not asked.
         self.is_stale = True
@@ -102,28 +102,28 @@ class SlotMap:
         if self._pid != os.getpid():
             self._pid = os.getpid()
             self._forget()
-        if slot is not None and (known := self._slots.get(slot)):
+        if slot is not None and (known := self.slot_map.get(slot)):
             return known
         return next(iter(self._candidates()))
 
     @property
     def primaries(self) -> Sequence[NodeAddress]:
         """All nodes that have slots, in the order of their first one."""
-        return list(dict.fromkeys(self._slots[slot] for slot in sorted(self._slots)))
+        return list(dict.fromkeys(self.slot_map[slot] for slot in sorted(self.slot_map)))
 
     @property
     def ranges(self) -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
         """Each primary's slots, in ranges with both ends included."""
         found: dict[NodeAddress, list[tuple[int, int]]] = {}
-        for slot in sorted(self._slots):
-            its = found.setdefault(self._slots[slot], [])
+        for slot in sorted(self.slot_map):
+            its = found.setdefault(self.slot_map[slot], [])
             first = its.pop()[0] if its and its[-1][1] == slot - 1 else slot
             its.append((first, slot))
         return found
 
     def moved(self, slot: int, node: NodeAddress) -> None:
         """Take a node's word for where one slot is; the others may have moved too."""
-        self._slots[slot] = node
+        self.slot_map[slot] = node
         self.is_stale = True
 
     def doubt(self, node: NodeAddress | None = None) -> None:
@@ -142,7 +142,7 @@ class SlotMap:
                 except SessionStoreUnavailable:
                     continue
                 if not isinstance(reply, Exception) and (slots := dict(_parse_slots(reply, node))):
-                    self._slots, self.is_stale = slots, False
+                    self.slot_map, self.is_stale = slots, False
                     return
         finally:
             self._refreshing.release()
@@ -170,13 +170,13 @@ class Nodes:
     """
 
     def __init__(self, slots: SlotMap, build: Callable[[NodeAddress], Any]) -> None:
-        self._slots, self._build = slots, build
+        self.slot_map, self._build = slots, build
         self._pools: dict[NodeAddress, Any] = {}
 
     @property
     def slots(self) -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
         """All primaries that are known, each with its ranges of slots."""
-        return self._slots.ranges
+        return self.slot_map.ranges
 
     @property
     def pools(self) -> Sequence[Any]:
@@ -185,14 +185,14 @@ class Nodes:
 
     def node(self, key: str) -> NodeAddress:
         """Return the primary that has a key, as far as this process knows."""
-        return self._slots.node(_slot(key))
+        return self.slot_map.node(_slot(key))
 
     def pool(self, step: Asks) -> Any:
         """Return the pool of the node that an addressed trip names, or that has a mailbox."""
         if isinstance(step, Addressed):
             node = step.node
         else:
-            node = self._slots.node(_slot(cast(Wait, step).mailbox))
+            node = self.slot_map.node(_slot(cast(Wait, step).mailbox))
         found = self._pools.get(node)
         # Two that make one at the same time: the one that is not kept has no connection yet.
         return self._pools.setdefault(node, self._build(node)) if found is None else found
@@ -221,17 +221,17 @@ class Nodes:
         lost: SessionStoreUnavailable | None = None
         refused: Exception | None = None
         while pending:
-            if self._slots.is_stale and not asked_to:
-                yield from self._slots.refreshing(budget)
+            if self.slot_map.is_stale and not asked_to:
+                yield from self.slot_map.refreshing(budget)
             node, batch, others = self._batch(pending, slots, asked_to)
-            more = len({self._slots.node(slots[at]) for at in others})
+            more = len({self.slot_map.node(slots[at]) for at in others})
             some = [calls[at] for at in batch]
             some = list(_asking(some)) if asked_to else some
             refusal, done = None, 0
             try:
                 found = yield Addressed.to(node, some, budget.left / (1 + more))
             except SessionStoreUnavailable as error:
-                self._slots.doubt(node)
+                self.slot_map.doubt(node)
                 lost = lost or error
                 if budget.left <= 0 or (in_vain >= more and not is_lost(error.__cause__)):
                     raise lost from None
@@ -263,10 +263,10 @@ class Nodes:
         return replies
 
     def _everywhere(self, trip: Everywhere, budget: Budget) -> Flow[list[Any]]:
-        if self._slots.is_stale:
-            yield from self._slots.refreshing(budget)
+        if self.slot_map.is_stale:
+            yield from self.slot_map.refreshing(budget)
         replies = []
-        nodes = self._slots.primaries or [self._slots.node(None)]
+        nodes = self.slot_map.primaries or [self.slot_map.node(None)]
         for left, node in zip(range(len(nodes), 0, -1), nodes, strict=True):
             replies += yield Addressed.to(node, trip, budget.left / left)
         return replies
@@ -276,12 +276,12 @@ class Nodes:
     ) -> tuple[NodeAddress, list[int], list[int]]:
         """Return whom to ask next, what of the pending calls, and what is left then."""
         slot = next((slots[at] for at in pending if slots[at] is not None), None)
-        node = asked_to or self._slots.node(slot)
+        node = asked_to or self.slot_map.node(slot)
         batch: list[int] = []
         others: list[int] = []
         for at in pending:
             its = slots[at]
-            fits = its in (None, slot) or (not asked_to and self._slots.node(its) == node)
+            fits = its in (None, slot) or (not asked_to and self.slot_map.node(its) == node)
             (batch if fits else others).append(at)
         return node, batch, others
 
@@ -292,10 +292,10 @@ class Nodes:
             node = NodeAddress(refusal.host or asked.host, refusal.port)
             if not isinstance(refusal, MovedError):
                 return node, False
-            self._slots.moved(refusal.slot_id, node)
+            self.slot_map.moved(refusal.slot_id, node)
             return None, False
         if isinstance(refusal, ClusterDownError):
-            self._slots.doubt()
+            self.slot_map.doubt()
         return None, True
 
 

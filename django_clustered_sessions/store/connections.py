@@ -168,11 +168,11 @@ def is_cluster() -> bool:
 
     Raises ImproperlyConfigured.
     """
-    return isinstance(_working.pool(), Nodes)
+    return isinstance(working_pools.pool(), Nodes)
 
 
 @cache
-def _slot_map(start: tuple[NodeAddress, ...]) -> SlotMap:
+def slot_map(start: tuple[NodeAddress, ...]) -> SlotMap:
     """Return the map of slots that all pools of this process share."""
     return SlotMap(start)
 
@@ -277,7 +277,7 @@ def _build(
         half = {"socket_connect_timeout": timeout_s / 2}
         keywords |= half if world else {**half, "socket_timeout": timeout_s / 2}
         return Nodes(
-            _slot_map(start), lambda node: _with_breaker(pool_class(**keywords | node._asdict()))
+            slot_map(start), lambda node: _with_breaker(pool_class(**keywords | node._asdict()))
         )
     return _with_breaker(built)
 
@@ -317,7 +317,7 @@ class _Pools:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.sync: Pool | None = None
-        self._async: dict[_Where, tuple[AsyncPool, AsyncGenerator[None]]] = {}
+        self.by_loop: dict[_Where, tuple[AsyncPool, AsyncGenerator[None]]] = {}
         self._changes = 0
 
     def pool(self) -> Pool:
@@ -327,14 +327,14 @@ class _Pools:
 
     def apool(self) -> AsyncPool:
         where = (asyncio.get_running_loop(), self._changes)
-        if where not in self._async:
-            for loop, changes in list(self._async):
+        if where not in self.by_loop:
+            for loop, changes in list(self.by_loop):
                 if loop.is_closed():
-                    self._async.pop((loop, changes), None)
+                    self.by_loop.pop((loop, changes), None)
             pool = _build(parse_async_url, AsyncRetry, 1)
-            self._async[where] = pool, self._close_with_loop(where, pool)
-            _start(self._async[where][1])
-        return self._async[where][0]
+            self.by_loop[where] = pool, self._close_with_loop(where, pool)
+            _start(self.by_loop[where][1])
+        return self.by_loop[where][0]
 
     async def _close_with_loop(self, where: _Where, pool: AsyncPool) -> AsyncGenerator[None]:
         """Wait for the event loop's end, and close the connections while it can still do that.
@@ -346,7 +346,7 @@ class _Pools:
         try:
             yield
         finally:
-            self._async.pop(where, None)
+            self.by_loop.pop(where, None)
             for one in pool.pools if isinstance(pool, Nodes) else [pool]:
                 await one.disconnect()
 
@@ -364,7 +364,7 @@ def _start(generator: AsyncGenerator[None]) -> None:
         anext(generator).__await__().send(None)
 
 
-_working, _waiting = _Pools(), _Pools()
+working_pools, waiting_pools = _Pools(), _Pools()
 
 
 def _start_anew() -> None:
@@ -372,9 +372,9 @@ def _start_anew() -> None:
 
     They are not even closed: under a running event loop that would take them out of the parent's.
     """
-    global _working, _waiting
-    _inherited.extend((_working, _waiting))
-    _working, _waiting = _Pools(), _Pools()
+    global working_pools, waiting_pools
+    _inherited.extend((working_pools, waiting_pools))
+    working_pools, waiting_pools = _Pools(), _Pools()
 
 
 _inherited: list[_Pools] = []
@@ -393,13 +393,13 @@ def pool(step: Asks | None = None) -> Pool:
 
     Raises ImproperlyConfigured.
     """
-    pool = _working.sync or _working.pool()
+    pool = working_pools.sync or working_pools.pool()
     return _for(pool, step) if isinstance(step, Wait) else pool
 
 
 def apool(step: Asks | None = None) -> AsyncPool:
     """Return the running event loop's pool. See pool()."""
-    return _for(_working.apool(), step)
+    return _for(working_pools.apool(), step)
 
 
 def waiting_pool(step: Asks | None = None) -> Pool:
@@ -407,12 +407,12 @@ def waiting_pool(step: Asks | None = None) -> Pool:
 
     As large as the other one. See pool().
     """
-    return _for(_waiting.pool(), step)
+    return _for(waiting_pools.pool(), step)
 
 
 def awaiting_pool(step: Asks | None = None) -> AsyncPool:
     """Return the running event loop's pool for waits. See waiting_pool()."""
-    return _for(_waiting.apool(), step)
+    return _for(waiting_pools.apool(), step)
 
 
 def pool_at(address: sentinel.Address) -> pools.Pool:
@@ -458,8 +458,8 @@ def address() -> str:
 @receiver(setting_changed)
 def _on_setting_changed(*, setting: str, **kwargs: Any) -> None:
     if setting in _BUILT_FROM:
-        _working.forget()
-        _waiting.forget()
-        _slot_map.cache_clear()
+        working_pools.forget()
+        waiting_pools.forget()
+        slot_map.cache_clear()
         sentinel.forget()
         breakers.forget()

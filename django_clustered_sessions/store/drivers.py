@@ -55,11 +55,11 @@ def run(
             step = next(flow)
         while True:
             if not isinstance(step, tuple):
-                step = flow.send(_rest(step, waiting or pool))
+                step = flow.send(rest(step, waiting or pool))
                 continue
             started = time.monotonic()
             try:
-                replies = _send(step, pool(step), budget.left)
+                replies = send(step, pool(step), budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
                 # What a trip to a cluster is made of is no trip of its own.
@@ -89,13 +89,13 @@ async def arun(
             step = next(flow)
         while True:
             if not isinstance(step, tuple):
-                mail = await _arest(step, waiting or pool)
+                mail = await arest(step, waiting or pool)
                 heed(cancels)
                 step = flow.send(mail)
                 continue
             started = time.monotonic()
             try:
-                replies = await _asend(step, pool(step), budget.left)
+                replies = await asend(step, pool(step), budget.left)
                 heed(cancels)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
@@ -112,21 +112,21 @@ async def arun(
         flow.close()
 
 
-def _send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+def send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     if isinstance(pool, Nodes):
         budget = Budget(seconds)
         return checked(trip, run(pool.asking(trip, budget), pool.pool, budget))
     return perform(attempt(trip, pool.breaker, seconds), pool)
 
 
-async def _asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+async def asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     if isinstance(pool, Nodes):
         budget = Budget(seconds)
         return checked(trip, await arun(pool.asking(trip, budget), pool.pool, budget))
     return await aperform(attempt(trip, pool.breaker, seconds), pool)
 
 
-def _rest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
+def rest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
     """Do what is no trip: read a mailbox, sleep, or ask another than the store."""
     if isinstance(step, OutsideCall):
         try:
@@ -143,7 +143,7 @@ def _rest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any
     return mail is not None
 
 
-async def _arest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
+async def arest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
     """See _rest()."""
     if isinstance(step, OutsideCall):
         try:

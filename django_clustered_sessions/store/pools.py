@@ -28,7 +28,7 @@ class Pool(redis.ConnectionPool):
     def reset(self) -> None:
         """Start without connections."""
         super().reset()
-        self._idle: list[Any] = []
+        self.idle: list[Any] = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
 
     def lend(self, deadline: float) -> Any:
@@ -37,7 +37,7 @@ class Pool(redis.ConnectionPool):
         Raises AllLent; ``deadline``, of time.monotonic(), is how long a pool may wait that waits.
         """
         try:
-            return self._idle.pop()
+            return self.idle.pop()
         except IndexError:
             pass
         with self._lock:
@@ -51,7 +51,7 @@ class Pool(redis.ConnectionPool):
 
     def take_back(self, connection: Any) -> None:
         """Take a connection back."""
-        self._idle.append(connection)
+        self.idle.append(connection)
 
 
 class AsyncPool(aioredis.ConnectionPool):
@@ -61,14 +61,14 @@ class AsyncPool(aioredis.ConnectionPool):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._idle: list[Any] = []
+        self.idle: list[Any] = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
         self._tls: Any = None
 
     async def lend(self, deadline: float) -> Any:
         """See Pool.lend()."""
         try:
-            return self._idle.pop()
+            return self.idle.pop()
         except IndexError:
             pass
         if len(self._in_use_connections) >= self.max_connections:
@@ -83,7 +83,7 @@ class AsyncPool(aioredis.ConnectionPool):
 
     def take_back(self, connection: Any) -> None:
         """See Pool.take_back()."""
-        self._idle.append(connection)
+        self.idle.append(connection)
 
 
 class _Permit:

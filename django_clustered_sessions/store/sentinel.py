@@ -29,9 +29,9 @@ logger = logging.getLogger("django_clustered_sessions.store")
 #: The Sentinels are asked so often, in seconds.
 INTERVAL_S: Final = 1.0
 #: The watcher ends after so many intervals in which no connection was lent.
-_IDLE_INTERVALS: Final = 60
+IDLE_INTERVALS: Final = 60
 #: A Sentinel that did not answer is left alone for so long, in seconds, while others do.
-_REST_S: Final = 5.0
+REST_S: Final = 5.0
 
 Address = tuple[str, int]
 
@@ -63,7 +63,7 @@ class SentinelWatcher:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._asking: list[Future[Address]] = []
-        self._is_running = self._is_used = self._is_closed = False
+        self.is_running = self._is_used = self._is_closed = False
         self._known: Answer | None = None
         #: True if no Sentinel has answered the last time.
         self._are_silent = False
@@ -102,7 +102,7 @@ class SentinelWatcher:
                 self._tell([asked], self._known.address)
             else:
                 self._asking.append(asked)
-            starts, self._is_running = not self._is_running, True
+            starts, self.is_running = not self.is_running, True
         self._wanted.set()
         if starts:
             thread = threading.Thread(target=self._run, name="session-store-watcher", daemon=True)
@@ -111,7 +111,7 @@ class SentinelWatcher:
             except RuntimeError as error:
                 # The interpreter ends; what counts is reported at its exit.
                 with self._lock:
-                    asking, self._asking, self._is_running = self._asking, [], False
+                    asking, self._asking, self.is_running = self._asking, [], False
                 self._tell(asking, MasterNotFoundError(str(error)))
         return asked
 
@@ -136,9 +136,9 @@ class SentinelWatcher:
     def _ends(self, idle: int) -> bool:
         """Stop when idle. The next caller finds no cached primary and restarts the thread."""
         with self._lock:
-            if (idle >= _IDLE_INTERVALS or self._is_closed) and not self._asking:
-                self._is_running, self._known = False, None
-            return not self._is_running
+            if (idle >= IDLE_INTERVALS or self._is_closed) and not self._asking:
+                self.is_running, self._known = False, None
+            return not self.is_running
 
     def _look(self, clients: Sequence[redis.Redis], rests_until: dict[redis.Redis, float]) -> None:
         with self._lock:
@@ -151,7 +151,7 @@ class SentinelWatcher:
                 found = self._ask(client)
             except Exception as error:
                 # No other code would catch it, and all callers would wait for a dead thread.
-                rests_until[client] = time.monotonic() + _REST_S
+                rests_until[client] = time.monotonic() + REST_S
                 why = why or f"{type(error).__name__}: {error}"
                 continue
             answered += 1

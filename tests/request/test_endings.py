@@ -142,13 +142,13 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Have the sessions looked for often; gives when each look was over."""
     monkeypatch.setattr(endings, "INTERVAL_S", 0.02)
     done: list[float] = []
-    look = endings._Watcher._look
+    look = endings.Watcher.look
 
     async def noted(watcher: Any) -> None:
         await look(watcher)
         done.append(time.monotonic())
 
-    monkeypatch.setattr(endings._Watcher, "_look", noted)
+    monkeypatch.setattr(endings.Watcher, "look", noted)
     return done
 
 
@@ -306,7 +306,7 @@ async def test_login_by_the_socket_is_no_end_before_its_reply(
         place = watch.keys()
         assert place is not None
         told_ends: list[EndReason] = []
-        watch._on_end = told_ends.append
+        watch.on_end = told_ends.append
         watch.learn(place, None)
         watch.learn(place, EndReason.ROTATED)
         assert told_ends == []
@@ -363,13 +363,13 @@ async def test_cookie_from_before_a_login_is_sent_back(
     stack: Any,
     first: str | None,
 ) -> None:
-    may_look, look = asyncio.Event(), endings._Watcher._look
+    may_look, look = asyncio.Event(), endings.Watcher.look
 
     async def once_opened(watcher: Any) -> None:
         await may_look.wait()
         await look(watcher)
 
-    monkeypatch.setattr(endings._Watcher, "_look", once_opened)
+    monkeypatch.setattr(endings.Watcher, "look", once_opened)
     key = await new_key()
     await SessionStore(key).acycle_key()
     async with opened(Obedient, told, key, stack) as socket:
@@ -548,7 +548,7 @@ async def test_message_at_the_moment_of_the_end_is_not_handed_on(
     (watch,) = watches()
     server.may_send.clear()
     server.messages.put_nowait({"type": "websocket.receive", "text": "too late"})
-    watch._end(EndReason.FLUSHED)
+    watch.end(EndReason.FLUSHED)
     await until(lambda: len(seen) == 2, "the application is told")
     assert seen[1] == {"type": "websocket.disconnect", "code": 4401, "reason": "flushed"}
     assert not (await asyncio.wait([running], timeout=0))[0]
@@ -569,7 +569,7 @@ async def test_timeout_of_the_server_is_passed_on(store: redis.Redis, looks: lis
     middleware = EndsWithSession(app)
     with pytest.raises(TimeoutError, match="the server's own"):
         await middleware({"type": "websocket", "session": session}, server.receive, server.send)
-    assert endings._watchers == {}
+    assert endings.watchers == {}
 
 
 async def test_what_is_no_websocket_is_passed_on() -> None:
@@ -607,7 +607,7 @@ def test_codes_and_reasons_are_documented() -> None:
 
 def watches() -> list[endings.Watch]:
     """Return what the running event loop looks after."""
-    watcher = endings._watchers.get(asyncio.get_running_loop())
+    watcher = endings.watchers.get(asyncio.get_running_loop())
     return list(watcher.watches) if watcher else []
 
 
@@ -619,7 +619,7 @@ async def test_many_sockets_share_a_look(
     store: redis.Redis, proxy: CountingProxy, looks: list[float]
 ) -> None:
     ended: list[tuple[int, EndReason]] = []
-    sessions = [SessionStore(await new_key()) for _ in range(endings._BATCH + 10)]
+    sessions = [SessionStore(await new_key()) for _ in range(endings.BATCH + 10)]
     # Several tabs of one browser.
     sockets = [*enumerate(sessions), *enumerate(sessions[:100])]
     proxy.reset()
@@ -649,12 +649,12 @@ async def test_nothing_stays_behind_of_the_last_socket(
     async with opened(Async, told, key):
         await some_more(looks)
         async with opened(Async, told, await new_key()):
-            (watcher,) = endings._watchers.values()
+            (watcher,) = endings.watchers.values()
         assert not watcher.task.done()
         (kept,) = watches()
         watched = weakref.ref(kept)
         del kept
-    assert endings._watchers == {}
+    assert endings.watchers == {}
     await until(lambda: asyncio.all_tasks() == before, "its task ends")
     del watcher
     gc.collect()
@@ -686,7 +686,7 @@ def test_event_loops_of_one_process_look_each_for_themselves(
     for thread in threads:
         thread.join(PATIENCE_S)
     assert outcomes == [((4401, "flushed"), [4401])] * 3
-    assert endings._watchers == {}
+    assert endings.watchers == {}
 
 
 def test_closed_loop_with_open_sockets_is_forgotten(store: redis.Redis, looks: list[float]) -> None:
@@ -694,16 +694,16 @@ def test_closed_loop_with_open_sockets_is_forgotten(store: redis.Redis, looks: l
         endings.start(endings.Watch(SessionStore(), lambda reason: None))
 
     asyncio.run(begin())
-    assert [loop.is_closed() for loop in endings._watchers] == [True]
+    assert [loop.is_closed() for loop in endings.watchers] == [True]
 
     async def begin_and_leave() -> None:
         watch = endings.Watch(SessionStore(), lambda reason: None)
         endings.start(watch)
-        assert [*endings._watchers] == [asyncio.get_running_loop()]
+        assert [*endings.watchers] == [asyncio.get_running_loop()]
         endings.stop(watch)
 
     asyncio.run(begin_and_leave())
-    assert endings._watchers == {}
+    assert endings.watchers == {}
 
 
 @pytest.mark.full

@@ -554,10 +554,10 @@ def test_local_reads_share_nothing(browser: Browser, proxy: CountingProxy, setti
 
     browser.visit(fill)
     proxy.refuse()
-    before = counters._counts["local_reads"]
+    before = counters.counts["local_reads"]
     for _ in range(2):
         assert_is(browser.visit(add), "{'x': 1, 'y': 1}")
-    assert counters._counts["local_reads"] == before + 2
+    assert counters.counts["local_reads"] == before + 2
     back(proxy)
     assert SessionStore(browser.key).load() == {"cart": {"x": 1}}
 
@@ -814,7 +814,7 @@ def test_request_that_goes_on_has_one_line_and_asks_once(
     settings.SESSION_SAVE_EVERY_REQUEST = True
     browser.visit(first)
     proxy.refuse()
-    before = counters._counts["store_errors"]
+    before = counters.counts["store_errors"]
     assert_is(browser.visit(read), "None False True")
-    assert counters._counts["store_errors"] == before + 1
+    assert counters.counts["store_errors"] == before + 1
     assert len([line for line in caplog.messages if "goes on" in line]) == 1

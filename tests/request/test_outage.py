@@ -854,7 +854,7 @@ def test_many_async_views_under_wsgi_leave_no_socket(settings: Any, store: redis
     assert browser.request("/").content == b"202"
     assert open_sockets() <= sockets
     wait_for(lambda: clients(store) <= known, "the store has no client more")
-    assert connections._working._async == connections._waiting._async == {}
+    assert connections.working_pools.by_loop == connections.waiting_pools.by_loop == {}
 
 
 @pytest.mark.full

@@ -302,10 +302,10 @@ def test_lock_from_before_a_restart_is_lost(server: StoreServer, hold: Callable[
             client.flushall()
             client.restore(record, 1_000_000, older)
 
-    before = counters._counts["writes_refused"]
+    before = counters.counts["writes_refused"]
     with pytest.raises(SessionLockLost):
         hold(key, lose)
-    assert counters._counts["writes_refused"] == before + 1
+    assert counters.counts["writes_refused"] == before + 1
     assert SessionStore(key).load() == {"n": 1}
 
 

@@ -45,8 +45,8 @@ def slow_probes(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
     monkeypatch.setattr(module, "FIRST_PROBE_S", 3600.0)
 
     def hurry() -> None:
-        for breaker in module.breakers._nodes.values():
-            breaker._probe_at_s = 0.0
+        for breaker in module.breakers.nodes.values():
+            breaker.probe_at_s = 0.0
 
     return hurry
 

@@ -257,7 +257,7 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
     location = settings.CACHES["sessions"]["LOCATION"]
     options = {"max_connections": 1}
     use_store(settings, location, CONNECTION_POOL_CLASS=pool, CONNECTION_POOL_KWARGS=options)
-    before = counters._counts["breaker_opened"]
+    before = counters.counts["breaker_opened"]
 
     async def go() -> None:
         taken = await alent(connections.apool())
@@ -278,7 +278,7 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
         connections.pool().take_back(taken)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
         use(False)
-    assert counters._counts["breaker_opened"] == before
+    assert counters.counts["breaker_opened"] == before
 
 
 @pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
@@ -338,7 +338,7 @@ def test_locks_work_over_a_small_blocking_pool(store: redis.Redis, settings: Any
 
 
 def test_threads_share_one_pool(store: redis.Redis) -> None:
-    connections._working.forget()
+    connections.working_pools.forget()
     start = threading.Barrier(8, timeout=BOUND_S)
 
     def pool(_: int) -> Any:
@@ -383,7 +383,7 @@ def connected(store: redis.Redis) -> int:
 @contextmanager
 def no_socket_left(store: redis.Redis) -> Iterator[None]:
     """Hold that everything that is opened inside is closed again, and not by the collector."""
-    connections._working.forget()
+    connections.working_pools.forget()
     gc.collect()
     before = connected(store)
     with warnings.catch_warnings():
@@ -391,7 +391,7 @@ def no_socket_left(store: redis.Redis) -> Iterator[None]:
         yield
         wait_for(lambda: connected(store) <= before, "every connection is closed")
         gc.collect()
-    assert connections._working._async == {}
+    assert connections.working_pools.by_loop == {}
 
 
 def test_ended_loop_has_closed_its_connections(store: redis.Redis) -> None:
@@ -434,11 +434,11 @@ def test_failed_loop_has_closed_its_connections(store: redis.Redis) -> None:
 def test_loop_that_was_never_cleaned_up_is_forgotten(store: redis.Redis) -> None:
     loop = asyncio.new_event_loop()
     loop.run_until_complete(ause(nothing))
-    (left,) = (pool for pool, _ in connections._working._async.values())
+    (left,) = (pool for pool, _ in connections.working_pools.by_loop.values())
     loop.run_until_complete(left.disconnect())
     loop.close()
     asyncio.run(ause(nothing))
-    assert connections._working._async == {}
+    assert connections.working_pools.by_loop == {}
 
 
 async def asked(proxy: CountingProxy) -> None:
@@ -594,7 +594,7 @@ def test_short_budget_does_not_stay_with_the_connection(
         proxy.cut_next("reply", matching=b"EVALSHA")
         await ause(nothing)
         pool: Any = connections.apool()
-        return [c.socket_connect_timeout for c in pool._idle]
+        return [c.socket_connect_timeout for c in pool.idle]
 
     if is_async:
         timeouts = asyncio.run(go())
@@ -603,7 +603,7 @@ def test_short_budget_does_not_stay_with_the_connection(
         proxy.cut_next("reply", matching=b"EVALSHA")
         use(False)
         pool: Any = connections.pool()
-        timeouts = [c.socket_connect_timeout for c in pool._idle]
+        timeouts = [c.socket_connect_timeout for c in pool.idle]
     assert timeouts == [30.0]
 
 

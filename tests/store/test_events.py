@@ -234,7 +234,7 @@ def test_expired_session_is_found_once(events: redis.Redis) -> None:
     expired_by_now(events, user, anonymous)
     workers = [Worker(lambda event: None, LEASE_S) for _ in range(2)]
     for one in workers:
-        one._sweep_if_due()
+        one.sweep_if_due()
     found = handled()
     assert told(found) == {
         ("ended", gone_id, "logout"): 1,
@@ -312,7 +312,7 @@ def test_expired_session_is_found_within_a_minute(
         expired_by_now(events, session)
         wait_for(lambda: len(found) > 1, "the worker has found it", timeout_s=WAIT_S)
     finally:
-        running._stop.set()
+        running.stop.set()
     outcome(done)
     assert [event.kind for event in found] == ["created", "expired"]
 
@@ -511,7 +511,7 @@ def test_a_worker_that_stops_gives_back_what_it_has_taken(events: redis.Redis) -
     def handle(event: Event) -> None:
         found.append(event)
         if len(found) == 5:
-            stopping._stop.set()
+            stopping.stop.set()
 
     stopping = Worker(handle, LEASE_S)
     stopping.run()
@@ -529,8 +529,8 @@ def test_slow_handler_gives_back_what_it_is_late_for(events: redis.Redis) -> Non
     bucket = int(place.index.partition("{")[2][:3], 16)
     reply = ask(commands.take("session", bucket, 10, LEASE_S * 1000))[0]
     taken = [StreamEntry(bucket, *one) for one in commands.parse_take(reply)]
-    slow._handle(taken[:1], time.monotonic())
-    slow._handle(taken[1:], time.monotonic() - LEASE_S / 2 - 1)
+    slow.handle(taken[:1], time.monotonic())
+    slow.handle(taken[1:], time.monotonic() - LEASE_S / 2 - 1)
     assert [event.session_id for event in found] == [public_id(sessions[0])]
     assert [event.session_id for event in handled()] == [public_id(one) for one in sessions[1:]]
 
@@ -722,7 +722,7 @@ def test_a_store_that_is_away_is_waited_for(
         wait_for(lambda: waiting(events) == 0, "it is finished", timeout_s=WAIT_S)
         wait_for(goes_on, "it goes on", timeout_s=WAIT_S)
     finally:
-        running._stop.set()
+        running.stop.set()
     outcome(done)
     assert len({event.id for event in found}) == len(found)
     assert caplog.text.count("events wait") == 1

@@ -307,7 +307,7 @@ def test_many_users_take_little_memory(proxy: CountingProxy, store: redis.Redis)
     proxy.reset()
     tracemalloc.start()
     try:
-        flow = ours._top_users("session", 2)
+        flow = ours.top_users_of("session", 2)
         found = drivers.run(flow, connections.pool, PerTrip(10))
         _, most = tracemalloc.get_traced_memory()
     finally:

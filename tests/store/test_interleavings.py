@@ -1125,7 +1125,7 @@ def test_interleaved_requests_keep_the_promises(
         setattr(settings, f"CLUSTERED_SESSIONS_{name}", 3600)
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 24
     monkeypatch.setattr(commands, "CLAIM_MS", 3_600_000)
-    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases.Renewer, "keep", lambda self, grant: None)
 
     class Machine(Interleavings):
         pass

@@ -29,11 +29,11 @@ async def test_a_late_reply_to_a_waiter_is_not_the_next_ones(
     await connection.connect()
     pool().take_back(connection)
     proxy.stall()
-    assert not await drivers._arest(Wait("nobody writes", 0.01), pool)
+    assert not await drivers.arest(Wait("nobody writes", 0.01), pool)
     proxy.resume()
     store.rpush("somebody writes", 1)
-    assert await drivers._arest(Wait("somebody writes", 5.0), pool)
-    assert not await drivers._arest(Wait("nobody writes", 0.01), pool)
+    assert await drivers.arest(Wait("somebody writes", 5.0), pool)
+    assert not await drivers.arest(Wait("nobody writes", 0.01), pool)
 
 
 async def test_a_connection_whose_reply_is_late_is_closed(

@@ -401,7 +401,7 @@ async def test_those_who_await_starve_nobody_who_works(
 
 def unrenewed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make this process's holders silent, as one that is stopped is."""
-    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases.Renewer, "keep", lambda self, grant: None)
 
 
 def test_silent_holder_loses_its_lock_to_whoever_waits(
@@ -623,16 +623,16 @@ def test_lock_that_the_renewer_finds_lost_is_counted_once(
 def test_lock_lost_while_this_process_stood_still_is_counted(
     store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases._Renewer, "keep", lambda self, grant: None)
+    monkeypatch.setattr(leases.Renewer, "keep", lambda self, grant: None)
     settings.CLUSTERED_SESSIONS_LOCK_LEASE = 0.2
     key, other = new_session(), new_token()
     session = SessionStore(key)
-    before = counters._counts["locks_lost"]
+    before = counters.counts["locks_lost"]
     with session.lock():
         wait_for(lambda: isinstance(claim(key, other), Taken), "the lease is over")
         # Whose it is by this process's own clock is another moment.
         wait_for(lambda: not session.state.lock.grant.is_leased, "it is here too")
-    assert counters._counts["locks_lost"] == before + 1
+    assert counters.counts["locks_lost"] == before + 1
     assert owner(store, key) == other
 
 
@@ -657,7 +657,7 @@ def renewers() -> int:
 def test_renewer_starts_with_the_first_lock_and_is_the_only_one(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "_renewers", leases._Renewers())
+    monkeypatch.setattr(leases, "renewers", leases.Renewers())
     before = renewers()
     keys = [new_session() for _ in range(3)]
     stored(keys[0])
@@ -676,8 +676,8 @@ def test_forked_child_has_no_locks_and_no_renewer(
 
     def look() -> bytes:
         seen = b"held" if leases.holds(place(key)) else b"free"
-        renewer = leases._renewers.renewer()
-        return seen + b" %d %d" % (len(renewer._grants), renewer._is_running)
+        renewer = leases.renewers.renewer()
+        return seen + b" %d %d" % (len(renewer.grants), renewer.is_running)
 
     with session.lock():
         assert forked(look) == b"free 0 0"

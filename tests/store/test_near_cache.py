@@ -70,7 +70,7 @@ def read(request: HttpRequest) -> HttpResponse:
 
 
 def hits() -> int:
-    return counters._counts["near_hits"]
+    return counters.counts["near_hits"]
 
 
 @pairwise(large=[False, True], sliding=[False, True], locking=["off", "all"])
@@ -126,14 +126,14 @@ def test_own_write_is_at_hand(store: redis.Redis) -> None:
 
 def test_hit_is_a_load_with_a_lock_too(store: redis.Redis) -> None:
     key = stored({"n": 1})
-    before = Counter(counters._counts)
+    before = Counter(counters.counts)
     with SessionStore(key).lock():
         pass
     session = SessionStore(key)
     session.get("n")
     with session.lock():
         pass
-    counted = Counter(counters._counts) - before
+    counted = Counter(counters.counts) - before
     assert (counted["loads"], counted["near_hits"]) == (3, 3)
 
 

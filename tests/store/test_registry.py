@@ -226,14 +226,14 @@ def test_session_that_moves_during_a_look_is_ended_all_the_same(
     store: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logged_in(ANN)
-    look, looks = registry._of_user, []
+    look, looks = registry.listed_of, []
 
     def missing(user: str) -> Any:
         looks.append(user)
         found = yield from look(user)
         return [] if len(looks) == 1 else found
 
-    monkeypatch.setattr(registry, "_of_user", missing)
+    monkeypatch.setattr(registry, "listed_of", missing)
     assert registry.end_sessions_of(ANN) == 1
     assert looks == ["1"] * 3
 

@@ -512,7 +512,7 @@ def run(
     name: str,
 ) -> None:
     """Let the machine run, with a store that these raw clients see."""
-    send, exchange, keys = drivers._send, exchanging.exchange, Keys()
+    send, exchange, keys = drivers.send, exchanging.exchange, Keys()
 
     def send_or_die(trip: Any, pool: Any, seconds: float) -> Any:
         if isinstance(pool, Nodes):
@@ -535,7 +535,7 @@ def run(
             raise redis.ConnectionError("cut after the store has done it")
         return replies
 
-    monkeypatch.setattr(drivers, "_send", send_or_die)
+    monkeypatch.setattr(drivers, "send", send_or_die)
     monkeypatch.setattr(exchanging, "exchange", exchange_or_lose)
     monkeypatch.setattr(SessionState, "new_key", lambda state: HiddenKey(keys.draw()))
     monkeypatch.setattr(user_index, "BUCKETS", BUCKETS)

@@ -714,7 +714,7 @@ def test_clock_ahead_of_the_primary_is_warned_of(settings: Any) -> None:
     assert found["slots"] == [[0, 99], [200, 300]]
     assert [replica["clock_ahead_ms"] for replica in found["replicas"]] == [3000, 900, 3000, None]
     console = Console(width=80, file=io.StringIO())
-    console.print(tables._topology(figures))
+    console.print(tables.topology(figures))
     text = console.file.getvalue()
     assert "The clock of b:1 is 3.0 s ahead of that of a:1" in " ".join(text.split())
     assert re.search(r"primary +\+0 ms +0-99\n +200-300", text)

@@ -119,7 +119,7 @@ def held(server: StoreServer, key: str | None) -> Any:
 
 
 def count(name: str) -> int:
-    return counters._counts[name]
+    return counters.counts[name]
 
 
 # Each write that users rely on: what it does with a stored session.

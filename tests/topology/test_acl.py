@@ -165,14 +165,14 @@ def handle_events() -> None:
     SessionStore().save()
 
     def stop(event: Any) -> None:
-        stopping._stop.set()
+        stopping.stop.set()
         SessionStore().save()
 
     stopping = Worker(stop, 60)
-    stopping._pace = 2
+    stopping.pace = 2
     for _ in range(2):
         SessionStore().save()
-    stopping._handle_all()
+    stopping.handle_all()
     found: list[Any] = []
     Worker(found.append, 60).run(once=True)
     assert len(found) == 3

@@ -226,7 +226,7 @@ def pools_of(pool: Any) -> list[Any]:
 
 def idle(pool: Any) -> list[Any]:
     """Return the connections that a pool would lend, most likely."""
-    return list(pool._idle)
+    return list(pool.idle)
 
 
 def check_connections(database: int) -> None:

@@ -875,8 +875,8 @@ def test_hanging_primary_holds_up_no_other_node(settings: Any, server_binary: Pa
         try:
             for world in (World(is_async=False), World(is_async=True)):
                 # Nobody knows any node yet.
-                connections._slot_map.cache_clear()
-                connections._working.forget()
+                connections.slot_map.cache_clear()
+                connections.working_pools.forget()
                 began = time.monotonic()
                 with suppress(SessionStoreUnavailable):
                     world.do(SessionStore(key), "load")
@@ -973,7 +973,7 @@ def test_async_views_under_wsgi_leave_no_socket(cluster: ClusterServers, setting
         visit()
         wait_for(lambda: connected() <= before, "every connection is closed")
         gc.collect()
-    assert connections._working._async == {}
+    assert connections.working_pools.by_loop == {}
 
 
 def test_child_process_has_connections_of_its_own(cluster: ClusterServers) -> None:

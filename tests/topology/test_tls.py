@@ -315,7 +315,7 @@ def test_cluster_works_by_tls_only(
 
         wait_for(all_are_used, "a session on each node", timeout_s=30.0)
         key = new_session(n=1)
-        slot, slots = key_slot(place(key).record.encode()), connections.pool()._slots
+        slot, slots = key_slot(place(key).record.encode()), connections.pool().slot_map
         slots.moved(slot, next(node for node in connections.nodes() if node != slots.node(slot)))
         slots.is_stale = False
         assert SessionStore(key).load() == {"n": 1}

@@ -76,13 +76,13 @@ def test_breaker_opens_after_failures_in_a_row(breaker: CircuitBreaker) -> None:
         with breaker.trip():
             pass
     assert not breaker.is_open
-    before = dict(counters._counts)
+    before = dict(counters.counts)
     opened(breaker)
     assert breaker.is_open
     for _ in range(5):
         assert not is_asked(breaker)
-    assert counters._counts["breaker_opened"] == before["breaker_opened"] + 1
-    assert counters._counts["nonstop_trips"] == before["nonstop_trips"] + 5
+    assert counters.counts["breaker_opened"] == before["breaker_opened"] + 1
+    assert counters.counts["nonstop_trips"] == before["nonstop_trips"] + 5
 
 
 @pytest.mark.usefixtures("figures")

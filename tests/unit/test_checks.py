@@ -19,7 +19,7 @@ from django_clustered_sessions.checks import settings as settings_checks
 from django_clustered_sessions.checks import store as store_checks
 from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
-from django_clustered_sessions.checks.values import REMOVED, RULES, _names
+from django_clustered_sessions.checks.values import REMOVED, RULES, names
 from django_clustered_sessions.conf import PREFIX
 from django_clustered_sessions.monitoring.server_info import StoreFacts
 from django_clustered_sessions.store import connections
@@ -394,7 +394,7 @@ def test_engine_derived_from_ours_is_checked(
 
 
 def test_every_setting_has_a_rule() -> None:
-    assert sorted(RULES) == sorted(WRONG) == sorted(_names())
+    assert sorted(RULES) == sorted(WRONG) == sorted(names())
 
 
 @pytest.mark.parametrize(
@@ -428,7 +428,7 @@ def test_removed_setting_is_told_what_to_do_instead(name: str, instead: str, set
 
 
 def test_no_removed_setting_is_a_setting() -> None:
-    assert not REMOVED.keys() & set(_names())
+    assert not REMOVED.keys() & set(names())
 
 
 def test_check_command_runs_them(settings: Any) -> None:
@@ -465,7 +465,7 @@ def facts(**info: str) -> StoreFacts:
     ],
 )
 def test_store_that_evicts_is_warned_of(info: dict[str, str], expected: list[str]) -> None:
-    messages = list(store_checks._eviction(facts(**info)))
+    messages = list(store_checks.eviction(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
@@ -483,7 +483,7 @@ def test_store_that_evicts_is_warned_of(info: dict[str, str], expected: list[str
 def test_store_without_a_file_is_warned_of(
     info: dict[str, str], save: str | None, expected: list[str]
 ) -> None:
-    messages = list(store_checks._persistence(replace(facts(**info), save=save)))
+    messages = list(store_checks.persistence(replace(facts(**info), save=save)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
@@ -493,7 +493,7 @@ def test_store_without_a_file_is_warned_of(
     [(3_600_000, "3600.0 s ahead of"), (-3_600_000, "3600.0 s behind"), (500, None)],
 )
 def test_clock_that_is_off_is_warned_of(offset_ms: int, words: str | None) -> None:
-    messages = list(store_checks._clock(replace(facts(), clock_offset_ms=offset_ms)))
+    messages = list(store_checks.clock(replace(facts(), clock_offset_ms=offset_ms)))
     assert [words in message.msg for message in messages] == ([True] if words else [])
     assert ids(messages) == (["W009"] if words else [])
     assert all(message.hint for message in messages)
@@ -507,7 +507,7 @@ def test_sentinels_primary_needs_replicas_to_write(
     watched: bool, min_replicas: int | None, expected: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connections, "watcher", lambda: object() if watched else None)
-    messages = list(store_checks._isolation(replace(facts(), min_replicas=min_replicas)))
+    messages = list(store_checks.isolation(replace(facts(), min_replicas=min_replicas)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
@@ -528,7 +528,7 @@ def test_cluster_and_its_cache_entry_go_together(
     if configured:
         use_store(settings, LOCATION, CONNECTION_FACTORY=connections.CLUSTER)
     info = {} if enabled is None else {"cluster_enabled": enabled}
-    messages = list(store_checks._topology(facts(**info)))
+    messages = list(store_checks.topology(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
@@ -546,7 +546,7 @@ def test_cluster_and_its_cache_entry_go_together(
     ],
 )
 def test_oldest_supported_store_is_asked_for(info: dict[str, str], expected: list[str]) -> None:
-    messages = list(store_checks._version(facts(**info)))
+    messages = list(store_checks.version(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
@@ -569,7 +569,7 @@ def test_synchronous_writes_need_what_the_store_has(
 ) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = replicas
     settings.CLUSTERED_SESSIONS_SYNC_FSYNC = fsync
-    messages = list(store_checks._sync(facts(**info)))
+    messages = list(store_checks.sync(facts(**info)))
     assert ids(messages) == expected
     assert all(message.hint for message in messages)
 
@@ -579,9 +579,9 @@ def test_every_primary_needs_replicas(settings: Any) -> None:
     for others in (["3", "0"], ["3", ""], ["1", "1"]):
         told = facts(connected_slaves="2")
         told = replace(told, others=[{"connected_slaves": number} for number in others])
-        assert ids(list(store_checks._sync(told))) == ([] if others == ["1", "1"] else ["W014"])
+        assert ids(list(store_checks.sync(told))) == ([] if others == ["1", "1"] else ["W014"])
 
 
 def test_clock_within_its_uncertainty_is_not_reported() -> None:
     slow = StoreFacts(0, clock_offset_ms=1500, clock_error_ms=600, info={}, save="")
-    assert list(store_checks._clock(slow)) == []
+    assert list(store_checks.clock(slow)) == []

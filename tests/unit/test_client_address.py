@@ -95,6 +95,6 @@ def test_damage_is_nobody(stored: bytes) -> None:
 
 
 def test_setting_of_proxies_is_read_anew(settings: Any) -> None:
-    assert client_info._proxies.reader is None
+    assert client_info.proxies.reader is None
     settings.CLUSTERED_SESSIONS_TRUSTED_PROXIES = 1
-    assert client_info._proxies.reader is not None
+    assert client_info.proxies.reader is not None

@@ -95,7 +95,7 @@ def test_browsers_have_names(user_agent: str, name: str) -> None:
 def test_browser_has_its_own_words_without_the_extra(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(agents, "_parse", None)
+    monkeypatch.setattr(agents, "parse_agent", None)
     assert agents.readable(FIREFOX) == FIREFOX[:59] + "…"
 
 

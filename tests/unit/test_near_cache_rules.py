@@ -16,9 +16,9 @@ def test_late_load_brings_no_ended_session_to_hand() -> None:
     cache.end("a")
     cache.put("a", CachedSession(b"1", {}), 10**6, life)
     assert (cache.get("a"), cache.life("a"), cache.bytes) == (None, None, 0)
-    for number in range(near_cache._ENDED + 1):
+    for number in range(near_cache.ENDED + 1):
         cache.end(str(number))
-    assert len(cache._ended) == near_cache._ENDED
+    assert len(cache.ended_lately) == near_cache.ENDED
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., SentinelWat
     yield start
     for watcher in started:
         watcher.close()
-    wait_for(lambda: not any(watcher._is_running for watcher in started), "the threads end")
+    wait_for(lambda: not any(watcher.is_running for watcher in started), "the threads end")
 
 
 def port(asked: Future[tuple[str, int]]) -> int:
@@ -176,7 +176,7 @@ def test_watcher_ends_when_nothing_is_lent(
     watcher = watch(Sentinel(1))
     for _ in range(2):
         assert port(watcher.answer()) == 1
-        wait_for(lambda: not watcher._is_running, "it ends")
+        wait_for(lambda: not watcher.is_running, "it ends")
         # What it knew is old by the time that somebody comes again.
         assert not watcher.names("127.0.0.1", 1)
 

@@ -117,11 +117,11 @@ class Worker:
 
     def __init__(self, handler: Handler, lease_s: int) -> None:
         self._handler, self._lease_s = handler, lease_s
-        self._stop = threading.Event()
+        self.stop = threading.Event()
         self._serializer = cast(Serializer, import_string(settings.SESSION_SERIALIZER)())
         self._sender = cast(type, import_string(f"{settings.SESSION_ENGINE}.SessionStore"))
         self._swept_at = float("-inf")
-        self._pace = 1
+        self.pace = 1
         #: Events that are handled and not yet removed from the store.
         self._handled: list[StreamEntry] = []
         #: Number of events on which the handler has failed.
@@ -133,7 +133,7 @@ class Worker:
         before = {number: signal.getsignal(number) for number in numbers}
 
         def stop(number: int, frame: object) -> None:
-            self._stop.set()
+            self.stop.set()
             # A second signal has its default action, to end a handler that hangs.
             signal.signal(number, before[signal.Signals(number)])
 
@@ -151,9 +151,9 @@ class Worker:
         With ``once``, raises SessionStoreUnavailable; else waits until the store is back.
         """
         was_away = False
-        while not self._stop.is_set():
+        while not self.stop.is_set():
             try:
-                self._handle_all()
+                self.handle_all()
             except SessionStoreUnavailable as error:
                 if once:
                     raise
@@ -164,39 +164,39 @@ class Worker:
                 was_away = False
                 if once:
                     break
-            self._stop.wait(POLL_S)
+            self.stop.wait(POLL_S)
 
-    def _handle_all(self) -> None:
+    def handle_all(self) -> None:
         """Handle events until all are claimed."""
         self._finish()
-        self._sweep_if_due()
+        self.sweep_if_due()
         buckets = runner.run(events.waiting(conf.key_prefix))
         # Workers start at different buckets, to claim different events.
         random.shuffle(buckets)
-        while buckets and not self._stop.is_set():
-            some = buckets[: self._pace]
-            most = -(-self._pace // len(some))
+        while buckets and not self.stop.is_set():
+            some = buckets[: self.pace]
+            most = -(-self.pace // len(some))
             began = time.monotonic()
             taken = runner.run(events.claim(conf.key_prefix, some, most, self._lease_s * 1000))
-            self._handle(taken, began)
+            self.handle(taken, began)
             # A bucket that gave as many as asked may have more.
             full = {
                 bucket for bucket in some if sum(entry.bucket == bucket for entry in taken) == most
             }
             buckets = [*buckets[len(some) :], *full]
-            self._sweep_if_due()
+            self.sweep_if_due()
 
-    def _handle(self, taken: Sequence[StreamEntry], began: float) -> None:
+    def handle(self, taken: Sequence[StreamEntry], began: float) -> None:
         """Handle events that were claimed together; release those that would be late."""
         handled = 0
         for entry in taken:
             spent = time.monotonic() - began
-            if self._stop.is_set() or spent > self._lease_s / 2:
+            if self.stop.is_set() or spent > self._lease_s / 2:
                 break
             self._handle_one(entry)
             handled += 1
         spent = time.monotonic() - began
-        self._pace = min(2 * self._pace, _MOST) if spent < _PACE_S else max(self._pace // 2, 1)
+        self.pace = min(2 * self.pace, _MOST) if spent < _PACE_S else max(self.pace // 2, 1)
         if (left := taken[handled:]) and spent < self._lease_s:
             runner.run(events.release(conf.key_prefix, left, self._lease_s * 1000))
 
@@ -237,7 +237,7 @@ class Worker:
             runner.run(events.finish(conf.key_prefix, self._handled))
             self._handled.clear()
 
-    def _sweep_if_due(self) -> None:
+    def sweep_if_due(self) -> None:
         if time.monotonic() - self._swept_at >= SWEEP_S:
             counters.add(expired=runner.run(events.sweep(conf.key_prefix, conf.events_kept)))
             self._swept_at = time.monotonic()
