@@ -86,4 +86,4 @@ async def alog_out(request: HttpRequest) -> HttpResponse:
     return HttpResponse()
 
 
-urlpatterns = [path("read", read)]
+urlpatterns = [path("read", read), path("change", change)]

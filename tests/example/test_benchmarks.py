@@ -64,3 +64,25 @@ def test_benchmark_counts_what_is_lost_with_a_primary() -> None:
         "benchmarks.sync_writes", "--rounds=1", "--kills=1", "--seconds=0.05", "--distances=0"
     )
     assert re.search(r"^\| 0 ms \| 1 \| [\d,]+ \| 0 \| [\d,]+ \| 0 \|$", report, re.MULTILINE)
+
+
+def test_hops_are_counted_for_four_kinds_of_request() -> None:
+    report = run("benchmarks.hops")
+    rows = {
+        name: tuple(map(int, figures.split(" | ")))
+        for name, figures in re.findall(r"^\| ([a-z ]+) \| ([\d |]+) \|$", report, re.MULTILINE)
+    }
+    assert list(rows) == ["read", "sliding read", "change", "locked change"]
+    for calls, functions, modules, depth in rows.values():
+        assert calls > functions > modules > 1
+        assert functions > depth > 1
+    # More work, more calls: so none of these was counted without what it is named after.
+    assert rows["read"] < rows["sliding read"] < rows["change"] < rows["locked change"]
+
+
+def test_hops_can_be_listed_in_order() -> None:
+    calls = run("benchmarks.hops", "--list=read").splitlines()
+    assert calls[0] == "middleware.py:ClusteredSessionMiddleware.__call__"
+    assert "  middleware.py:ClusteredSessionMiddleware.process_request" in calls
+    flows = [call.strip() for call in calls if call.endswith("protocol/flows.py:load")]
+    assert flows == ["protocol/flows.py:load"], "a flow that is resumed is one call"
