@@ -76,7 +76,6 @@ def test_hops_are_counted_for_four_kinds_of_request() -> None:
     for calls, functions, modules, depth in rows.values():
         assert calls > functions > modules > 1
         assert functions > depth > 1
-    # More work, more calls: so none of these was counted without what it is named after.
     assert rows["read"] < rows["sliding read"] < rows["change"] < rows["locked change"]
 
 
