@@ -6,6 +6,8 @@ import ast
 import re
 import socket
 from functools import cached_property
+from importlib import import_module
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -67,3 +69,18 @@ def test_counters_are_documented() -> None:
 def test_links_lead_somewhere(name: str) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)", page(name)):
         assert (DOCS / target).exists(), target
+
+
+def test_places_in_the_code_that_internals_cites_exist() -> None:
+    cited = re.findall(r"`([\w/]+)\.(py|lua)(?::([\w.]+))?`", page("internals.md"))
+    assert len(cited) > 100
+    package = ROOT / "django_clustered_sessions"
+    for path, kind, name in cited:
+        if path.startswith("tests/"):
+            assert name in (ROOT / f"{path}.py").read_text(encoding="utf-8"), (path, name)
+        elif kind == "py":
+            module = import_module(f"django_clustered_sessions.{path.replace('/', '.')}")
+            assert not name or attrgetter(name)(module), (path, name)
+        elif "/" in path:
+            source = (package / f"{path}.lua").read_text(encoding="utf-8")
+            assert not name or f"local function {name}(" in source, (path, name)

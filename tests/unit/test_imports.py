@@ -1,11 +1,14 @@
-"""Import the whole package; which module may import which is held by ``.importlinter``."""
+"""Import the whole package; ``.importlinter`` holds which module may import which."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from configparser import ConfigParser
 
 from tests.children import ROOT
+from tests.pages import page
 
 IMPORT_ALL = """
 import importlib, os, pkgutil, sys, threading
@@ -35,3 +38,20 @@ def test_importing_the_package_opens_no_connection() -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert "django_clustered_sessions.store.connections" in ran.stdout.split()
+
+
+def test_documentation_shows_the_rows_that_imports_are_held_to() -> None:
+    contracts = ConfigParser()
+    contracts.read(ROOT / ".importlinter")
+    held = {
+        contract["containers"].removeprefix("django_clustered_sessions.").replace(".", "/"): [
+            row for row in contract["layers"].splitlines() if row
+        ]
+        for contract in contracts.values()
+        if contract.get("type") == "layers"
+    }
+    shown: dict[str, list[str]] = {}
+    picture = page("internals.md").partition("## The house\n")[2].partition("\n## ")[0]
+    for folder, rows in re.findall(r"^    ([\w/]+)/\n((?: {8}.*\n)+)", picture, re.MULTILINE):
+        shown[folder] = [re.split(" {2,}", row.strip())[0] for row in rows.splitlines()]
+    assert shown == held
