@@ -15,7 +15,7 @@ _unfinished: set[asyncio.Task[Any]] = set()
 
 
 class OperationLock:
-    """Whose turn it is. Threads enter ``lock``; tasks use ``aenter()`` and ``leave()``.
+    """The turn of a thread or task. Threads enter ``lock``; tasks use ``aenter()`` and ``leave()``.
 
     Not a class with ``__enter__``: a signal's exception between its lines would leave the lock
     behind. A copy of it is another one.

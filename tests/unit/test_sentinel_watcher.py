@@ -87,7 +87,7 @@ def test_latest_failover_counts(watch: Callable[..., SentinelWatcher]) -> None:
 def test_sentinels_set_up_anew_are_believed(
     watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(watching, "_REST_S", 0.1)
+    monkeypatch.setattr(watching, "REST_S", 0.1)
     sentinels = [Sentinel(1, 9) for _ in range(3)]
     watcher = watch(*sentinels)
     assert port(watcher.answer()) == 1
@@ -172,7 +172,7 @@ def test_watcher_ends_when_nothing_is_lent(
     watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(watching, "INTERVAL_S", 0.001)
-    monkeypatch.setattr(watching, "_IDLE_INTERVALS", 3)
+    monkeypatch.setattr(watching, "IDLE_INTERVALS", 3)
     watcher = watch(Sentinel(1))
     for _ in range(2):
         assert port(watcher.answer()) == 1
