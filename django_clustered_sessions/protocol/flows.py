@@ -19,7 +19,8 @@ from django_clustered_sessions.exceptions import (
     SessionTooLarge,
 )
 
-from . import commands, locks
+from . import locks
+from .commands import lock_queue, records, replication
 from .effects import Call, Flow, Step, Trip
 from .locks import LockOutcome, LockRequest
 from .options import NO_LOCK, Expiry, Fence, SyncOptions, WriteOptions
@@ -105,15 +106,15 @@ def load(
     """
     # Who has the lock is no part of what is known.
     known = None if joins else known
-    trip = commands.fetch(keys, known.version) if known else commands.read(keys)
+    trip = records.fetch(keys, known.version) if known else records.read(keys)
     if options:
-        trip = (commands.touch(keys, options), *trip)
+        trip = (records.touch(keys, options), *trip)
     turn = None
     if lock_request and not joins:
         turn, replies = yield from locks.take(keys, lock_request, trip)
     else:
         replies = yield trip
-    fields, now_ms = commands.parse_read(replies[-2:])
+    fields, now_ms = records.parse_read(replies[-2:])
     found: Loaded | EndReason
     if is_known := isinstance(fields, bytes):
         found = Loaded(Meta.parse(fields), cast(CachedSession, known).values)
@@ -132,7 +133,7 @@ def load(
 def _user_in(replies: Sequence[Any]) -> bytes:
     """Return the tag of the user whose session was read, empty where none was."""
     with suppress(Damaged, NewerFormat):
-        fields, _ = commands.parse_read(replies[-2:])
+        fields, _ = records.parse_read(replies[-2:])
         return Meta.parse(fields if isinstance(fields, bytes) else fields.get(META, b"")).user
     return b""
 
@@ -147,19 +148,19 @@ def _joined(lock_request: LockRequest, packed: bytes | None, now_ms: int) -> Loc
 
 def exists(keys: SessionKeys) -> Flow[bool]:
     """Return whether there is such a session."""
-    (reply,) = yield commands.exists(keys)
-    return commands.parse_exists(reply)
+    (reply,) = yield records.exists(keys)
+    return records.parse_exists(reply)
 
 
 def ends(all_keys: Sequence[SessionKeys]) -> Flow[Sequence[EndReason | None]]:
     """Return of each session why it is no more, None where it is there."""
-    replies = yield tuple(call for keys in all_keys for call in commands.exists(keys))
+    replies = yield tuple(call for keys in all_keys for call in records.exists(keys))
     found: list[EndReason | None] = [None] * len(all_keys)
-    gone = [at for at, reply in enumerate(replies) if not commands.parse_exists(reply)]
+    gone = [at for at, reply in enumerate(replies) if not records.parse_exists(reply)]
     if gone:
-        replies = yield tuple(commands.why(all_keys[at]) for at in gone)
+        replies = yield tuple(records.why(all_keys[at]) for at in gone)
         for at, reply in zip(gone, replies, strict=True):
-            found[at] = commands.parse_why(reply)
+            found[at] = records.parse_why(reply)
     return found
 
 
@@ -168,7 +169,7 @@ def look(keys: SessionKeys) -> Flow[tuple[Meta | None, int]]:
 
     Raises Damaged, NewerFormat.
     """
-    packed, now_ms = commands.parse_look((yield commands.look(keys)))
+    packed, now_ms = records.parse_look((yield records.look(keys)))
     return (Meta.parse(packed) if packed is not None else None), now_ms
 
 
@@ -181,8 +182,8 @@ def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | No
     Raises NewerFormat.
     """
     for _ in range(_MOST_MOVES):
-        (reply,) = yield commands.whereabouts(keys)
-        packed, public_id = commands.parse_whereabouts(reply)
+        (reply,) = yield records.whereabouts(keys)
+        packed, public_id = records.parse_whereabouts(reply)
         try:
             if packed:
                 return keys if Meta.parse(packed).user == user else None
@@ -194,8 +195,8 @@ def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | No
 
 def touch(keys: SessionKeys, options: WriteOptions) -> Flow[Alive | Gone]:
     """Renew a session's deadline."""
-    (reply,) = yield (commands.touch(keys, options),)
-    return commands.parse_touch(reply)
+    (reply,) = yield (records.touch(keys, options),)
+    return records.parse_touch(reply)
 
 
 def create(
@@ -210,11 +211,11 @@ def create(
 
     Raises SessionTooLarge.
     """
-    size = commands.stored_size(fields)
+    size = records.stored_size(fields)
     if size > options.max_bytes:
         raise SessionTooLarge(keys.id, size, options.max_bytes)
-    (reply,) = yield (commands.create(keys, token, expiry, fields, options, user),)
-    return commands.parse_create(reply)
+    (reply,) = yield (records.create(keys, token, expiry, fields, options, user),)
+    return records.parse_create(reply)
 
 
 def commit(
@@ -257,10 +258,10 @@ def commit(
             token = token_of(changes)
             user = fields.user if changes.changes_user else b""
             (reply,) = yield (
-                commands.commit(keys, token, expiry, changes, options, fence, user, whose),
+                records.commit(keys, token, expiry, changes, options, fence, user, whose),
             )
             queues = False
-            match commands.parse_commit(reply):
+            match records.parse_commit(reply):
                 case Gone() as gone:
                     return gone
                 case TooLarge(size=size):
@@ -291,18 +292,18 @@ def commit(
     except Exception:
         if lock_request and turn:
             with suppress(SessionStoreUnavailable):
-                yield (commands.release(keys, lock_request.token),)
+                yield (lock_queue.release(keys, lock_request.token),)
         raise
 
 
 def _renew(
     keys: SessionKeys, options: WriteOptions, fence: Fence, again: bool
 ) -> Flow[Alive | Gone]:
-    trip: Trip = (commands.touch(keys, options, always=again),)
+    trip: Trip = (records.touch(keys, options, always=again),)
     if fence.token and fence.release:
-        trip += (commands.release(keys, fence.token),)
+        trip += (lock_queue.release(keys, fence.token),)
     reply, *_ = yield trip
-    return commands.parse_touch(reply)
+    return records.parse_touch(reply)
 
 
 def rotate(
@@ -333,8 +334,8 @@ def rotate(
             )
             found = None
         else:
-            (reply,) = yield (commands.rotate(old, new, token_of(), options, fence),)
-            moved = commands.parse_rotate(reply)
+            (reply,) = yield (records.rotate(old, new, token_of(), options, fence),)
+            moved = records.parse_rotate(reply)
         match moved:
             case Conflict():
                 # Others wrote between the two steps.
@@ -349,7 +350,7 @@ def rotate(
                 fence = Fence(lock_request.token, release=True)
             case Exists() as exists:
                 if lock_request:
-                    yield (commands.release(old, lock_request.token),)
+                    yield (lock_queue.release(old, lock_request.token),)
                 return exists
             case done:
                 return done
@@ -373,20 +374,20 @@ def _move(
         if isinstance(read.found, EndReason):
             return Gone(read.now_ms, read.found)
         found = read.found
-    trip: Trip = (commands.copy(new, token, found, options),)
+    trip: Trip = (records.copy(new, token, found, options),)
     if fence.token and not fence.release:
         # The lock goes along.
-        trip += (commands.acquire(new, fence.token, lock_request.options, 0),)
+        trip += (lock_queue.acquire(new, fence.token, lock_request.options, 0),)
     reply, *_ = yield trip
-    copied = commands.parse_create(reply)
+    copied = records.parse_create(reply)
     if isinstance(copied, Exists):
         return copied
-    leave = commands.leave(old, token, found.meta.version, new, options.events_kept, fence)
+    leave = records.leave(old, token, found.meta.version, new, options.events_kept, fence)
     (reply,) = yield (leave,)
-    refusal = commands.parse_leave(reply)
+    refusal = records.parse_leave(reply)
     if refusal is None:
         return copied
-    yield commands.remove(new, found.meta.user)
+    yield records.remove(new, found.meta.user)
     return refusal
 
 
@@ -395,14 +396,14 @@ def release(keys: SessionKeys, token: str) -> Flow[int | None]:
 
     Return how long it was held, in ms; None where it was no more held.
     """
-    (reply,) = yield (commands.release(keys, token),)
-    return commands.parse_release(reply)
+    (reply,) = yield (lock_queue.release(keys, token),)
+    return lock_queue.parse_release(reply)
 
 
 def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Flow[Ended | None]:
     """End a session for good; return None where there was none. ``events_kept`` as in Terms."""
-    (reply,) = yield (commands.end(keys, reason, events_kept),)
-    return commands.parse_end(reply)
+    (reply,) = yield (records.end(keys, reason, events_kept),)
+    return records.parse_end(reply)
 
 
 def _readable(field: bytes) -> str:
@@ -486,16 +487,16 @@ class _Acknowledging(_Between):
 
     def asks(self, step: Step) -> Step:
         self._at = None
-        if isinstance(step, tuple) and (at := commands.relied_on(step)) is not None:
+        if isinstance(step, tuple) and (at := replication.relied_on(step)) is not None:
             self._at, self._write = at, step[at]
-            return (*step, *commands.acknowledge(self._sync))
+            return (*step, *replication.acknowledge(self._sync))
         return step
 
     def answers(self, reply: Any) -> Any:
         if self._at is None:
             return reply
         *replies, waited, clock = reply
-        found = commands.parse_acknowledged(self._write, replies[self._at], waited, clock)
+        found = replication.parse_acknowledged(self._write, replies[self._at], waited, clock)
         if found:
             self._heard(found)
         return replies

@@ -19,7 +19,7 @@ from django_clustered_sessions.exceptions import (
     SessionStoreUnavailable,
 )
 
-from . import commands
+from .commands import lock_queue
 from .effects import Call, Flow, Trip, Wait
 from .options import LockOptions
 from .record import SessionKeys
@@ -81,7 +81,7 @@ def take(
     refusal = lock_request.refusal()
     wait_ms = 0 if refusal else lock_request.options.wait_ms
     reply, *rest = yield (_acquire(keys, lock_request, wait_ms), *then)
-    found = commands.parse_acquire(reply)
+    found = lock_queue.parse_acquire(reply)
     if not isinstance(found, Held):
         return LockOutcome(found), rest
     if found.queue_position == 0:
@@ -95,7 +95,7 @@ def take(
     except SessionLockTimeout:
         # Its place in the queue is somebody else's now.
         with suppress(SessionStoreUnavailable):
-            yield (commands.release(keys, lock_request.token),)
+            yield (lock_queue.release(keys, lock_request.token),)
         raise
 
 
@@ -117,7 +117,7 @@ def _wait(
         # One that was woken has the lock, most likely, and loads on the same trip.
         trip = (_acquire(keys, lock_request, round(left_ms)), *(then if woken else ()))
         reply, *rest = yield trip
-        found = commands.parse_acquire(reply)
+        found = lock_queue.parse_acquire(reply)
         if not isinstance(found, Held):
             if then and not woken:
                 rest = yield then
@@ -132,7 +132,7 @@ def _wait(
 
 
 def _acquire(keys: SessionKeys, lock_request: LockRequest, wait_ms: int) -> Call:
-    return commands.acquire(
+    return lock_queue.acquire(
         keys, lock_request.token, lock_request.options, wait_ms, lock_request.inside
     )
 

@@ -15,7 +15,8 @@ from typing import Final
 
 from django_clustered_sessions.exceptions import SessionLimitReached
 
-from . import commands, user_index
+from . import user_index
+from .commands import users
 from .effects import Flow
 from .record import NOBODY, SessionKeys, user_tag
 from .user_index import Listed
@@ -86,11 +87,11 @@ def claim(
                 nothing.clear()
             known = [one.keys.id for one in counting]
             options = keys.id, limit.most, limit.lapse_ms
-            (reply,) = yield (commands.claim(prefix, tag, *options, known, [*ended, *nothing]),)
-            unknown = commands.parse_claim(reply)
+            (reply,) = yield (users.claim(prefix, tag, *options, known, [*ended, *nothing]),)
+            unknown = users.parse_claim(reply)
             if unknown is None:
                 # Damage by somebody else.
-                yield (commands.forget_claims(prefix, tag),)
+                yield (users.forget_claims(prefix, tag),)
                 continue
             if not unknown:
                 return
@@ -127,9 +128,9 @@ def keep(new: SessionKeys, prefix: str, user: bytes, limit: Limit) -> Flow[None]
 
     Who looks at the indexes meanwhile may find it in neither bucket.
     """
-    yield (commands.claim(prefix, user, new.id, 0, limit.lapse_ms),)
+    yield (users.claim(prefix, user, new.id, 0, limit.lapse_ms),)
 
 
 def give_back(keys: SessionKeys, prefix: str, user: str) -> Flow[None]:
     """Give up the claim of a login that will not be written."""
-    yield (commands.unclaim(prefix, user_tag(user), keys.id),)
+    yield (users.unclaim(prefix, user_tag(user), keys.id),)

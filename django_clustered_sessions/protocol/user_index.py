@@ -13,7 +13,7 @@ from contextlib import suppress
 from itertools import chain
 from typing import Final, NamedTuple
 
-from . import commands
+from .commands import records, script_calls, users
 from .effects import Flow, batches
 from .record import (
     BUCKETS,
@@ -54,13 +54,13 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
     """
     tag = user_tag(user)
     buckets = range(BUCKETS)
-    trips = (commands.counted(prefix, bucket, tag) for bucket in buckets)
+    trips = (users.counted(prefix, bucket, tag) for bucket in buckets)
     told = iter((yield tuple(chain.from_iterable(trips))))
-    asked = [one for one in buckets if commands.parse_counted(next(told), next(told))]
+    asked = [one for one in buckets if users.parse_counted(next(told), next(told))]
     if not asked:
         return []
-    replies = yield tuple(commands.owned(prefix, bucket, tag) for bucket in asked)
-    ids = (public_id for reply in replies for public_id in commands.parse_owned(reply))
+    replies = yield tuple(users.owned(prefix, bucket, tag) for bucket in asked)
+    ids = (public_id for reply in replies for public_id in users.parse_owned(reply))
     found: list[Listed] = []
     for all_keys in batches(places_of(prefix, ids).values(), _PER_TRIP):
         listed = yield from looked_up(all_keys)
@@ -69,7 +69,7 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
         gone = {keys.id for keys in all_keys} - {one.keys.id for one in mine}
         if gone:
             lost = (keys for keys in all_keys if keys.id in gone)
-            yield tuple(commands.unlist(keys, tag, events_kept) for keys in lost)
+            yield tuple(users.unlist(keys, tag, events_kept) for keys in lost)
     found.sort(key=lambda one: one.meta.seen_ms, reverse=True)
     return found
 
@@ -91,8 +91,8 @@ def one(keys: SessionKeys) -> Flow[Listed | None]:
 
 def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
     """Find some sessions, whoever is logged in there; None for each that is not there."""
-    *replies, clock = yield commands.described(all_keys, USER_FIELD, FIRST, LAST)
-    now_ms = commands.milliseconds(clock)
+    *replies, clock = yield records.described(all_keys, USER_FIELD, FIRST, LAST)
+    now_ms = script_calls.milliseconds(clock)
     found: list[Listed | None] = []
     for keys, reply in zip(all_keys, replies, strict=True):
         try:
@@ -115,8 +115,8 @@ def end(
 
     ``events_kept`` as in Terms.
     """
-    replies = yield tuple(commands.end(keys, reason, events_kept) for keys in all_keys)
-    found = zip(all_keys, map(commands.parse_end, replies), strict=True)
+    replies = yield tuple(records.end(keys, reason, events_kept) for keys in all_keys)
+    found = zip(all_keys, map(records.parse_end, replies), strict=True)
     return [(keys, ended) for keys, ended in found if ended]
 
 
