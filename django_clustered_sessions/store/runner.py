@@ -16,7 +16,7 @@ from django.core.exceptions import ImproperlyConfigured
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, Past, counters
-from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol import riders
 from django_clustered_sessions.protocol.commands import statistics
 from django_clustered_sessions.protocol.effects import Call, Flow, Trip
 from django_clustered_sessions.protocol.record import bucket_tag
@@ -39,7 +39,7 @@ def run(flow: Flow[T], budget: Budget | None = None) -> T:
     """
     budget = budget or PerTrip(conf.store_timeout)
     if counters.are_due:
-        flow = flows.riding(flow, Figures())
+        flow = riders.riding(flow, Figures())
     return drivers.run(flow, connections.pool, budget, connections.waiting_pool)
 
 
@@ -47,7 +47,7 @@ async def arun(flow: Flow[T], budget: Budget | None = None) -> T:
     """See run()."""
     budget = budget or PerTrip(conf.store_timeout)
     if counters.are_due:
-        flow = flows.riding(flow, Figures())
+        flow = riders.riding(flow, Figures())
     return await drivers.arun(flow, connections.apool, budget, connections.awaiting_pool)
 
 
@@ -64,7 +64,7 @@ def report_the_rest() -> None:
 
 
 class Figures:
-    """The figures that ride along with one flow's first trip: see `flows.Rider`."""
+    """The figures that ride along with one flow's first trip: see `riders.Rider`."""
 
     def __init__(self) -> None:
         self._counts: Sequence[int] = ()
