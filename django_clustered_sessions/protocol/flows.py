@@ -20,6 +20,7 @@ from django_clustered_sessions.exceptions import (
 )
 
 from . import locks
+from .changes import Changes
 from .commands import lock_queue, records
 from .effects import Flow, Trip
 from .locks import LockOutcome, LockRequest
@@ -47,7 +48,7 @@ from .results import (
     Taken,
     TooLarge,
 )
-from .session_data import Changes, SessionData
+from .session_data import SessionData
 
 #: So many moves of a session are followed to where it goes on.
 _MOST_MOVES: Final = 8

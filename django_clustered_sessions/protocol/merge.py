@@ -139,6 +139,38 @@ def same(one: Any, other: Any) -> bool:
     return False
 
 
+def replanted(live: Any, merged: Any, others: Any) -> Any:
+    """Return ``merged`` inside ``live`` and its containers, which a view may still hold.
+
+    Not where one of the containers is in ``others`` too: a merged value is one key's alone.
+    """
+    return merged if _containers(live) & _containers(others) else _planted(live, merged)
+
+
+def _containers(value: Any) -> set[int]:
+    """Return the identities of all dicts and lists in a value."""
+    found: set[int] = set()
+    waiting = [value]
+    while waiting:
+        some = waiting.pop()
+        if type(some) in (dict, list) and id(some) not in found:
+            found.add(id(some))
+            waiting.extend(some.values() if type(some) is dict else some)
+    return found
+
+
+def _planted(live: Any, merged: Any) -> Any:
+    if type(live) is dict and type(merged) is dict:
+        before = dict(live)
+        live.clear()
+        live.update((key, _planted(before.get(key), value)) for key, value in merged.items())
+        return live
+    if type(live) is list and type(merged) is list:
+        live[:] = merged
+        return live
+    return merged
+
+
 _RULES: Final[dict[Any, Callable[[Any, Any, Any], Any]]] = {
     dict: _merge_dicts,
     list: _merge_lists,

@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 
+from .faults import fault_of
+
 #: Version of the record's format that this release reads and writes.
 FORMAT: Final = 1
 
@@ -36,6 +38,12 @@ LAST: Final = b"m:last"
 DATA: Final = b"d:"
 #: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
 ODD_DATA: Final = b"k:"
+
+#: Session key under which Django keeps who is logged in, and its field.
+USER_KEY: Final = "_auth_user_id"
+USER_FIELD: Final = DATA + USER_KEY.encode()
+#: Field of the session key under which Django keeps an expiry.
+EXPIRY_FIELD: Final = DATA + b"_session_expiry"
 
 #: Bytes of a version, which is the random token of the write that made it.
 VERSION_BYTES: Final = 8
@@ -488,3 +496,17 @@ def key_of(field: bytes, serializer: Serializer) -> Any:
     if field.startswith(ODD_DATA):
         return serializer.loads(name)
     return name.decode("utf-8", "surrogatepass")
+
+
+def user_id(stored: bytes, serializer: Serializer) -> str | None:
+    """Return the key of the user whom USER_FIELD names, None where it is empty or unreadable.
+
+    Another release may have written it: such a session has nobody logged in.
+    """
+    if not stored:
+        return None
+    try:
+        return str(unpack(stored, serializer))
+    except Exception as error:
+        fault_of(lambda: str(unpack(stored, serializer)), error)
+        return None

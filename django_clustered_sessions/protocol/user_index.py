@@ -19,6 +19,7 @@ from .record import (
     BUCKETS,
     FIRST,
     LAST,
+    USER_FIELD,
     Damaged,
     EndReason,
     Meta,
@@ -27,7 +28,6 @@ from .record import (
     user_tag,
 )
 from .results import Ended
-from .session_data import USER_FIELD
 
 #: Sessions that one trip asks for.
 _PER_TRIP: Final = 1000

@@ -30,6 +30,7 @@ from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.management.commands.sessionevents import Worker
 from django_clustered_sessions.monitoring.counters import NAMES, Counters, counters
 from django_clustered_sessions.protocol import scripts
+from django_clustered_sessions.protocol.changes import Changes
 from django_clustered_sessions.protocol.commands import event_stream, records, users
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
@@ -42,7 +43,6 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.session_data import Changes
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget

@@ -18,6 +18,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import results
+from django_clustered_sessions.protocol.changes import Change, Changes, Operation
 from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
@@ -25,7 +26,6 @@ from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, SessionKeys
 from django_clustered_sessions.protocol.results import Alive, Conflict, Exists, Gone
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.session_data import Change, Changes, Operation
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.gateways import load_scripts

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
+from django_clustered_sessions.protocol.changes import Change, Operation
 from django_clustered_sessions.protocol.commands import (
     event_stream,
     lock_queue,
@@ -23,7 +24,7 @@ from django_clustered_sessions.protocol.record import (
     SessionKeys,
 )
 from django_clustered_sessions.protocol.results import Exists, Gone
-from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
+from django_clustered_sessions.protocol.session_data import SessionData
 
 VERSION = b"8 bytes."
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)

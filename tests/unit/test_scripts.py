@@ -9,6 +9,7 @@ from itertools import product
 import pytest
 
 from django_clustered_sessions.protocol import scripts
+from django_clustered_sessions.protocol.changes import Change, Changes, Operation
 from django_clustered_sessions.protocol.commands import (
     event_stream,
     lock_queue,
@@ -21,7 +22,6 @@ from django_clustered_sessions.protocol.commands import (
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.options import Expiry, LockOptions, WriteOptions
 from django_clustered_sessions.protocol.record import NOBODY, EndReason, Mode, SessionKeys
-from django_clustered_sessions.protocol.session_data import Change, Changes, Operation
 
 #: Files that are no scripts: others are built on them.
 INCLUDES = ["lock", "prelude", "write"]

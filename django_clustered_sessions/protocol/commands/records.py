@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
+from django_clustered_sessions.protocol.changes import Changes
 from django_clustered_sessions.protocol.effects import Call, Trip, plain
 from django_clustered_sessions.protocol.options import NO_LOCK, Expiry, Fence, WriteOptions, bounded
 from django_clustered_sessions.protocol.record import (
@@ -26,7 +27,6 @@ from django_clustered_sessions.protocol.results import (
     Lost,
     TooLarge,
 )
-from django_clustered_sessions.protocol.session_data import Changes
 
 from . import event_stream, lock_queue, users
 from .script_calls import CLOCK, Status, milliseconds, parse, scripted, whole
