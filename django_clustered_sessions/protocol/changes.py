@@ -134,7 +134,8 @@ class ChangeTracker:
     @property
     def user_id(self) -> str | None:
         """Key of the user who is logged in."""
-        key = self.values.live[USER_KEY] if self.values.find(USER_KEY) else None
+        live = self.values.live
+        key = live[USER_KEY] if USER_KEY in live or self.values.find(USER_KEY) else None
         return None if key is None else str(key)
 
     @property
@@ -163,7 +164,7 @@ class ChangeTracker:
             if values.atoms.get(key, MISSING) is value:
                 continue
             field = values.field(key)
-            if self._is_sum(key, field, value):
+            if key in self.added and self._is_sum(key, field, value):
                 if self.added[key]:
                     found[field] = self._addition(key, field, value)
                     sums.add(field)
@@ -460,7 +461,7 @@ class ChangeTracker:
         if field in self.settled:
             serialized = self.values.serialize(key, value)
             return not self._is_same(serialized, self.settled[field])
-        if self._is_sum(key, field, value):
+        if key in self.added and self._is_sum(key, field, value):
             return bool(self.added[key])
         return self._if_changed(key, field, value) is not None
 
