@@ -147,7 +147,7 @@ class ChangeTracker:
         return self.owner if self.values.is_unread(USER_KEY) else record.NOBODY
 
     def changes(self) -> Changes:
-        """Return the differences from what the store is known to hold.
+        """Return the differences from the fields that the store is known to hold.
 
         All values are set anew where the user is another one: a value that cannot be read is not
         the new user's.
@@ -196,7 +196,7 @@ class ChangeTracker:
         return list(packed.items())
 
     def is_as_stored(self, key: str) -> bool:
-        """Return whether a key's value, or its absence, is what the store is known to hold."""
+        """Return whether a key's value, or its absence, is as the store is known to hold it."""
         values = self.values
         if self.cleared:
             return False
@@ -206,7 +206,7 @@ class ChangeTracker:
         return field not in values.stored or field in values.set_aside
 
     def settle(self) -> None:
-        """Let ``changed_in_place`` look only at what changes from now on."""
+        """Let ``changed_in_place`` look only at later changes."""
         self._unsettle()
         with suppress(TypeError):
             self.settled_missing = self._missing()
@@ -227,10 +227,10 @@ class ChangeTracker:
                     return True
             return False
         except Exception:
-            # The save will say which value it is that cannot be written.
+            # The save will name the value that cannot be written.
             return True
 
-    # Take over what the store has.
+    # Take over the fields of the store.
 
     def written(self, changes: Changes, version: bytes, counters: list[int]) -> None:
         """Take note that the store now holds ``changes`` under ``version``.
@@ -370,7 +370,7 @@ class ChangeTracker:
     # Inside.
 
     def _changes_hands(self) -> bool:
-        """Return whether a user was logged in, and another one or nobody is now."""
+        """Return whether a user was logged in, and another one or none is now."""
         values = self.values
         if USER_FIELD not in values.stored or USER_FIELD in values.undecoded:
             return False

@@ -1,7 +1,7 @@
 """The operations on a session: each a generator, written once for sync and async.
 
-A flow yields a trip, what to ask the store in one round trip, and is sent the replies;
-``drivers`` has the two loops that run one. Clock, token and random keys come in as arguments,
+A flow yields a trip, the calls of one round trip to the store, and is sent the replies;
+``store.drivers`` has the two loops that run one. Clock, token and random keys come in as arguments,
 so a flow can be tested without a store, reply by reply. The shape is that of ``httpx``'s
 authentication flows.
 """
@@ -50,32 +50,33 @@ from .results import (
 )
 from .session_data import SessionData
 
-#: So many moves of a session are followed to where it goes on.
+#: Most moves of a session that are followed.
 _MOST_MOVES: Final = 8
-#: A writer that meets so many conflicts in a row queues for the lock.
+#: Conflicts in a row after which a writer queues for the lock.
 _PATIENCE: Final = 3
 
 
 class Read(NamedTuple):
-    """What a load found: the session, or why there is none, and the store's clock in ms.
+    """Result of a load: the session, or the reason why there is none; the store's clock in ms.
 
-    ``turn`` is what came of asking for the lock, where that was asked.
+    ``turn`` is the outcome of the request for the lock, None without one.
     """
 
     found: Loaded | EndReason
     now_ms: int
     turn: LockOutcome | None = None
-    #: Whether the session is as it was known.
+    #: True if the session is as it was known.
     is_known: bool = False
-    #: Of a session that is gone: the tag of the user whose it was when the wait for its lock began.
+    #: Of a session that is gone: the tag of its user when the wait for its lock began.
     whose: bytes = b""
 
 
 class Committed(NamedTuple):
-    """A commit that landed: what is known of the session now, and what it took.
+    """A commit that landed: the state of the session now, and the steps that led there.
 
-    ``merged`` are the fields that others had changed too; ``turn`` is what came of asking for the
-    lock, where the commit had to; ``version`` is the record's now, if something was written.
+    ``merged`` is the number of fields that others had changed too; ``turn`` is the outcome of the
+    request for the lock, where the commit made one; ``version`` is the record's now, if something
+    was written.
     """
 
     alive: Alive
@@ -93,16 +94,16 @@ def load(
     *,
     joins: bool = False,
 ) -> Flow[Read]:
-    """Read a session; with ``terms``, renew its deadline on the same trip.
+    """Read a session; with ``options``, renew its deadline on the same trip.
 
-    With ``asking``, take its lock first, on the same trip too where the lock is free; with
-    ``joins`` only if it is the outer request's, and go on without it otherwise. What is ``known``
-    of it is not sent again where it is the same.
+    With ``lock_request``, take its lock first, on the same trip too where the lock is free; with
+    ``joins`` only if it is the outer request's, and go on without it otherwise. The values that are
+    ``known`` are not sent again where they are the same.
 
     Raises Damaged where the record cannot be understood, NewerFormat where it must not be,
     SessionLockTimeout.
     """
-    # Who has the lock is no part of what is known.
+    # A conditional read omits the lock, so a joining request reads the whole record.
     known = None if joins else known
     trip = records.fetch(keys, known.version) if known else records.read(keys)
     if options:
@@ -129,7 +130,7 @@ def load(
 
 
 def _user_in(replies: Sequence[Any]) -> bytes:
-    """Return the tag of the user whose session was read, empty where none was."""
+    """Return the tag of the user of the session that was read, empty where none was."""
     with suppress(Damaged, NewerFormat):
         fields, _ = records.parse_read(replies[-2:])
         return Meta.parse(fields if isinstance(fields, bytes) else fields.get(META, b"")).user
@@ -137,7 +138,7 @@ def _user_in(replies: Sequence[Any]) -> bytes:
 
 
 def _joined(lock_request: LockRequest, packed: bytes | None, now_ms: int) -> LockOutcome | None:
-    """Return the turn of who runs inside another's lock, None where that is not held."""
+    """Return the outcome for a request inside another's lock, None where that is not held."""
     with suppress(Damaged):
         if packed and (lock := Lock.parse(packed)).token == lock_request.inside:
             return LockOutcome(Taken(now_ms, lock.since_ms, inside=True))
@@ -151,7 +152,7 @@ def exists(keys: SessionKeys) -> Flow[bool]:
 
 
 def ends(all_keys: Sequence[SessionKeys]) -> Flow[Sequence[EndReason | None]]:
-    """Return of each session why it is no more, None where it is there."""
+    """Return of each session the reason why it has ended, None where it is there."""
     replies = yield tuple(call for keys in all_keys for call in records.exists(keys))
     found: list[EndReason | None] = [None] * len(all_keys)
     gone = [at for at, reply in enumerate(replies) if not records.parse_exists(reply)]
@@ -172,7 +173,7 @@ def look(keys: SessionKeys) -> Flow[tuple[Meta | None, int]]:
 
 
 def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | None]:
-    """Return where the session of a user, by tag, goes on that is not at ``place`` any more.
+    """Return the keys under which a user's session, by tag, goes on that has left ``keys``.
 
     None where it does not, or where it is another user's by now. ``prefix`` is the setting
     KEY_PREFIX.
@@ -231,14 +232,14 @@ def commit(
 ) -> Flow[Committed | Gone]:
     """Write what changed in ``fields`` into a session that exists.
 
-    What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
-    With nothing to write, the deadline is renewed; ``again``: by a write in any case, which can
-    be waited for. ``token_of`` gives the token for a delta, ``asks`` how to ask for the lock, with
-    a new token each time: who lost one begins anew. ``whose`` is the tag of the user whose session
-    it has to be, empty for anybody's: it is gone, as rotated, once it is another's.
+    Concurrent changes by others are merged into ``fields``. With nothing to write, the deadline is
+    renewed; with ``again`` by a write in any case, so that WAIT can follow. ``token_of`` returns
+    the token for some changes. ``asks`` returns a request for the lock, with a new token each time:
+    a request that lost its lock begins anew. ``whose`` is the tag of the user to whom the session
+    has to belong, empty for any: it is gone, as rotated, once it is another user's.
 
-    While another request holds the lock, this one queues for it as ``asks`` says, and so it does
-    after three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
+    While another request holds the lock, this one queues for it with ``asks()``, as it does after
+    three conflicts in a row. With ``merge_lost`` one that lost its own lock does as well.
 
     Raises SessionTooLarge; SessionConflict where that is the policy; SessionLockLost;
     SessionLockTimeout.
@@ -269,8 +270,8 @@ def commit(
                 case Held() | Lost():
                     queues = True
                 case Conflict(values=theirs):
-                    # To add to what is no counter in the store is no conflict: it is given the
-                    # sum.
+                    # An addition to a field that is no counter in the store is no conflict: the
+                    # sum is set.
                     if not theirs.keys() <= changes.sums:
                         conflicts += 1
                         merged += len(theirs)
@@ -318,9 +319,9 @@ def rotate(
     """Move a session to a new key, with everything that the store holds of it.
 
     Raw values move, those included that this release cannot read. While another request holds the
-    lock, this one queues for it as ``asks`` says. Where the two keys may be ``apart``, on two
-    servers, the session is copied, then ended under the old key if it still is what was copied;
-    ``found`` is the session as it was loaded, None to ask.
+    lock, this one queues for it with ``asks()``. Where the two keys may be ``apart``, on two
+    servers, the session is copied, then ended under the old key unless it has changed since;
+    ``found`` is the session as it was loaded, None to read it.
 
     Raises SessionLockLost, SessionLockTimeout.
     """
@@ -363,7 +364,7 @@ def _move(
     fence: Fence,
     found: Loaded | None,
 ) -> Flow[Alive | Gone | Exists | Conflict | Held | Lost]:
-    """Copy a session to a new key, then end it under the old one: never none, whatever breaks."""
+    """Copy a session to a new key, then end it under the old one: one always exists."""
     if found is None:
         try:
             read = yield from load(old)
@@ -392,14 +393,14 @@ def _move(
 def release(keys: SessionKeys, token: str) -> Flow[int | None]:
     """Give up a session's lock, or the place in its queue.
 
-    Return how long it was held, in ms; None where it was no more held.
+    Return the time it was held, in ms; None where it was not held any more.
     """
     (reply,) = yield (lock_queue.release(keys, token),)
     return lock_queue.parse_release(reply)
 
 
 def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Flow[Ended | None]:
-    """End a session for good; return None where there was none. ``events_kept`` as in Terms."""
+    """End a session for good; return None where there was none. See WriteOptions."""
     (reply,) = yield (records.end(keys, reason, events_kept),)
     return records.parse_end(reply)
 

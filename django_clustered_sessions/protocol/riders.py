@@ -14,21 +14,21 @@ T = TypeVar("T")
 
 
 class Rider(Protocol):
-    """Who may send one more call along with a flow's first trip."""
+    """A source of one more call for a flow's first trip."""
 
     def board(self, trip: Trip) -> Call | None:
         """Return the call that is to ride along, or None."""
 
     def lost(self) -> None:
-        """Take note that the call did not arrive, as far as anybody knows."""
+        """Take note that the call did not arrive, as far as is known."""
 
 
 def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
     """Run ``flow`` and let one more call ride on its first trip.
 
-    Its reply says only whether it has arrived: an error does not. The passenger goes first, for
-    what follows a script that the store does not know is sent again with it: not so after a
-    passenger, on which nothing builds.
+    Its reply says only whether it has arrived: an error does not. The passenger goes first: the
+    calls behind a script that the store does not know are sent again with it, but not those behind
+    a passenger, on which nothing builds.
     """
     return _between(flow, _Riding(rider))
 
@@ -38,14 +38,14 @@ def acknowledged(
 ) -> Flow[T]:
     """Run ``flow``, and let each write that users rely on wait for its replicas, on its own trip.
 
-    ``heard`` is told of those that landed. What asks goes last: where the driver repeats a part
-    of a trip, it is repeated as well, and what it said before does not count.
+    ``heard`` is called for those that landed. The question to the replicas goes last: where the
+    driver repeats a part of a trip, it repeats the question too, and only the last reply counts.
     """
     return _between(flow, _Acknowledging(sync, heard))
 
 
 class _Between:
-    """Stands between a flow and its driver; changes nothing."""
+    """A layer between a flow and its driver, which changes nothing."""
 
     def asks(self, step: Step) -> Step:
         return step

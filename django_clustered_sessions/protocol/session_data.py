@@ -133,7 +133,7 @@ class SessionData(MutableMapping[Any, Any]):
     # Changes: see ChangeTracker.
 
     def changes(self) -> Changes:
-        """Return the differences from what the store is known to hold.
+        """Return the differences from the fields that the store is known to hold.
 
         Raises TypeError, naming the key, for a value that the serialiser refuses.
         """
@@ -149,7 +149,7 @@ class SessionData(MutableMapping[Any, Any]):
             return self._tracker.everything()
 
     def as_stored(self, key: str) -> bool:
-        """Return whether a key's value, or its absence, is what the store is known to hold."""
+        """Return whether a key's value, or its absence, is as the store is known to hold it."""
         return self._tracker.is_as_stored(key)
 
     def changed_in_place(self) -> bool:
@@ -157,7 +157,7 @@ class SessionData(MutableMapping[Any, Any]):
         return self._tracker.changed_in_place()
 
     def settle(self) -> None:
-        """Let ``changed_in_place`` look only at what changes from now on."""
+        """Let ``changed_in_place`` look only at later changes."""
         with self._guard:
             self._tracker.settle()
 

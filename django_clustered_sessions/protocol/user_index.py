@@ -1,8 +1,8 @@
-"""Who is logged in where: the operations on all sessions of a user, as flows.
+"""The operations on all sessions of a user, as flows.
 
 Each bucket's index knows its sessions' users, and is changed by the script that changes a session:
-it is never behind. A user's sessions are spread over all buckets. These are asked on one trip which
-have some, and those on another for the sessions.
+it is never behind. A user's sessions are spread over all buckets. One trip asks all buckets for
+their numbers, and another asks those that have some for the sessions.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ _PER_TRIP: Final = 1000
 
 
 class Listed(NamedTuple):
-    """A session in the store: its place, its meta field, and the field that says who is logged in.
+    """A session in the store: its place, its meta field, and the field with the key of its user.
 
-    ``user`` is raw, empty where nobody is; so is from where it was used, ``first`` and ``last``.
+    ``user`` is raw, empty without a user; so are ``first`` and ``last``, the address and browser
+    that used it.
     """
 
     keys: SessionKeys
@@ -49,8 +50,8 @@ class Listed(NamedTuple):
 def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
     """Find all sessions of a user under the setting KEY_PREFIX, the last used first.
 
-    What the index has and the store has not, such as evicted records, leaves the index.
-    ``events_kept`` as in Terms.
+    Sessions of the index that the store does not have, such as evicted records, leave the index.
+    ``events_kept`` as in WriteOptions.
     """
     tag = user_tag(user)
     buckets = range(BUCKETS)
@@ -75,7 +76,7 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
 
 
 def places_of(prefix: str, ids: Iterable[bytes]) -> dict[bytes, SessionKeys]:
-    """Return the place of each public id, without those that are none: somebody else wrote them."""
+    """Return the place of each public id; skip others, which another program wrote."""
     all_keys: dict[bytes, SessionKeys] = {}
     for public_id in ids:
         with suppress(ValueError):
@@ -90,7 +91,7 @@ def one(keys: SessionKeys) -> Flow[Listed | None]:
 
 
 def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
-    """Find some sessions, whoever is logged in there; None for each that is not there."""
+    """Find some sessions, of any user; None for each that does not exist."""
     *replies, clock = yield records.described(all_keys, USER_FIELD, FIRST, LAST)
     now_ms = script_calls.milliseconds(clock)
     found: list[Listed | None] = []
@@ -111,9 +112,9 @@ def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
 def end(
     all_keys: Sequence[SessionKeys], reason: EndReason, events_kept: int
 ) -> Flow[list[tuple[SessionKeys, Ended]]]:
-    """End sessions of one bucket on one trip; return those that there were.
+    """End sessions of one bucket on one trip; return those that existed.
 
-    ``events_kept`` as in Terms.
+    ``events_kept`` as in WriteOptions.
     """
     replies = yield tuple(records.end(keys, reason, events_kept) for keys in all_keys)
     found = zip(all_keys, map(records.parse_end, replies), strict=True)

@@ -1,4 +1,4 @@
-"""Build what is asked of the store, and read its replies: a module for each subject. Pure.
+"""Build the calls to the store, and read their replies: a module for each subject. Pure.
 
 Each builder stands beside the parser of its reply.
 """

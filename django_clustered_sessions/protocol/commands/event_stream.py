@@ -1,4 +1,4 @@
-"""Read and trim the streams of events, and sweep out what has expired."""
+"""Read and trim the streams of events, and sweep expired sessions out of the indexes."""
 
 from __future__ import annotations
 
@@ -45,20 +45,23 @@ def parse_take(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
 def finish(prefix: str, bucket: int, entry: bytes) -> Trip:
     """Remove an event that was handled.
 
-    In this order: what is acknowledged and still there would never go.
+    In this order: an entry that is acknowledged and not deleted would stay for ever.
     """
     key = _events(prefix, bucket)
     return plain("XDEL", entry, key=key), plain("XACK", "workers", entry, key=key)
 
 
 def give_back(prefix: str, bucket: int, entry: bytes, lease_ms: int) -> Call:
-    """Let an event that was taken, and not handled, be taken by the next one who asks."""
+    """Give back an event that was not handled: the next worker may take it."""
     claim = ("workers", "worker", 0, entry, "IDLE", lease_ms, "JUSTID")
     return plain("XCLAIM", *claim, key=_events(prefix, bucket))
 
 
 def sweep(prefix: str, bucket: int, events_kept: int) -> Call:
-    """Build ``lua/sweep.lua`` for one bucket under the setting KEY_PREFIX; the rest as in Terms."""
+    """Build ``lua/sweep.lua`` for one bucket under the setting KEY_PREFIX.
+
+    ``events_kept`` as in WriteOptions.
+    """
     tag = bucket_tag(prefix, bucket)
     keys = (f"{tag}:index", f"{tag}:users", f"{tag}:events")
     return scripted("sweep", keys, per_bucket(events_kept))

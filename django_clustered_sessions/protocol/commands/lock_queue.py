@@ -12,7 +12,7 @@ from django_clustered_sessions.protocol.results import Gone, Held, Lost, Taken
 
 from .script_calls import Status, parse, scripted
 
-#: How long one who waited for a lock has to take it once it is handed on, in ms.
+#: Time in which a waiter has to take a lock that was handed on to it, in ms.
 CLAIM_MS: Final = 2000
 
 
@@ -56,7 +56,7 @@ def release(keys: SessionKeys, token: str) -> Call:
 
 
 def parse_release(reply: Any) -> int | None:
-    """Return how long the lock was held, in ms; None where it was not the asker's."""
+    """Return how long the lock was held, in ms; None where another token or none held it."""
     status, now_ms, rest = parse(reply)
     return now_ms - rest[0] if status is Status.DONE else None
 

@@ -31,14 +31,14 @@ from django_clustered_sessions.protocol.results import (
 from . import event_stream, lock_queue, users
 from .script_calls import CLOCK, Status, milliseconds, parse, scripted, whole
 
-#: How long a tombstone is kept, in ms: longer than any request is in flight, and than a failover.
+#: Life of a tombstone, in ms: longer than any request is in flight, and than a failover.
 TOMBSTONE_MS: Final = 10 * 60 * 1000
 
 
 def read(keys: SessionKeys) -> Trip:
     """Ask for all fields of a record, and the store's clock.
 
-    Not a script: a large record is much dearer through Lua.
+    Not a script: reading a large record through Lua takes much longer.
     """
     return (plain("HGETALL", key=keys.record), CLOCK)
 
@@ -61,7 +61,7 @@ def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]
 
 
 def look(keys: SessionKeys) -> Trip:
-    """Ask for a record's meta field, which a tombstone has not, and the store's clock."""
+    """Ask for a record's meta field, which a tombstone does not have, and the store's clock."""
     return (plain("HGET", "m:", key=keys.record), CLOCK)
 
 
@@ -80,7 +80,7 @@ def described(all_keys: Iterable[SessionKeys], *fields: bytes) -> Trip:
 
 
 def exists(keys: SessionKeys) -> Trip:
-    """Ask whether a record has a meta field, which a tombstone has not."""
+    """Ask whether a record has a meta field, which a tombstone does not have."""
     return (plain("HEXISTS", "m:", key=keys.record),)
 
 
@@ -93,7 +93,7 @@ def parse_exists(reply: Any) -> bool:
 
 
 def why(keys: SessionKeys) -> Call:
-    """Ask why a session that is no more has ended."""
+    """Ask for the reason for which a session has ended."""
     return plain("HGET", "m:end", key=keys.record)
 
 
@@ -106,7 +106,7 @@ def parse_why(reply: Any) -> EndReason:
 
 
 def whereabouts(keys: SessionKeys) -> Trip:
-    """Ask whether a session is there, and otherwise where it goes on."""
+    """Ask whether a session is there, and otherwise for the id under which it goes on."""
     return (plain("HMGET", "m:", NEXT, key=keys.record),)
 
 
@@ -172,7 +172,7 @@ def parse_create(reply: Any) -> Alive | Exists:
 
 
 def stored_size(fields: Iterable[tuple[bytes, bytes]]) -> int:
-    """Return how many bytes new fields take in the store, their versions included."""
+    """Return the number of bytes that new fields take in the store, their versions included."""
     return sum(len(field) + 8 + len(value) for field, value in fields)
 
 
@@ -230,7 +230,8 @@ def commit(
 ) -> Call:
     """Build ``lua/commit.lua``; without ``expiry`` the session's mode and span stay.
 
-    ``user`` is the tag of the user where that changes, ``whose`` of whose session it has to be.
+    ``user`` is the tag of the new user, empty for no change; ``whose`` is the tag of the user to
+    whom the session has to belong, empty for any.
     """
     return scripted(
         "commit",
@@ -295,7 +296,7 @@ def parse_touch(reply: Any) -> Alive | Gone:
 
 
 def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Call:
-    """Build ``lua/end.lua``; ``events_kept`` as in Terms."""
+    """Build ``lua/end.lua``; ``events_kept`` as in WriteOptions."""
     named = (*_all(keys), keys.events)
     kept = event_stream.per_bucket(events_kept)
     return scripted("end", named, reason.value, TOMBSTONE_MS, lock_queue.CLAIM_MS, kept)
@@ -348,7 +349,7 @@ def leave(
 ) -> Call:
     """Build ``lua/leave.lua``; ``version`` was copied to the place ``successor`` with ``token``.
 
-    ``events_kept`` as in Terms.
+    ``events_kept`` as in WriteOptions.
     """
     return scripted(
         "leave",
@@ -364,7 +365,7 @@ def leave(
 
 
 def parse_leave(reply: Any) -> Gone | Conflict | Held | Lost | None:
-    """Read the reply of ``leave``; None: the session is no more under this key."""
+    """Read the reply of ``leave``; None: the session has left this key."""
     status, now_ms, rest = parse(reply)
     match status:
         case Status.GONE:
@@ -377,10 +378,10 @@ def parse_leave(reply: Any) -> Gone | Conflict | Held | Lost | None:
 
 
 def remove(keys: SessionKeys, user: bytes) -> Trip:
-    """Remove a user's copy whose key nobody has been told, without a trace."""
+    """Remove a copy of a user's session, before its key was given to a client, without a trace."""
     return (
         plain("DEL", key=keys.record),
-        # Nobody was told that it began.
+        # No event told of its beginning.
         users.unlist(keys, user, 0),
         plain("HDEL", keys.id, key=keys.locks),
     )

@@ -14,7 +14,7 @@ from .script_calls import CLOCK, Status, milliseconds
 #: Writes that users rely on. A renewed deadline is none.
 _RELIED_ON: Final = frozenset({"create", "commit", "rotate", "leave", "end"})
 
-#: Which argument of a touch says that it is written in any case.
+#: Index of the argument by which a touch is written in any case.
 _ALWAYS: Final = 4
 
 
@@ -29,10 +29,10 @@ def _is_relied_on(call: Call) -> bool:
 
 
 def acknowledge(sync: SyncOptions) -> Trip:
-    """Ask who has what this connection wrote, and then for the store's clock.
+    """Ask how many replicas have this connection's writes, and then for the store's clock.
 
     Both go behind the write on its own trip: WAIT in a script is refused, and on another
-    connection it asks about nothing.
+    connection it asks about other writes.
     """
     if sync.fsync:
         wait = plain("WAITAOF", 1, sync.replicas, sync.timeout_ms)
@@ -61,5 +61,5 @@ def _has_written(write: Call, reply: Sequence[Any]) -> bool:
 
 
 def is_acknowledgement(call: Call) -> bool:
-    """Return whether a call asks who has a write: an error in reply says nothing of the write."""
+    """Return whether a call is WAIT or WAITAOF: an error in reply says nothing of the write."""
     return call.script is None and call.arguments[0] in ("WAIT", "WAITAOF")

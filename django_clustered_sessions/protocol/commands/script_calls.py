@@ -52,7 +52,7 @@ def parse(reply: Any) -> tuple[Status, int, list[Any]]:
 
 
 def whole(reply: Any) -> Any:
-    """Return a reply, or raise what stands in its place."""
+    """Return a reply, or raise the exception that stands in its place."""
     if isinstance(reply, Exception):
         raise reply
     return reply

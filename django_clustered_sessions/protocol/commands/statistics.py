@@ -9,10 +9,10 @@ from django_clustered_sessions.protocol.effects import Call, Trip
 
 from .script_calls import scripted
 
-#: How long a node may be silent before its figures join those of the former nodes, in ms.
+#: Silence after which the figures of a node join those of the former nodes, in ms.
 SILENCE_MS: Final = 24 * 60 * 60 * 1000
 
-#: The history of the figures: how long each of its slots is, in ms, and how many are kept: a day's.
+#: Length of a slot of the history of the figures, in ms, and the number of slots kept: a day's.
 SLOT_MS: Final = 5 * 60 * 1000
 
 SLOTS: Final = 24 * 12
@@ -27,7 +27,7 @@ def stats(
 ) -> Call:
     """Build ``lua/stats.lua``; ``"^3"`` among the counts: 3 at least, ``"v3"``: 3 at most.
 
-    ``past`` are spans of time: how long ago each was, in ms, and what was counted in it.
+    ``past`` are spans of time: the age of each, in ms, and the counts in it.
     """
     lines = (" ".join(map(str, (age_ms, *counted))) for age_ms, counted in past)
     return scripted(
@@ -50,5 +50,5 @@ def is_passenger(trip: Trip, at: int) -> bool:
 
 
 def bucket_beside(trip: Trip) -> str:
-    """Return what the keys of the bucket that a trip goes to start with."""
+    """Return the start of the keys of the bucket that a trip goes to."""
     return trip[0].keys[0].rpartition(":")[0]

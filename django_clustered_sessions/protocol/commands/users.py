@@ -13,7 +13,7 @@ from .script_calls import Status, parse, scripted
 
 
 def counted(prefix: str, bucket: int, user: bytes) -> Trip:
-    """Ask a bucket how many sessions it has of a user, by tag, and of users; and its index as well.
+    """Ask a bucket for its number of sessions of a user, by tag, and of users; and its index too.
 
     Two plain commands take the store a quarter of the time that ``owned`` does.
     """
@@ -45,9 +45,9 @@ def parse_owned(reply: Any) -> list[bytes]:
 
 
 def unlist(keys: SessionKeys, user: bytes, events_kept: int) -> Call:
-    """Build ``lua/unlist.lua``; ``user`` is the tag of the user whose session it was.
+    """Build ``lua/unlist.lua``; ``user`` is the tag of the user to whom the session belonged.
 
-    ``events_kept`` as in Terms.
+    ``events_kept`` as in WriteOptions.
     """
     named = (keys.record, keys.index, keys.users, keys.events)
     return scripted("unlist", named, user, event_stream.per_bucket(events_kept))
