@@ -28,7 +28,7 @@ class Operation(StrEnum):
 
 
 class Change(NamedTuple):
-    """One field's change: ``loaded`` is the version it is based on, empty where there was none.
+    """A field's change: ``loaded`` is the version it is based on, empty where there was none.
 
     ``operand`` is the value to set as codec and payload, the decimal number to add, or empty.
     """

@@ -18,7 +18,7 @@ Argument = bytes | str | int
 
 
 class Call(NamedTuple):
-    """One command of a trip: a script with its keys, or a plain command (``script`` None)."""
+    """A command of a trip: a script with its keys, or a plain command (``script`` None)."""
 
     script: Script | None
     keys: tuple[str, ...]
@@ -34,7 +34,7 @@ Trip = tuple[Call, ...]
 
 
 class Everywhere(Trip):
-    """One call to each primary of the store, without keys; its replies are one of each."""
+    """A call to each primary of the store, without keys; its replies are one of each."""
 
 
 @dataclass(frozen=True, slots=True)
