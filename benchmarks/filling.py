@@ -9,7 +9,8 @@ from hashlib import blake2b
 from secrets import token_bytes
 from typing import Any, Final
 
-from django_clustered_sessions.protocol import commands, record
+from django_clustered_sessions.protocol import record
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import Mode, SessionKeys
 from django_clustered_sessions.protocol.scripts import script
@@ -52,7 +53,7 @@ def fill(clients: Sequence[Any], numbers: Iterable[int], user: str | None = None
         key = session_key(number)
         expiry = Expiry(Mode.DEFAULT, 0)
         place = SessionKeys.of("session", key)
-        call = commands.create(
+        call = records.create(
             place, token_bytes(8), expiry, fields, _TERMS, record.user_tag(user or number)
         )
         words = ("EVALSHA", call.script.sha, len(call.keys), *call.keys, *call.arguments)

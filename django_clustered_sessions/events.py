@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from .protocol import commands
+from .protocol.commands import event_stream
 from .protocol.effects import Flow
 from .protocol.record import BUCKETS, NOBODY, Damaged, EndReason, moment, user_tag
 
@@ -99,8 +99,10 @@ def sweep(prefix: str, events_kept: int) -> Flow[int]:
     for first in range(0, BUCKETS, _PER_TRIP):
         some: Sequence[int] = range(first, min(first + _PER_TRIP, BUCKETS))
         while some:
-            replies = yield tuple(commands.sweep(prefix, bucket, events_kept) for bucket in some)
-            swept = list(map(commands.parse_sweep, replies))
+            replies = yield tuple(
+                event_stream.sweep(prefix, bucket, events_kept) for bucket in some
+            )
+            swept = list(map(event_stream.parse_sweep, replies))
             found += sum(swept)
             # One call sweeps a limited number of sessions of its bucket.
             some = [bucket for bucket, count in zip(some, swept, strict=True) if count]
@@ -109,27 +111,29 @@ def sweep(prefix: str, events_kept: int) -> Flow[int]:
 
 def waiting(prefix: str) -> Flow[list[int]]:
     """Return the buckets with unfinished events, claimed or not."""
-    replies = yield tuple(commands.events_waiting(prefix, bucket) for bucket in range(BUCKETS))
+    replies = yield tuple(event_stream.events_waiting(prefix, bucket) for bucket in range(BUCKETS))
     return [at for at, count in enumerate(replies) if not isinstance(count, Damaged) and count]
 
 
 def claim(prefix: str, buckets: Sequence[int], most: int, lease_ms: int) -> Flow[list[StreamEntry]]:
     """Claim at most ``most`` events of each bucket, to finish them within the lease."""
-    replies = yield tuple(commands.take(prefix, bucket, most, lease_ms) for bucket in buckets)
+    replies = yield tuple(event_stream.take(prefix, bucket, most, lease_ms) for bucket in buckets)
     return [
         StreamEntry(bucket, *taken)
         for bucket, reply in zip(buckets, replies, strict=True)
-        for taken in commands.parse_take(reply)
+        for taken in event_stream.parse_take(reply)
     ]
 
 
 def finish(prefix: str, entries: Sequence[StreamEntry]) -> Flow[None]:
     """Remove handled events."""
     yield tuple(
-        call for entry in entries for call in commands.finish(prefix, entry.bucket, entry.id)
+        call for entry in entries for call in event_stream.finish(prefix, entry.bucket, entry.id)
     )
 
 
 def release(prefix: str, entries: Sequence[StreamEntry], lease_ms: int) -> Flow[None]:
     """Release claimed events that were not handled, so that other workers claim them."""
-    yield tuple(commands.give_back(prefix, entry.bucket, entry.id, lease_ms) for entry in entries)
+    yield tuple(
+        event_stream.give_back(prefix, entry.bucket, entry.id, lease_ms) for entry in entries
+    )

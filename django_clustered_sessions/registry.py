@@ -22,9 +22,8 @@ from .exceptions import SessionNotReplicated
 from .monitoring.counters import counters
 from .protocol import user_index
 from .protocol.effects import Flow
-from .protocol.record import EndReason, Serializer, SessionKeys, moment, session_id
+from .protocol.record import EndReason, Serializer, SessionKeys, moment, session_id, user_id
 from .protocol.results import Ended
-from .protocol.session_data import user_id
 from .protocol.user_index import Listed
 from .session.client_info import Client
 from .session.near_cache import near_cache

@@ -11,7 +11,7 @@ from typing import Any
 import redis
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import lock_queue
 from django_clustered_sessions.protocol.effects import Call, Flow
 from django_clustered_sessions.protocol.options import LockOptions
 from django_clustered_sessions.protocol.record import LOCK, Locker
@@ -92,7 +92,9 @@ def claim(
 ) -> Taken | Held | Gone:
     """Request a session's lock as a waiter that never reads its mailbox."""
     terms = LockOptions(wait_ms, lease_ms, 120_000, most, name.encode())
-    return commands.parse_acquire(ask(commands.acquire(place(key), token, terms, wait_ms, inside)))
+    return lock_queue.parse_acquire(
+        ask(lock_queue.acquire(place(key), token, terms, wait_ms, inside))
+    )
 
 
 def seize(key: str, lease_ms: int = 60_000) -> str:
@@ -104,7 +106,7 @@ def seize(key: str, lease_ms: int = 60_000) -> str:
 
 def free(key: str, token: str) -> int | None:
     """Release a lock, or leave the queue."""
-    return commands.parse_release(ask(commands.release(place(key), token)))
+    return lock_queue.parse_release(ask(lock_queue.release(place(key), token)))
 
 
 def new_token() -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from django.contrib.sessions.backends.base import UpdateError
 
-from django_clustered_sessions.protocol import commands, flows
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.options import WriteOptions
 from django_clustered_sessions.protocol.record import (
@@ -37,10 +38,10 @@ def take_over_all(
     """
     came: Counter[str] = Counter()
     all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
-    replies = yield tuple(call for keys in all_keys for call in commands.adopted(keys))
+    replies = yield tuple(call for keys in all_keys for call in records.adopted(keys))
     calls, ready = [], []
     for at, (key, keys) in enumerate(zip(session_keys, all_keys, strict=True)):
-        was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
+        was_moved, is_here = records.parse_adopted(replies[2 * at : 2 * at + 2])
         if was_moved or is_here:
             came["here already" if is_here else "ended here"] += 1
             continue
@@ -70,9 +71,9 @@ def write_back(
     """Write sessions that were taken over back to the old engine; see ``take_over_all``."""
     came: Counter[str] = Counter()
     all_keys = [SessionKeys.of(prefix, key.value) for key in session_keys]
-    replies = yield tuple(call for keys in all_keys for call in commands.adopted(keys))
+    replies = yield tuple(call for keys in all_keys for call in records.adopted(keys))
     for at, (key, keys) in enumerate(zip(session_keys, all_keys, strict=True)):
-        was_moved, is_here = commands.parse_adopted(replies[2 * at : 2 * at + 2])
+        was_moved, is_here = records.parse_adopted(replies[2 * at : 2 * at + 2])
         if not was_moved:
             came["never moved"] += 1
             continue

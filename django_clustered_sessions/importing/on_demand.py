@@ -15,7 +15,7 @@ from django.core.exceptions import SuspiciousOperation
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Call, Flow
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import (
@@ -106,7 +106,7 @@ def take_over(
 
     Raises SessionStoreUnavailable if the store or the old engine fails.
     """
-    was_moved, is_here = commands.parse_adopted((yield commands.adopted(keys)))
+    was_moved, is_here = records.parse_adopted((yield records.adopted(keys)))
     if was_moved or is_here:
         # If it is here, another request has just taken it over.
         return is_here
@@ -143,7 +143,7 @@ def leave(key: HiddenKey) -> Flow[None]:
 def adopt(keys: SessionKeys, packed: Packed, options: WriteOptions) -> Call:
     """Return the call that stores a session and marks it as taken over."""
     memory_ms = max(packed.left_ms, options.default_age_ms) + _BESIDE_MS
-    return commands.adopt(
+    return records.adopt(
         keys,
         node_tag(conf.node_name) + secrets.token_bytes(VERSION_BYTES - NODE_BYTES),
         packed.expiry,
@@ -157,7 +157,7 @@ def adopt(keys: SessionKeys, packed: Packed, options: WriteOptions) -> Call:
 
 def note(keys: SessionKeys, packed: Packed, reply: Any) -> bool:
     """Count the outcome of ``adopt``; return whether it took the session over."""
-    found = commands.parse_create(reply)
+    found = records.parse_create(reply)
     if not isinstance(found, Alive):
         return False
     counters.add(created=1, expired=found.swept, takeovers=1, takeover_values_lost=len(packed.lost))

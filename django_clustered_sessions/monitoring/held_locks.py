@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from django_clustered_sessions.protocol.commands import CLOCK, milliseconds
+from django_clustered_sessions.protocol.commands.script_calls import CLOCK, milliseconds
 from django_clustered_sessions.protocol.effects import Flow, batches, plain
 from django_clustered_sessions.protocol.record import (
     BUCKETS,

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.monitoring.counters import KEPT
-from django_clustered_sessions.protocol.commands import CLOCK, SLOT_MS, SLOTS, milliseconds
+from django_clustered_sessions.protocol.commands.script_calls import CLOCK, milliseconds
+from django_clustered_sessions.protocol.commands.statistics import SLOT_MS, SLOTS
 from django_clustered_sessions.protocol.effects import Call, Flow, plain
 from django_clustered_sessions.protocol.record import BUCKETS, Damaged, bucket_tag, moment
 from django_clustered_sessions.store import runner

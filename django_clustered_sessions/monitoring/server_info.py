@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.commands import CLOCK, milliseconds
+from django_clustered_sessions.protocol.commands.script_calls import CLOCK, milliseconds
 from django_clustered_sessions.protocol.effects import Everywhere, Flow, Trip, plain
 
 #: Greatest difference of clocks that is not reported, in ms.

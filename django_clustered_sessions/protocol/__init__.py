@@ -1,3 +1,3 @@
-"""What is said to the store and what its answers mean: record, scripts and flows. Pure."""
+"""Questions to the store and the meaning of its replies: record, scripts and flows. Pure."""
 
 from __future__ import annotations

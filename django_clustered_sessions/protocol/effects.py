@@ -1,4 +1,4 @@
-"""What a flow may ask for, step by step, and what its drivers send back. Pure.
+"""The steps that a flow may yield, and the replies that its drivers send. Pure.
 
 A *trip* is a tuple of calls that go to the store together and come back together: one round trip.
 """
@@ -18,7 +18,7 @@ Argument = bytes | str | int
 
 
 class Call(NamedTuple):
-    """One command of a trip: a script with its keys, or a plain command (``script`` None)."""
+    """A command of a trip: a script with its keys, or a plain command (``script`` None)."""
 
     script: Script | None
     keys: tuple[str, ...]
@@ -34,12 +34,12 @@ Trip = tuple[Call, ...]
 
 
 class Everywhere(Trip):
-    """One call to each primary of the store, without keys; its replies are one of each."""
+    """A call to each primary of the store, without keys; its replies are one of each."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A blocking read of the list ``mailbox``; its reply is whether there was something in it.
+    """A blocking read of the list ``mailbox``; its reply is True if there was something in it.
 
     None where the read failed, long before its time perhaps.
     """
@@ -50,26 +50,26 @@ class Wait:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A time in which nothing is asked."""
+    """A time without a question to the store."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class OutsideCall:
-    """Something that is asked of another than the store, as a call and as its native async twin.
+    """A call to another system than the store, and its native async twin.
 
-    Without a twin the call is made in a thread. The reply is what it returns, or the exception.
+    Without a twin the call is made in a thread. The reply is its result, or its exception.
     """
 
     call: Callable[[], Any]
     twin: Callable[[], Awaitable[Any]] | None = None
 
 
-#: What a flow asks of a store.
+#: A step that goes to the store.
 Asks = Trip | Wait
 
-#: What a flow asks, or how long it waits.
+#: Any step of a flow.
 Step = Trip | Wait | Pause | OutsideCall
 
 #: An operation as a generator: it yields a step, and is sent the reply.
@@ -77,7 +77,7 @@ Flow = Generator[Step, Any, T]
 
 
 def batches(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Yield the items in lists of ``size``, the last one of what is left."""
+    """Yield the items in lists of ``size``, the last one shorter."""
     upcoming = iter(items)
     while batch := list(islice(upcoming, size)):
         yield batch

@@ -1,4 +1,4 @@
-"""Whose fault an exception is: the value's that was read or written, or a signal's. Pure."""
+"""Tell an exception that a value causes from one that a signal raises. Pure."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 
 def fault_of(call: Callable[[], object], error: Exception) -> Exception:
-    """Return what is wrong with the value that ``call`` is about, after it raised ``error``.
+    """Return the exception that a value causes in ``call``, which has raised ``error`` before.
 
     A signal's exception, such as Celery's soft time limit, may come before any line, so ``call`` is
-    made once more. What raises each time is the value's fault.
+    made once more. An exception that comes each time is the value's fault.
 
     Raises ``error`` where the second call succeeds.
     """

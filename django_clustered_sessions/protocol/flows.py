@@ -1,7 +1,7 @@
 """The operations on a session: each a generator, written once for sync and async.
 
-A flow yields a trip, what to ask the store in one round trip, and is sent the replies;
-``drivers`` has the two loops that run one. Clock, token and random keys come in as arguments,
+A flow yields a trip, the calls of one round trip to the store, and is sent the replies;
+``store.drivers`` has the two loops that run one. Clock, token and random keys come in as arguments,
 so a flow can be tested without a store, reply by reply. The shape is that of ``httpx``'s
 authentication flows.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, Final, NamedTuple, cast
 
 from django_clustered_sessions.exceptions import (
     SessionConflict,
@@ -19,10 +19,12 @@ from django_clustered_sessions.exceptions import (
     SessionTooLarge,
 )
 
-from . import commands, locks
-from .effects import Call, Flow, Step, Trip
+from . import locks
+from .changes import Changes
+from .commands import lock_queue, records
+from .effects import Flow, Trip
 from .locks import LockOutcome, LockRequest
-from .options import NO_LOCK, Expiry, Fence, SyncOptions, WriteOptions
+from .options import NO_LOCK, Expiry, Fence, WriteOptions
 from .record import (
     LOCK,
     META,
@@ -36,7 +38,6 @@ from .record import (
     SessionKeys,
 )
 from .results import (
-    Acknowledged,
     Alive,
     Conflict,
     Ended,
@@ -47,36 +48,35 @@ from .results import (
     Taken,
     TooLarge,
 )
-from .session_data import Changes, SessionData
+from .session_data import SessionData
 
-T = TypeVar("T")
-
-#: So many moves of a session are followed to where it goes on.
+#: Most moves of a session that are followed.
 _MOST_MOVES: Final = 8
-#: A writer that meets so many conflicts in a row queues for the lock.
+#: Conflicts in a row after which a writer queues for the lock.
 _PATIENCE: Final = 3
 
 
 class Read(NamedTuple):
-    """What a load found: the session, or why there is none, and the store's clock in ms.
+    """Result of a load: the session, or the reason why there is none; the store's clock in ms.
 
-    ``turn`` is what came of asking for the lock, where that was asked.
+    ``turn`` is the outcome of the request for the lock, None without one.
     """
 
     found: Loaded | EndReason
     now_ms: int
     turn: LockOutcome | None = None
-    #: Whether the session is as it was known.
+    #: True if the session is as it was known.
     is_known: bool = False
-    #: Of a session that is gone: the tag of the user whose it was when the wait for its lock began.
+    #: Of a session that is gone: the tag of its user when the wait for its lock began.
     whose: bytes = b""
 
 
 class Committed(NamedTuple):
-    """A commit that landed: what is known of the session now, and what it took.
+    """A commit that landed: the state of the session now, and the steps that led there.
 
-    ``merged`` are the fields that others had changed too; ``turn`` is what came of asking for the
-    lock, where the commit had to; ``version`` is the record's now, if something was written.
+    ``merged`` is the number of fields that others had changed too; ``turn`` is the outcome of the
+    request for the lock, where the commit made one; ``version`` is the record's now, if something
+    was written.
     """
 
     alive: Alive
@@ -94,26 +94,26 @@ def load(
     *,
     joins: bool = False,
 ) -> Flow[Read]:
-    """Read a session; with ``terms``, renew its deadline on the same trip.
+    """Read a session; with ``options``, renew its deadline on the same trip.
 
-    With ``asking``, take its lock first, on the same trip too where the lock is free; with
-    ``joins`` only if it is the outer request's, and go on without it otherwise. What is ``known``
-    of it is not sent again where it is the same.
+    With ``lock_request``, take its lock first, on the same trip too where the lock is free; with
+    ``joins`` only if it is the outer request's, and go on without it otherwise. The values that are
+    ``known`` are not sent again where they are the same.
 
     Raises Damaged where the record cannot be understood, NewerFormat where it must not be,
     SessionLockTimeout.
     """
-    # Who has the lock is no part of what is known.
+    # A conditional read omits the lock, so a joining request reads the whole record.
     known = None if joins else known
-    trip = commands.fetch(keys, known.version) if known else commands.read(keys)
+    trip = records.fetch(keys, known.version) if known else records.read(keys)
     if options:
-        trip = (commands.touch(keys, options), *trip)
+        trip = (records.touch(keys, options), *trip)
     turn = None
     if lock_request and not joins:
         turn, replies = yield from locks.take(keys, lock_request, trip)
     else:
         replies = yield trip
-    fields, now_ms = commands.parse_read(replies[-2:])
+    fields, now_ms = records.parse_read(replies[-2:])
     found: Loaded | EndReason
     if is_known := isinstance(fields, bytes):
         found = Loaded(Meta.parse(fields), cast(CachedSession, known).values)
@@ -130,15 +130,15 @@ def load(
 
 
 def _user_in(replies: Sequence[Any]) -> bytes:
-    """Return the tag of the user whose session was read, empty where none was."""
+    """Return the tag of the user of the session that was read, empty where none was."""
     with suppress(Damaged, NewerFormat):
-        fields, _ = commands.parse_read(replies[-2:])
+        fields, _ = records.parse_read(replies[-2:])
         return Meta.parse(fields if isinstance(fields, bytes) else fields.get(META, b"")).user
     return b""
 
 
 def _joined(lock_request: LockRequest, packed: bytes | None, now_ms: int) -> LockOutcome | None:
-    """Return the turn of who runs inside another's lock, None where that is not held."""
+    """Return the outcome for a request inside another's lock, None where that is not held."""
     with suppress(Damaged):
         if packed and (lock := Lock.parse(packed)).token == lock_request.inside:
             return LockOutcome(Taken(now_ms, lock.since_ms, inside=True))
@@ -147,19 +147,19 @@ def _joined(lock_request: LockRequest, packed: bytes | None, now_ms: int) -> Loc
 
 def exists(keys: SessionKeys) -> Flow[bool]:
     """Return whether there is such a session."""
-    (reply,) = yield commands.exists(keys)
-    return commands.parse_exists(reply)
+    (reply,) = yield records.exists(keys)
+    return records.parse_exists(reply)
 
 
 def ends(all_keys: Sequence[SessionKeys]) -> Flow[Sequence[EndReason | None]]:
-    """Return of each session why it is no more, None where it is there."""
-    replies = yield tuple(call for keys in all_keys for call in commands.exists(keys))
+    """Return of each session the reason why it has ended, None where it is there."""
+    replies = yield tuple(call for keys in all_keys for call in records.exists(keys))
     found: list[EndReason | None] = [None] * len(all_keys)
-    gone = [at for at, reply in enumerate(replies) if not commands.parse_exists(reply)]
+    gone = [at for at, reply in enumerate(replies) if not records.parse_exists(reply)]
     if gone:
-        replies = yield tuple(commands.why(all_keys[at]) for at in gone)
+        replies = yield tuple(records.why(all_keys[at]) for at in gone)
         for at, reply in zip(gone, replies, strict=True):
-            found[at] = commands.parse_why(reply)
+            found[at] = records.parse_why(reply)
     return found
 
 
@@ -168,12 +168,12 @@ def look(keys: SessionKeys) -> Flow[tuple[Meta | None, int]]:
 
     Raises Damaged, NewerFormat.
     """
-    packed, now_ms = commands.parse_look((yield commands.look(keys)))
+    packed, now_ms = records.parse_look((yield records.look(keys)))
     return (Meta.parse(packed) if packed is not None else None), now_ms
 
 
 def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | None]:
-    """Return where the session of a user, by tag, goes on that is not at ``place`` any more.
+    """Return the keys under which a user's session, by tag, goes on that has left ``keys``.
 
     None where it does not, or where it is another user's by now. ``prefix`` is the setting
     KEY_PREFIX.
@@ -181,8 +181,8 @@ def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | No
     Raises NewerFormat.
     """
     for _ in range(_MOST_MOVES):
-        (reply,) = yield commands.whereabouts(keys)
-        packed, public_id = commands.parse_whereabouts(reply)
+        (reply,) = yield records.whereabouts(keys)
+        packed, public_id = records.parse_whereabouts(reply)
         try:
             if packed:
                 return keys if Meta.parse(packed).user == user else None
@@ -194,8 +194,8 @@ def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | No
 
 def touch(keys: SessionKeys, options: WriteOptions) -> Flow[Alive | Gone]:
     """Renew a session's deadline."""
-    (reply,) = yield (commands.touch(keys, options),)
-    return commands.parse_touch(reply)
+    (reply,) = yield (records.touch(keys, options),)
+    return records.parse_touch(reply)
 
 
 def create(
@@ -210,11 +210,11 @@ def create(
 
     Raises SessionTooLarge.
     """
-    size = commands.stored_size(fields)
+    size = records.stored_size(fields)
     if size > options.max_bytes:
         raise SessionTooLarge(keys.id, size, options.max_bytes)
-    (reply,) = yield (commands.create(keys, token, expiry, fields, options, user),)
-    return commands.parse_create(reply)
+    (reply,) = yield (records.create(keys, token, expiry, fields, options, user),)
+    return records.parse_create(reply)
 
 
 def commit(
@@ -231,14 +231,14 @@ def commit(
 ) -> Flow[Committed | Gone]:
     """Write what changed in ``fields`` into a session that exists.
 
-    What others changed meanwhile is merged, and the merge is what ``fields`` has afterwards.
-    With nothing to write, the deadline is renewed; ``again``: by a write in any case, which can
-    be waited for. ``token_of`` gives the token for a delta, ``asks`` how to ask for the lock, with
-    a new token each time: who lost one begins anew. ``whose`` is the tag of the user whose session
-    it has to be, empty for anybody's: it is gone, as rotated, once it is another's.
+    Concurrent changes by others are merged into ``fields``. With nothing to write, the deadline is
+    renewed; with ``again`` by a write in any case, so that WAIT can follow. ``token_of`` returns
+    the token for some changes. ``asks`` returns a request for the lock, with a new token each time:
+    a request that lost its lock begins anew. ``whose`` is the tag of the user to whom the session
+    has to belong, empty for any: it is gone, as rotated, once it is another user's.
 
-    While another request holds the lock, this one queues for it as ``asks`` says, and so it does
-    after three conflicts in a row.
+    While another request holds the lock, this one queues for it with ``asks()``, as it does after
+    three conflicts in a row.
 
     Raises SessionTooLarge; SessionConflict where that is the policy; SessionLockLost;
     SessionLockTimeout.
@@ -256,10 +256,10 @@ def commit(
             token = token_of(changes)
             user = fields.user if changes.changes_user else b""
             (reply,) = yield (
-                commands.commit(keys, token, expiry, changes, options, fence, user, whose),
+                records.commit(keys, token, expiry, changes, options, fence, user, whose),
             )
             queues = False
-            match commands.parse_commit(reply):
+            match records.parse_commit(reply):
                 case Gone() as gone:
                     return gone
                 case TooLarge(size=size):
@@ -269,8 +269,8 @@ def commit(
                 case Held() | Lost():
                     queues = True
                 case Conflict(values=theirs):
-                    # To add to what is no counter in the store is no conflict: it is given the
-                    # sum.
+                    # An addition to a field that is no counter in the store is no conflict: the
+                    # sum is set.
                     if not theirs.keys() <= changes.sums:
                         conflicts += 1
                         merged += len(theirs)
@@ -290,18 +290,18 @@ def commit(
     except Exception:
         if lock_request and turn:
             with suppress(SessionStoreUnavailable):
-                yield (commands.release(keys, lock_request.token),)
+                yield (lock_queue.release(keys, lock_request.token),)
         raise
 
 
 def _renew(
     keys: SessionKeys, options: WriteOptions, fence: Fence, again: bool
 ) -> Flow[Alive | Gone]:
-    trip: Trip = (commands.touch(keys, options, always=again),)
+    trip: Trip = (records.touch(keys, options, always=again),)
     if fence.token and fence.release:
-        trip += (commands.release(keys, fence.token),)
+        trip += (lock_queue.release(keys, fence.token),)
     reply, *_ = yield trip
-    return commands.parse_touch(reply)
+    return records.parse_touch(reply)
 
 
 def rotate(
@@ -318,9 +318,9 @@ def rotate(
     """Move a session to a new key, with everything that the store holds of it.
 
     Raw values move, those included that this release cannot read. While another request holds the
-    lock, this one queues for it as ``asks`` says. Where the two keys may be ``apart``, on two
-    servers, the session is copied, then ended under the old key if it still is what was copied;
-    ``found`` is the session as it was loaded, None to ask.
+    lock, this one queues for it with ``asks()``. Where the two keys may be ``apart``, on two
+    servers, the session is copied, then ended under the old key unless it has changed since;
+    ``found`` is the session as it was loaded, None to read it.
 
     Raises SessionLockLost, SessionLockTimeout.
     """
@@ -332,8 +332,8 @@ def rotate(
             )
             found = None
         else:
-            (reply,) = yield (commands.rotate(old, new, token_of(), options, fence),)
-            moved = commands.parse_rotate(reply)
+            (reply,) = yield (records.rotate(old, new, token_of(), options, fence),)
+            moved = records.parse_rotate(reply)
         match moved:
             case Conflict():
                 # Others wrote between the two steps.
@@ -348,7 +348,7 @@ def rotate(
                 fence = Fence(lock_request.token, release=True)
             case Exists() as exists:
                 if lock_request:
-                    yield (commands.release(old, lock_request.token),)
+                    yield (lock_queue.release(old, lock_request.token),)
                 return exists
             case done:
                 return done
@@ -363,7 +363,7 @@ def _move(
     fence: Fence,
     found: Loaded | None,
 ) -> Flow[Alive | Gone | Exists | Conflict | Held | Lost]:
-    """Copy a session to a new key, then end it under the old one: never none, whatever breaks."""
+    """Copy a session to a new key, then end it under the old one: one always exists."""
     if found is None:
         try:
             read = yield from load(old)
@@ -372,146 +372,37 @@ def _move(
         if isinstance(read.found, EndReason):
             return Gone(read.now_ms, read.found)
         found = read.found
-    trip: Trip = (commands.copy(new, token, found, options),)
+    trip: Trip = (records.copy(new, token, found, options),)
     if fence.token and not fence.release:
         # The lock goes along.
-        trip += (commands.acquire(new, fence.token, lock_request.options, 0),)
+        trip += (lock_queue.acquire(new, fence.token, lock_request.options, 0),)
     reply, *_ = yield trip
-    copied = commands.parse_create(reply)
+    copied = records.parse_create(reply)
     if isinstance(copied, Exists):
         return copied
-    leave = commands.leave(old, token, found.meta.version, new, options.events_kept, fence)
+    leave = records.leave(old, token, found.meta.version, new, options.events_kept, fence)
     (reply,) = yield (leave,)
-    refusal = commands.parse_leave(reply)
+    refusal = records.parse_leave(reply)
     if refusal is None:
         return copied
-    yield commands.remove(new, found.meta.user)
+    yield records.remove(new, found.meta.user)
     return refusal
 
 
 def release(keys: SessionKeys, token: str) -> Flow[int | None]:
     """Give up a session's lock, or the place in its queue.
 
-    Return how long it was held, in ms; None where it was no more held.
+    Return the time it was held, in ms; None where it was not held any more.
     """
-    (reply,) = yield (commands.release(keys, token),)
-    return commands.parse_release(reply)
+    (reply,) = yield (lock_queue.release(keys, token),)
+    return lock_queue.parse_release(reply)
 
 
 def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Flow[Ended | None]:
-    """End a session for good; return None where there was none. ``events_kept`` as in Terms."""
-    (reply,) = yield (commands.end(keys, reason, events_kept),)
-    return commands.parse_end(reply)
+    """End a session for good; return None where there was none. See WriteOptions."""
+    (reply,) = yield (records.end(keys, reason, events_kept),)
+    return records.parse_end(reply)
 
 
 def _readable(field: bytes) -> str:
     return field[2:].decode("utf-8", "replace")
-
-
-class Rider(Protocol):
-    """Who may send one more call along with a flow's first trip."""
-
-    def board(self, trip: Trip) -> Call | None:
-        """Return the call that is to ride along, or None."""
-
-    def lost(self) -> None:
-        """Take note that the call did not arrive, as far as anybody knows."""
-
-
-def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
-    """Run ``flow`` and let one more call ride on its first trip.
-
-    Its reply says only whether it has arrived: an error does not. The passenger goes first, for
-    what follows a script that the store does not know is sent again with it: not so after a
-    passenger, on which nothing builds.
-    """
-    return _between(flow, _Riding(rider))
-
-
-def acknowledged(
-    flow: Flow[T], sync: SyncOptions, heard: Callable[[Acknowledged], None]
-) -> Flow[T]:
-    """Run ``flow``, and let each write that users rely on wait for its replicas, on its own trip.
-
-    ``heard`` is told of those that landed. What asks goes last: where the driver repeats a part
-    of a trip, it is repeated as well, and what it said before does not count.
-    """
-    return _between(flow, _Acknowledging(sync, heard))
-
-
-class _Between:
-    """Stands between a flow and its driver; changes nothing."""
-
-    def asks(self, step: Step) -> Step:
-        return step
-
-    def answers(self, reply: Any) -> Any:
-        return reply
-
-    def lost(self) -> None:
-        pass
-
-
-class _Riding(_Between):
-    def __init__(self, rider: Rider) -> None:
-        self._rider = rider
-        self._is_first, self._is_aboard, self._has_arrived = True, False, False
-
-    def asks(self, step: Step) -> Step:
-        passenger = None
-        if self._is_first and isinstance(step, tuple):
-            passenger = self._rider.board(step)
-        self._is_first, self._is_aboard = False, passenger is not None
-        return (passenger, *cast(Trip, step)) if passenger else step
-
-    def answers(self, reply: Any) -> Any:
-        self._has_arrived = True
-        if not self._is_aboard:
-            return reply
-        passenger, *replies = reply
-        if isinstance(passenger, Exception):
-            self._rider.lost()
-        return replies
-
-    def lost(self) -> None:
-        if not self._has_arrived:
-            self._rider.lost()
-
-
-class _Acknowledging(_Between):
-    def __init__(self, sync: SyncOptions, heard: Callable[[Acknowledged], None]) -> None:
-        self._sync, self._heard = sync, heard
-        self._at: int | None = None
-
-    def asks(self, step: Step) -> Step:
-        self._at = None
-        if isinstance(step, tuple) and (at := commands.relied_on(step)) is not None:
-            self._at, self._write = at, step[at]
-            return (*step, *commands.acknowledge(self._sync))
-        return step
-
-    def answers(self, reply: Any) -> Any:
-        if self._at is None:
-            return reply
-        *replies, waited, clock = reply
-        found = commands.parse_acknowledged(self._write, replies[self._at], waited, clock)
-        if found:
-            self._heard(found)
-        return replies
-
-
-def _between(flow: Flow[T], between: _Between) -> Flow[T]:
-    try:
-        step = next(flow)
-        while True:
-            try:
-                reply = yield between.asks(step)
-            except Exception as error:
-                between.lost()
-                step = flow.throw(error)
-            else:
-                step = flow.send(between.answers(reply))
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        flow.close()

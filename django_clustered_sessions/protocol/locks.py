@@ -1,9 +1,9 @@
-"""How a lock is taken: one trip where it is free, a place in the store's queue where it is not.
+"""Take a lock: on one trip where it is free, by a place in the store's queue where it is not.
 
 A flow, as those of ``flows``. A lock that is free is taken on the trip of the load. Otherwise the
 store has put the request into its queue, and it sleeps in a blocking read of its own mailbox, a
-slice at a time; after each slice, and after any doubt, it asks whether the lock is its own. So a
-lost wake-up costs one question.
+slice at a time; after each slice, and after any doubt, it asks whether the lock is its own. A lost
+wake-up costs one question.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from django_clustered_sessions.exceptions import (
     SessionStoreUnavailable,
 )
 
-from . import commands
+from .commands import lock_queue
 from .effects import Call, Flow, Trip, Wait
 from .options import LockOptions
 from .record import SessionKeys
 from .results import Gone, Held, Taken
 
-#: How much later each place in the queue looks after a lease that is over, in ms: the first one
-#: finds it over and is given the lock, and the others need not come all at once.
+#: Delay of each place in the queue behind the one before it, after a lease that is over, in ms: the
+#: first finds it over and gets the lock, and the others do not come all at once.
 _STAGGER_MS: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why waiting for a lock makes no sense, and what to do about it."""
+    """Reason why waiting for a lock makes no sense, and advice."""
 
     error: type[SessionLockTimeout]
     why: str
@@ -40,11 +40,11 @@ class Refusal:
 
 
 class LockRequest(NamedTuple):
-    """Who asks for a lock, and how long it sleeps at a time (ms).
+    """A request for a lock; ``slice_ms`` is the time that it sleeps at once.
 
-    ``refusal`` returns None, or why waiting makes no sense and what to do about it. ``waiting`` is
-    entered for the time of the wait, and gives the same. ``inside`` is the token of the outer
-    request's lock, or empty.
+    ``refusal`` returns None, or the reason why waiting makes no sense. ``waiting`` is entered for
+    the time of the wait, and gives the same. ``inside`` is the token of the outer request's lock,
+    or empty.
     """
 
     token: str
@@ -56,10 +56,10 @@ class LockRequest(NamedTuple):
 
 
 class LockOutcome(NamedTuple):
-    """What came of asking for a lock.
+    """The outcome of a request for a lock.
 
-    ``waited_ms`` is how long that took, None without a wait; ``handed_on``: the one who released
-    the lock gave it to this one. ``seen`` is what the store said to the rest of the trip when the
+    ``waited_ms`` is the time of the wait, None without one; ``handed_on`` is True if the last
+    holder gave the lock to this request. ``seen`` are the replies to the rest of the trip when the
     wait began.
     """
 
@@ -81,7 +81,7 @@ def take(
     refusal = lock_request.refusal()
     wait_ms = 0 if refusal else lock_request.options.wait_ms
     reply, *rest = yield (_acquire(keys, lock_request, wait_ms), *then)
-    found = commands.parse_acquire(reply)
+    found = lock_queue.parse_acquire(reply)
     if not isinstance(found, Held):
         return LockOutcome(found), rest
     if found.queue_position == 0:
@@ -93,9 +93,9 @@ def take(
             turn, replies = yield from _wait(keys, lock_request, found, then)
             return turn._replace(seen=rest), replies
     except SessionLockTimeout:
-        # Its place in the queue is somebody else's now.
+        # The place in the queue goes to the next.
         with suppress(SessionStoreUnavailable):
-            yield (commands.release(keys, lock_request.token),)
+            yield (lock_queue.release(keys, lock_request.token),)
         raise
 
 
@@ -104,7 +104,7 @@ def _wait(
 ) -> Flow[tuple[LockOutcome, Sequence[Any]]]:
     began_ms, slept_ms = held.now_ms, 0.0
     while True:
-        # By the store's clock, which a failover may set back: then by what was slept.
+        # By the store's clock; a failover may set it back, so by the time slept as well.
         left_ms = lock_request.options.wait_ms - max(held.now_ms - began_ms, slept_ms)
         if left_ms <= 0:
             raise _timeout(keys, lock_request, held)
@@ -117,7 +117,7 @@ def _wait(
         # One that was woken has the lock, most likely, and loads on the same trip.
         trip = (_acquire(keys, lock_request, round(left_ms)), *(then if woken else ()))
         reply, *rest = yield trip
-        found = commands.parse_acquire(reply)
+        found = lock_queue.parse_acquire(reply)
         if not isinstance(found, Held):
             if then and not woken:
                 rest = yield then
@@ -132,7 +132,7 @@ def _wait(
 
 
 def _acquire(keys: SessionKeys, lock_request: LockRequest, wait_ms: int) -> Call:
-    return commands.acquire(
+    return lock_queue.acquire(
         keys, lock_request.token, lock_request.options, wait_ms, lock_request.inside
     )
 

@@ -1,9 +1,9 @@
-"""In how many sessions a user may be logged in: a login's claim to be one of them, as flows.
+"""Limit the sessions in which a user is logged in: a login claims to be one of them, as flows.
 
-Sessions that have the user are counted where they are, in the buckets' indexes. What those do not
-have yet, a login that is not written and a session that moves to another key, has a claim at one
-place for each user, which outlasts every look at the indexes that began before it was written. So
-nobody who counts misses one: it is in the index, or among the claims, or in both.
+Sessions that have the user are counted where they are, in the buckets' indexes. A login that is not
+written yet, and a session that moves to another key, have a claim at one place for each user. A
+claim outlasts every look at the indexes that began before the session was written, so that a count
+misses none: each is in the index, or among the claims, or in both.
 """
 
 from __future__ import annotations
@@ -15,24 +15,25 @@ from typing import Final
 
 from django_clustered_sessions.exceptions import SessionLimitReached
 
-from . import commands, user_index
+from . import user_index
+from .commands import users
 from .effects import Flow
 from .record import NOBODY, SessionKeys, user_tag
 from .user_index import Listed
 
-#: How long a look at a user's sessions may be relied on, in seconds.
+#: Time that a look at a user's sessions may be relied on, in seconds.
 _LOOK_S: Final = 10.0
-#: How long after a claim the login may begin to be written, in seconds.
+#: Time after a claim in which the write of the login may begin, in seconds.
 FRESH_S: Final = 30.0
-#: So often a login looks at the indexes, where its process stands still after each look.
+#: Looks at the indexes by a login of a process that stands still after each look.
 _LOOKS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """How many sessions a user may have, whether the oldest make room, and a claim's life in ms.
+    """Most sessions of a user, whether the oldest make room, and a claim's life in ms.
 
-    ``events_kept`` as in Terms.
+    ``events_kept`` as in WriteOptions.
     """
 
     most: int
@@ -42,9 +43,9 @@ class Limit:
 
 
 def lapse_ms(wait_s: float, trip_s: float) -> int:
-    """Return how long a claim has to last, in ms.
+    """Return the time that a claim has to last, in ms.
 
-    ``wait_s`` is how long a write may wait for a lock, ``trip_s`` how long a trip may take.
+    ``wait_s`` is the longest wait of a write for a lock, ``trip_s`` the longest time of a trip.
     """
     return round((FRESH_S + wait_s + _LOOK_S + 3 * trip_s) * 1000)
 
@@ -86,11 +87,11 @@ def claim(
                 nothing.clear()
             known = [one.keys.id for one in counting]
             options = keys.id, limit.most, limit.lapse_ms
-            (reply,) = yield (commands.claim(prefix, tag, *options, known, [*ended, *nothing]),)
-            unknown = commands.parse_claim(reply)
+            (reply,) = yield (users.claim(prefix, tag, *options, known, [*ended, *nothing]),)
+            unknown = users.parse_claim(reply)
             if unknown is None:
-                # Damage by somebody else.
-                yield (commands.forget_claims(prefix, tag),)
+                # Another program damaged it.
+                yield (users.forget_claims(prefix, tag),)
                 continue
             if not unknown:
                 return
@@ -108,9 +109,9 @@ def _by_age(tag: bytes, found: Iterable[Listed]) -> list[Listed]:
 
 
 def _there(prefix: str, ids: Iterable[bytes]) -> Flow[list[Listed]]:
-    """Find which of some sessions there are at one moment, so that one that moves is found once.
+    """Find those of some sessions that exist at one moment, so that one that moves is found once.
 
-    Two reads that find the same have found what there was between them, for no place is used twice.
+    Two equal reads have found the sessions that existed between them: no place is used twice.
     """
     all_keys = list(user_index.places_of(prefix, ids).values())
     before: list[SessionKeys] | None = None
@@ -125,11 +126,11 @@ def _there(prefix: str, ids: Iterable[bytes]) -> Flow[list[Listed]]:
 def keep(new: SessionKeys, prefix: str, user: bytes, limit: Limit) -> Flow[None]:
     """Claim that a session which moves to ``new`` stays that of a user, by tag.
 
-    Who looks at the indexes meanwhile may find it in neither bucket.
+    A look at the indexes meanwhile may find it in neither bucket.
     """
-    yield (commands.claim(prefix, user, new.id, 0, limit.lapse_ms),)
+    yield (users.claim(prefix, user, new.id, 0, limit.lapse_ms),)
 
 
 def give_back(keys: SessionKeys, prefix: str, user: str) -> Flow[None]:
     """Give up the claim of a login that will not be written."""
-    yield (commands.unclaim(prefix, user_tag(user), keys.id),)
+    yield (users.unclaim(prefix, user_tag(user), keys.id),)

@@ -1,5 +1,5 @@
 """
-Merge what two requests made of one session value without a lock.
+Merge two requests' changes of one session value without a lock.
 
 `merge()` is given the value that both requests loaded (base), the value that the other one has
 stored since (theirs), and the value that is about to be written (mine, the later commit):
@@ -7,7 +7,7 @@ stored since (theirs), and the value that is about to be written (mine, the late
 - A side that left the value alone takes the other's change; the same change twice is one change.
 - Dicts are merged key by key, recursively. The order is theirs, then my new keys.
 - Lists that both sides only appended to: base, their additions, my additions.
-- A container that one side deleted or emptied: only what the other side added survives, at any
+- A container that one side deleted or emptied: only additions by the other side survive, at any
   depth. When nothing was added, it stays deleted or empty.
 - Django's `_messages`: a side appends to the list, or consumes it and starts a new one. The
   additions of both survive, and base too unless a side consumed it.
@@ -41,7 +41,7 @@ class Missing(Enum):
 
 
 MISSING: Final = Missing.MISSING
-"""Stands for a value that is not there: not yet in base, or deleted by a side."""
+"""Stand-in for a value that is not there: not yet in base, or deleted by a side."""
 
 
 def merge(key: str, base: Any, mine: Any, theirs: Any) -> Any:
@@ -77,8 +77,8 @@ def _last_write(base: Any, mine: Any, theirs: Any) -> Any:
 def _merge_dicts(base: Any, mine: Any, theirs: Any) -> Any:
     keys = theirs | mine
     if not theirs:
-        # Whoever emptied the dict counts as the last writer in it: a scalar that the other side
-        # changed there is no addition.
+        # The side that emptied the dict counts as the last writer in it: a scalar changed there by
+        # the other side is no addition.
         mine, theirs = theirs, mine
     merged = {
         key: _merge(*(version.get(key, MISSING) for version in (base, mine, theirs)))
@@ -110,7 +110,7 @@ def _merge_messages(base: Any, mine: Any, theirs: Any) -> Any:
 
 
 def _join_additions(base: Any, mine: Any, theirs: Any) -> Any:
-    """Join base, unless a side dropped it, with what each side has after it or in place of it."""
+    """Join base, unless a side dropped it, with each side's additions, or its new list."""
     size = len(base)
     i_kept, they_kept = _continues(mine, base), _continues(theirs, base)
     kept = mine[:size] if i_kept and they_kept else []
@@ -137,6 +137,38 @@ def same(one: Any, other: Any) -> bool:
     with suppress(Exception):
         return pickle.dumps(one) == pickle.dumps(other)
     return False
+
+
+def replanted(live: Any, merged: Any, others: Any) -> Any:
+    """Return ``merged`` inside ``live`` and its containers, which a view may still hold.
+
+    Not where one of the containers is in ``others`` too: a merged value is one key's alone.
+    """
+    return merged if _containers(live) & _containers(others) else _planted(live, merged)
+
+
+def _containers(value: Any) -> set[int]:
+    """Return the identities of all dicts and lists in a value."""
+    found: set[int] = set()
+    waiting = [value]
+    while waiting:
+        some = waiting.pop()
+        if type(some) in (dict, list) and id(some) not in found:
+            found.add(id(some))
+            waiting.extend(some.values() if type(some) is dict else some)
+    return found
+
+
+def _planted(live: Any, merged: Any) -> Any:
+    if type(live) is dict and type(merged) is dict:
+        before = dict(live)
+        live.clear()
+        live.update((key, _planted(before.get(key), value)) for key, value in merged.items())
+        return live
+    if type(live) is list and type(merged) is list:
+        live[:] = merged
+        return live
+    return merged
 
 
 _RULES: Final[dict[Any, Callable[[Any, Any, Any], Any]]] = {

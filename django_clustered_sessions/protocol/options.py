@@ -1,4 +1,4 @@
-"""What is said beside the session itself: terms of a write, a lock or an expiry. Pure."""
+"""Options of a write, a lock or an expiry. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _LONGEST_MS: Final = 100 * 365 * 24 * 60 * 60 * 1000
 
 @dataclass(frozen=True, slots=True)
 class SyncOptions:
-    """What a write waits for, and for how long, in ms: so many replicas, with ``fsync`` on disk.
+    """Number of replicas that a write waits for, with ``fsync`` on disk, and the longest wait.
 
     With ``fsync`` the primary's own disk as well.
     """
@@ -25,11 +25,11 @@ class SyncOptions:
 
 
 class WriteOptions(NamedTuple):
-    """What the settings say about every write: times in ms, ``max_bytes`` in stored bytes.
+    """Settings for every write: times in ms, ``max_bytes`` in stored bytes.
 
-    ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``. ``client`` is from
-    where the session is used, empty where that is not kept. ``events_kept`` is how many events the
-    store keeps for whoever handles them, 0 for none.
+    ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``. ``client`` is the
+    address and browser that use the session, empty where they are not kept. ``events_kept`` is the
+    number of events that the store keeps for workers, 0 for none.
     """
 
     default_age_ms: int
@@ -48,11 +48,11 @@ class WriteOptions(NamedTuple):
 
 
 class LockOptions(NamedTuple):
-    """What the settings say about a lock; times in ms.
+    """Settings for a lock: the longest times, in ms.
 
-    ``wait_ms``: how long a request waits; ``lease_ms``: how long a silent holder keeps the lock;
-    ``hold_ms``: how long a living one may. ``most`` may wait for one session, -1 for any number.
-    ``name`` is who asks, as ``record.locker_name`` has it.
+    ``wait_ms``: of a wait; ``lease_ms``: of a lock whose holder is silent; ``hold_ms``: of a lock
+    in all. ``most`` requests may wait for one session, -1 for any number. ``name`` is the
+    requester's, as ``record.locker_name`` makes it.
     """
 
     wait_ms: int
@@ -63,7 +63,7 @@ class LockOptions(NamedTuple):
 
 
 class Fence(NamedTuple):
-    """Under which lock a write is done: its token, None for no lock; and whether it ends then."""
+    """The lock of a write: its token, None for no lock; and whether the write releases it."""
 
     token: str | None = None
     release: bool = False
@@ -74,7 +74,7 @@ NO_LOCK: Final = Fence()
 
 @dataclass(frozen=True, slots=True)
 class Expiry:
-    """How a session is to expire: mode, and its span in ms (ABSOLUTE: since the epoch)."""
+    """The expiry of a session: mode, and its span in ms (ABSOLUTE: since the epoch)."""
 
     mode: Mode
     span_ms: int
@@ -98,7 +98,7 @@ class Expiry:
 
     @property
     def bounded_ms(self) -> int:
-        """The span, cut so that the deadline fits the record."""
+        """Span, cut so that the deadline fits the record."""
         if self.mode is Mode.ABSOLUTE:
             return max(0, min(self.span_ms, 2**48 - 1))
         return bounded(self.span_ms)

@@ -21,6 +21,8 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 
+from .faults import fault_of
+
 #: Version of the record's format that this release reads and writes.
 FORMAT: Final = 1
 
@@ -29,7 +31,7 @@ ENDED: Final = b"m:end"
 #: In a tombstone: the public id under which the session goes on.
 NEXT: Final = b"m:next"
 LOCK: Final = b"m:lock"
-#: From where a session was used, first and last.
+#: Address and browser that used a session first and last.
 FIRST: Final = b"m:first"
 LAST: Final = b"m:last"
 #: Prefix of the field of a session key that is a string.
@@ -37,16 +39,22 @@ DATA: Final = b"d:"
 #: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
 ODD_DATA: Final = b"k:"
 
+#: Session key under which Django keeps the key of the user, and its field.
+USER_KEY: Final = "_auth_user_id"
+USER_FIELD: Final = DATA + USER_KEY.encode()
+#: Field of the session key under which Django keeps an expiry.
+EXPIRY_FIELD: Final = DATA + b"_session_expiry"
+
 #: Bytes of a version, which is the random token of the write that made it.
 VERSION_BYTES: Final = 8
-#: So many of them tell which node wrote it.
+#: Number of them that name the node which wrote it.
 NODE_BYTES: Final = 2
 BUCKETS: Final = 1024
 
 #: Values from this size on are compressed, in bytes.
 COMPRESS_FROM: Final = 4096
 
-#: What damaged bytes raise. No more: a signal's exception is no damage, and logs nobody out.
+#: Exceptions that damaged bytes raise. No others: an exception of a signal must not log a user out.
 _DAMAGE: Final = (StructError, KeyError, TypeError, ValueError)
 
 _META = Struct(">Bc8s6s6s6sI6s8s")
@@ -63,10 +71,10 @@ _int = int.from_bytes
 LATEST_MS: Final = 253_402_214_400_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
-#: So many places are remembered: whoever visits a page asks for it in several requests.
+#: Number of places that are remembered: a browser loads a page in several requests.
 _REMEMBERED: Final = 4096
 
-#: Bytes of a user's tag, and the tag of nobody.
+#: Bytes of a user's tag, and the tag of a session without a user.
 _TAG_BYTES: Final = 8
 NOBODY: Final = bytes(_TAG_BYTES)
 #: Characters of a session's public id.
@@ -76,7 +84,7 @@ _HEX_STRING = re.compile(rb'"((?:[0-9a-f]{2}){16,})"')
 
 
 class Mode(StrEnum):
-    """How a session's deadline moves; ``lua/prelude.lua`` has the meaning of each."""
+    """Rule by which a session's deadline moves; ``lua/prelude.lua`` has the meaning of each."""
 
     DEFAULT = "d"
     BROWSER = "b"
@@ -90,17 +98,17 @@ _MODES: Final = {mode.encode(): mode for mode in Mode}
 
 
 class EndReason(StrEnum):
-    """Why a session is no more, as its tombstone tells."""
+    """Reason why a session has ended, as its tombstone tells."""
 
-    #: Nothing is known: it never was, or it expired.
+    #: Unknown: it never was, or it expired.
     UNKNOWN = ""
-    #: ``flush()``, which is what a logout does.
+    #: ``flush()``, as a logout calls it.
     FLUSHED = "flushed"
-    #: ``delete(session_key)``, by somebody else.
+    #: ``delete(session_key)``, by another request.
     DELETED = "deleted"
     #: It lives on under another key, as after a login.
     ROTATED = "rotated"
-    #: Somebody ended it by its public id, or all of its user's.
+    #: It was ended by its public id, or with all sessions of its user.
     ENDED = "ended"
     #: Its user logged in elsewhere more often than is allowed.
     LIMIT = "limit"
@@ -134,7 +142,7 @@ def milliseconds_of(at: datetime) -> int:
 
 
 class Damaged(Exception):
-    """Stored bytes are not what this release or an older one writes."""
+    """Stored bytes were written neither by this release nor by an older one."""
 
 
 class NewerFormat(SessionStoreUnavailable):
@@ -162,16 +170,16 @@ def _text(digest: bytes) -> str:
 
 
 def user_tag(user: object) -> bytes:
-    """Return what stands for a user in the store: 8 bytes of the SHA-256 of the user's key.
+    """Return the tag of a user in the store: 8 bytes of the SHA-256 of the user's key.
 
-    ``user`` is the value of ``_auth_user_id``, what Django makes of a primary key.
+    ``user`` is the value of ``_auth_user_id``, which Django makes of a primary key.
     """
     return sha256(str(user).encode("utf-8", "surrogatepass")).digest()[:_TAG_BYTES]
 
 
 @cache
 def node_tag(node: str) -> bytes:
-    """Return what the versions begin with that a node writes: 2 bytes, of its name."""
+    """Return the start of the versions that a node writes: 2 bytes, of its name."""
     return sha256(node.encode("utf-8", "surrogatepass")).digest()[:NODE_BYTES]
 
 
@@ -189,7 +197,7 @@ class HiddenKey:
 
 @dataclass(frozen=True, slots=True)
 class SessionKeys:
-    """Where a session is kept: the keys of its record, and of its bucket's index, locks and users.
+    """The keys of a session's record, and of its bucket's index, locks and users.
 
     All of a bucket's keys share one hash tag, so that one script can change them together, on
     Cluster too.
@@ -212,7 +220,7 @@ class SessionKeys:
     def of_id(cls, prefix: str, public_id: str) -> SessionKeys:
         """Return the place of the session with this public id.
 
-        Raises ValueError for what is no id.
+        Raises ValueError for another string.
         """
         if not _ID.fullmatch(public_id):
             raise ValueError(f"{public_id!r} is no session's public id")
@@ -232,22 +240,22 @@ class SessionKeys:
 
     @property
     def events(self) -> str:
-        """The key of what happened to the bucket's sessions."""
+        """Key of the stream of events of the bucket's sessions."""
         return f"{self.index.removesuffix('index')}events"
 
     @property
     def writes(self) -> tuple[str, str]:
-        """The keys of the recent writes to the bucket's sessions, which take turns."""
+        """Keys of the recent writes to the bucket's sessions, which take turns."""
         start = self.index.removesuffix("index")
         return f"{start}evenwrites", f"{start}oddwrites"
 
     def mailbox(self, token: str) -> str:
-        """Return the key of the list that whoever waits for the lock with ``token`` is woken by."""
+        """Return the key of the list that wakes the request which waits with ``token``."""
         return f"{self.record}:{token}"
 
 
 def bucket_tag(prefix: str, bucket: int) -> str:
-    """Return what the keys of bucket 0 to 1023 start with."""
+    """Return the start of the keys of bucket 0 to 1023."""
     return f"{prefix}:{{{bucket:03x}}}"
 
 
@@ -257,9 +265,9 @@ def claims_key(prefix: str, user: bytes) -> str:
 
 
 class Meta(NamedTuple):
-    """The meta field: version, times in ms since the epoch by the store's clock, size in bytes.
+    """Meta field: version, times in ms since the epoch by the store's clock, size in bytes.
 
-    ``seen_ms`` is the last use that renewed or wrote it, ``user`` the tag of who is logged in.
+    ``seen_ms`` is the last use that renewed or wrote it, ``user`` the user's tag.
     """
 
     mode: Mode
@@ -297,7 +305,7 @@ class CachedSession(NamedTuple):
 class Loaded(NamedTuple):
     """A session as the store holds it, nothing decoded: raw values by field.
 
-    ``clients`` are the fields that say from where it was used, raw too.
+    ``clients`` are the fields with the address and browser that used it, raw too.
     """
 
     meta: Meta
@@ -306,7 +314,7 @@ class Loaded(NamedTuple):
 
     @classmethod
     def parse(cls, fields: Mapping[bytes, bytes]) -> Loaded | EndReason:
-        """Read all fields of a record, or why there is none.
+        """Read all fields of a record, or the reason why it has ended.
 
         Raises NewerFormat, or Damaged.
         """
@@ -324,7 +332,7 @@ class Loaded(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A session's lock in its record: whose it is, until when, since when; times in ms."""
+    """A session's lock in its record: the holder's token, end of the lease, beginning; in ms."""
 
     token: str
     lease_end_ms: int
@@ -343,16 +351,16 @@ class Lock:
             raise Damaged("its lock is damaged") from error
 
     def ends_ms(self, now_ms: int) -> int:
-        """Return when the lease ends: now for one that began in the future, as for ``lock.lua``."""
+        """Return the end of the lease: now for a future beginning, as for ``lock.lua``."""
         return self.lease_end_ms if self.since_ms <= now_ms else min(self.lease_end_ms, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Locker:
-    """Who holds a session's lock, or waits for it: as ``lua/lock.lua`` keeps it.
+    """Holder of a session's lock, or waiter for it: as ``lua/lock.lua`` keeps it.
 
-    Times are ms by the store's clock; a holder's ``waits_until_ms`` has no meaning. ``name`` is
-    what ``locker_name`` made.
+    Times are ms by the store's clock; a holder's ``waits_until_ms`` has no meaning. ``locker_name``
+    makes the ``name``.
     """
 
     token: str
@@ -362,7 +370,7 @@ class Locker:
 
     @classmethod
     def parse_all(cls, packed: bytes) -> list[Locker]:
-        """Read a session's entry in the hash of locks: the holder, then who waits, in order.
+        """Read a session's entry in the hash of locks: the holder, then the waiters, in order.
 
         Raises Damaged.
         """
@@ -385,13 +393,13 @@ def locker_name(node: str, route: str) -> bytes:
 
 
 class Serializer(Protocol):
-    """What ``SESSION_SERIALIZER`` names, instantiated."""
+    """Instance of the class that ``SESSION_SERIALIZER`` names."""
 
     def dumps(self, obj: Any) -> bytes:
         """Return ``obj`` as bytes."""
 
     def loads(self, data: bytes) -> Any:
-        """Return what ``dumps`` made bytes of."""
+        """Return the object that ``dumps`` made bytes of."""
 
 
 def _plain(payload: bytes) -> bytes:
@@ -436,9 +444,9 @@ def pack_counter(number: int) -> bytes:
 
 
 def serialized(stored: bytes) -> bytes:
-    """Return what the serialiser wrote into a stored field's bytes: version, codec, payload.
+    """Return the serialiser's bytes in a stored field's bytes: version, codec, payload.
 
-    Raises Damaged for a codec that this release lacks, or what the codec raises.
+    Raises Damaged for a codec that this release lacks, or the codec's exceptions.
     """
     codec, payload = stored[VERSION_BYTES : VERSION_BYTES + 1], stored[VERSION_BYTES + 1 :]
     try:
@@ -450,7 +458,7 @@ def serialized(stored: bytes) -> bytes:
 def unpack(stored: bytes, serializer: Serializer) -> Any:
     """Return the value in a stored field's bytes.
 
-    Raises what ``serialized`` and the serialiser raise.
+    Raises the exceptions of ``serialized`` and of the serialiser.
     """
     if is_counter(stored):
         return int(stored[VERSION_BYTES + 1 :])
@@ -470,8 +478,8 @@ def version_of(stored: bytes) -> bytes:
 def field_of(key: Any, serializer: Serializer) -> bytes:
     """Return the field of a session key.
 
-    Keys that are not strings become what the serialiser makes of the keys of a dict: under JSON
-    1 becomes "1", under pickle it stays 1.
+    Keys that are not strings are converted as the serialiser converts the keys of a dict: under
+    JSON 1 becomes "1", under pickle it stays 1.
     """
     if type(key) is str:
         return DATA + key.encode("utf-8", "surrogatepass")
@@ -488,3 +496,17 @@ def key_of(field: bytes, serializer: Serializer) -> Any:
     if field.startswith(ODD_DATA):
         return serializer.loads(name)
     return name.decode("utf-8", "surrogatepass")
+
+
+def user_id(stored: bytes, serializer: Serializer) -> str | None:
+    """Return the key of the user whom USER_FIELD names, None where it is empty or unreadable.
+
+    Another release may have written it: no user is logged in to such a session.
+    """
+    if not stored:
+        return None
+    try:
+        return str(unpack(stored, serializer))
+    except Exception as error:
+        fault_of(lambda: str(unpack(stored, serializer)), error)
+        return None

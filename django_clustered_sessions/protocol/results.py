@@ -1,4 +1,4 @@
-"""What an operation comes to. Pure; times are ms, ``now_ms`` is the store's clock."""
+"""Results of operations. Pure; times are ms, ``now_ms`` is the store's clock."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from .record import EndReason, Mode
 
 @dataclass(frozen=True, slots=True)
 class Acknowledged:
-    """Who has a write: so many replicas, and the primary's own disk, as far as that was asked.
+    """Copies of a write: the number of replicas, and the primary's own disk if that was asked.
 
-    ``after_ms`` is how long that took, by the store's clock; ``problem`` is the store's own word
-    where it does not tell.
+    ``after_ms`` is the time until then, by the store's clock; ``problem`` is the store's error
+    where it cannot tell.
     """
 
     replicas: int
@@ -26,8 +26,9 @@ class Acknowledged:
 class Alive(NamedTuple):
     """The session is there and was written or renewed; times in ms by the store's clock.
 
-    ``counters`` are the new values of what a commit added to, ``before`` is the version that the
-    record had before it. ``swept`` is how many expired sessions a creation took out of the index.
+    ``counters`` are the new values of the counters that a commit added to, ``before`` is the
+    version that the record had before it. ``swept`` is the number of expired sessions that a
+    creation took out of the index.
     """
 
     now_ms: int
@@ -41,7 +42,7 @@ class Alive(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """There is no such session, and why."""
+    """No such session exists, for a reason."""
 
     now_ms: int
     reason: EndReason
@@ -49,9 +50,9 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The session was ended; how long it had lived, in ms, None where it does not tell.
+    """The session was ended; its life was so long, in ms, None where it does not tell.
 
-    ``user`` is the field that says who was logged in, or empty.
+    ``user`` is the field with the key of the user, or empty.
     """
 
     lifetime_ms: int | None
@@ -74,7 +75,7 @@ class Conflict:
 
 
 class Taken(NamedTuple):
-    """The lock is the asker's, since then; ``inside``: it is the one of an outer request."""
+    """The request has the lock, since then; ``inside``: it is the lock of an outer request."""
 
     now_ms: int
     since_ms: int
@@ -83,10 +84,10 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """Another has the lock, and since when.
+    """Another request has the lock, since then.
 
-    ``queue_position`` is the asker's, from 1; 0 where it is not in it. ``waiting`` is how
-    many wait where that are too many.
+    ``queue_position`` is this request's, from 1; 0 where it is not in the queue. ``waiting`` is
+    the number of waiters where it is at its limit.
     """
 
     now_ms: int
@@ -99,7 +100,7 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Lost:
-    """The lock was the asker's and is no more; ``holder`` has it now, empty if nobody."""
+    """The request has lost the lock; ``holder`` has it now, empty if none."""
 
     now_ms: int
     since_ms: int

@@ -1,9 +1,9 @@
 """The Lua scripts of ``lua/``, read once as package resources.
 
-A script's source is its own file behind ``prelude.lua``, which says how a record's meta field is
-packed, and behind what its header includes: ``write.lua``, ``lock.lua``. Redis runs one text per
-script and has no includes; joining files is all the machinery that this takes. A function costs
-the store time where it is not called too, so a script includes what it uses and no more.
+A script's source is its own file behind ``prelude.lua``, which packs a record's meta field, and
+behind the files that its header includes: ``write.lua``, ``lock.lua``. Redis runs one text per
+script and has no includes, so the files are joined here. A function that is not called costs the
+store time too, so a script includes no more than it uses.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INCLUDES = re.compile(rb"^-- Includes: (\w+)$", re.MULTILINE)
 class Script:
     """A Lua script: its ``name``, its ``source`` as the store gets it, and the source's SHA-1.
 
-    One that only reads is run by the commands that say so: they work while writes are paused.
+    One that only reads is run by the read-only commands: they work while writes are paused.
     """
 
     name: str
@@ -31,12 +31,12 @@ class Script:
 
     @cached_property
     def by_sha(self) -> tuple[str, bytes]:
-        """The command that runs it where the store knows it, and its first argument."""
+        """Command that runs it where the store knows it, and its first argument."""
         return "EVALSHA_RO" if self.reads_only else "EVALSHA", self.sha
 
     @cached_property
     def by_source(self) -> tuple[str, bytes]:
-        """The same where the store does not."""
+        """Command that runs it where the store does not know it, and its first argument."""
         return "EVAL_RO" if self.reads_only else "EVAL", self.source
 
 
@@ -47,7 +47,7 @@ def read(name: str) -> bytes:
 
 @cache
 def script(name: str) -> Script:
-    """Return the script ``name``, its own text behind what it is built on.
+    """Return the script ``name``, its own text behind the files that it includes.
 
     The first line, ``#!lua``, has to stay the first: it makes the store check before the first
     write that it may write at all, so that a full or read-only store changes nothing.

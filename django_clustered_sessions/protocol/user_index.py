@@ -1,8 +1,8 @@
-"""Who is logged in where: the operations on all sessions of a user, as flows.
+"""The operations on all sessions of a user, as flows.
 
 Each bucket's index knows its sessions' users, and is changed by the script that changes a session:
-it is never behind. A user's sessions are spread over all buckets. These are asked on one trip which
-have some, and those on another for the sessions.
+it is never behind. A user's sessions are spread over all buckets. One trip asks all buckets for
+their numbers, and another asks those that have some for the sessions.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from contextlib import suppress
 from itertools import chain
 from typing import Final, NamedTuple
 
-from . import commands
+from .commands import records, script_calls, users
 from .effects import Flow, batches
 from .record import (
     BUCKETS,
     FIRST,
     LAST,
+    USER_FIELD,
     Damaged,
     EndReason,
     Meta,
@@ -27,16 +28,16 @@ from .record import (
     user_tag,
 )
 from .results import Ended
-from .session_data import USER_FIELD
 
 #: Sessions that one trip asks for.
 _PER_TRIP: Final = 1000
 
 
 class Listed(NamedTuple):
-    """A session in the store: its place, its meta field, and the field that says who is logged in.
+    """A session in the store: its place, its meta field, and the field with the key of its user.
 
-    ``user`` is raw, empty where nobody is; so is from where it was used, ``first`` and ``last``.
+    ``user`` is raw, empty without a user; so are ``first`` and ``last``, the address and browser
+    that used it.
     """
 
     keys: SessionKeys
@@ -49,18 +50,18 @@ class Listed(NamedTuple):
 def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
     """Find all sessions of a user under the setting KEY_PREFIX, the last used first.
 
-    What the index has and the store has not, such as evicted records, leaves the index.
-    ``events_kept`` as in Terms.
+    Sessions of the index that the store does not have, such as evicted records, leave the index.
+    ``events_kept`` as in WriteOptions.
     """
     tag = user_tag(user)
     buckets = range(BUCKETS)
-    trips = (commands.counted(prefix, bucket, tag) for bucket in buckets)
+    trips = (users.counted(prefix, bucket, tag) for bucket in buckets)
     told = iter((yield tuple(chain.from_iterable(trips))))
-    asked = [one for one in buckets if commands.parse_counted(next(told), next(told))]
+    asked = [one for one in buckets if users.parse_counted(next(told), next(told))]
     if not asked:
         return []
-    replies = yield tuple(commands.owned(prefix, bucket, tag) for bucket in asked)
-    ids = (public_id for reply in replies for public_id in commands.parse_owned(reply))
+    replies = yield tuple(users.owned(prefix, bucket, tag) for bucket in asked)
+    ids = (public_id for reply in replies for public_id in users.parse_owned(reply))
     found: list[Listed] = []
     for all_keys in batches(places_of(prefix, ids).values(), _PER_TRIP):
         listed = yield from looked_up(all_keys)
@@ -69,13 +70,13 @@ def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
         gone = {keys.id for keys in all_keys} - {one.keys.id for one in mine}
         if gone:
             lost = (keys for keys in all_keys if keys.id in gone)
-            yield tuple(commands.unlist(keys, tag, events_kept) for keys in lost)
+            yield tuple(users.unlist(keys, tag, events_kept) for keys in lost)
     found.sort(key=lambda one: one.meta.seen_ms, reverse=True)
     return found
 
 
 def places_of(prefix: str, ids: Iterable[bytes]) -> dict[bytes, SessionKeys]:
-    """Return the place of each public id, without those that are none: somebody else wrote them."""
+    """Return the place of each public id; skip others, which another program wrote."""
     all_keys: dict[bytes, SessionKeys] = {}
     for public_id in ids:
         with suppress(ValueError):
@@ -90,9 +91,9 @@ def one(keys: SessionKeys) -> Flow[Listed | None]:
 
 
 def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
-    """Find some sessions, whoever is logged in there; None for each that is not there."""
-    *replies, clock = yield commands.described(all_keys, USER_FIELD, FIRST, LAST)
-    now_ms = commands.milliseconds(clock)
+    """Find some sessions, of any user; None for each that does not exist."""
+    *replies, clock = yield records.described(all_keys, USER_FIELD, FIRST, LAST)
+    now_ms = script_calls.milliseconds(clock)
     found: list[Listed | None] = []
     for keys, reply in zip(all_keys, replies, strict=True):
         try:
@@ -111,12 +112,12 @@ def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
 def end(
     all_keys: Sequence[SessionKeys], reason: EndReason, events_kept: int
 ) -> Flow[list[tuple[SessionKeys, Ended]]]:
-    """End sessions of one bucket on one trip; return those that there were.
+    """End sessions of one bucket on one trip; return those that existed.
 
-    ``events_kept`` as in Terms.
+    ``events_kept`` as in WriteOptions.
     """
-    replies = yield tuple(commands.end(keys, reason, events_kept) for keys in all_keys)
-    found = zip(all_keys, map(commands.parse_end, replies), strict=True)
+    replies = yield tuple(records.end(keys, reason, events_kept) for keys in all_keys)
+    found = zip(all_keys, map(records.parse_end, replies), strict=True)
     return [(keys, ended) for keys, ended in found if ended]
 
 

@@ -18,8 +18,8 @@ from django_clustered_sessions.protocol.record import (
     HiddenKey,
     Loaded,
     SessionKeys,
+    user_id,
 )
-from django_clustered_sessions.protocol.session_data import user_id
 from django_clustered_sessions.signals import session_ended
 
 from .lifetime import Lifetime

@@ -21,7 +21,7 @@ from weakref import WeakSet
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import lock_queue
 from django_clustered_sessions.protocol.effects import Flow, Pause
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.store import runner
@@ -180,7 +180,7 @@ class Renewer:
         all_keys = [grant.keys for grant in due]
         try:
             replies = yield tuple(
-                commands.renew(grant.keys, grant.token, grant.lease_ms, grant.hold_ms)
+                lock_queue.renew(grant.keys, grant.token, grant.lease_ms, grant.hold_ms)
                 for grant in due
             )
         except SessionStoreUnavailable as error:
@@ -188,7 +188,7 @@ class Renewer:
             logger.log(level, "the leases of %d locks could not be renewed: %s", len(due), error)
             return
         for grant, keys, reply in zip(due, all_keys, replies, strict=True):
-            left_ms = commands.parse_renew(reply)
+            left_ms = lock_queue.parse_renew(reply)
             grant.renewed_at_s = time.monotonic()
             grant.leased_until_s = grant.renewed_at_s + (left_ms or 0) / 1000
             if not grant.is_held or grant.keys is not keys:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionNotReplicated
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol import riders
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.options import SyncOptions
 from django_clustered_sessions.protocol.record import SessionKeys
@@ -44,7 +44,7 @@ class Replication:
             return (yield from flow)
         heard: list[Acknowledged] = []
         try:
-            return (yield from flows.acknowledged(flow, sync, heard.append))
+            return (yield from riders.acknowledged(flow, sync, heard.append))
         finally:
             if heard:
                 self._take(keys, sync, heard)

@@ -24,13 +24,14 @@ from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import (
     NOBODY,
+    USER_FIELD,
     EndReason,
     HiddenKey,
     SessionKeys,
     user_tag,
 )
 from django_clustered_sessions.protocol.results import Exists, Gone
-from django_clustered_sessions.protocol.session_data import USER_FIELD, SessionData
+from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.signals import session_created
 
 from .load import find

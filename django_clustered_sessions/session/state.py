@@ -16,6 +16,7 @@ from django.contrib.sessions.backends.base import SessionBase
 from django_clustered_sessions.conf import Nonstop, conf
 from django_clustered_sessions.exceptions import ClusteredSessionError, SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol.changes import Changes, Snapshot
 from django_clustered_sessions.protocol.options import Expiry, SyncOptions, WriteOptions
 from django_clustered_sessions.protocol.record import (
     NOBODY,
@@ -31,7 +32,7 @@ from django_clustered_sessions.protocol.record import (
     SessionKeys,
     node_tag,
 )
-from django_clustered_sessions.protocol.session_data import Changes, SessionData, Snapshot
+from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.signals import PendingSignals
 from django_clustered_sessions.store.budget import Budget, RequestBudget
 

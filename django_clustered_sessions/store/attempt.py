@@ -18,7 +18,8 @@ import hiredis
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.commands import is_acknowledgement, is_passenger
+from django_clustered_sessions.protocol.commands.replication import is_acknowledgement
+from django_clustered_sessions.protocol.commands.statistics import is_passenger
 from django_clustered_sessions.protocol.effects import Argument, Call, Trip, Wait
 from django_clustered_sessions.protocol.record import Damaged
 

@@ -22,7 +22,7 @@ from redis.exceptions import (
 )
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
-from django_clustered_sessions.protocol.commands import is_passenger
+from django_clustered_sessions.protocol.commands.statistics import is_passenger
 from django_clustered_sessions.protocol.effects import (
     Asks,
     Call,

@@ -16,7 +16,8 @@ from django.core.exceptions import ImproperlyConfigured
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, Past, counters
-from django_clustered_sessions.protocol import commands, flows
+from django_clustered_sessions.protocol import riders
+from django_clustered_sessions.protocol.commands import statistics
 from django_clustered_sessions.protocol.effects import Call, Flow, Trip
 from django_clustered_sessions.protocol.record import bucket_tag
 
@@ -38,7 +39,7 @@ def run(flow: Flow[T], budget: Budget | None = None) -> T:
     """
     budget = budget or PerTrip(conf.store_timeout)
     if counters.are_due:
-        flow = flows.riding(flow, Figures())
+        flow = riders.riding(flow, Figures())
     return drivers.run(flow, connections.pool, budget, connections.waiting_pool)
 
 
@@ -46,7 +47,7 @@ async def arun(flow: Flow[T], budget: Budget | None = None) -> T:
     """See run()."""
     budget = budget or PerTrip(conf.store_timeout)
     if counters.are_due:
-        flow = flows.riding(flow, Figures())
+        flow = riders.riding(flow, Figures())
     return await drivers.arun(flow, connections.apool, budget, connections.awaiting_pool)
 
 
@@ -63,7 +64,7 @@ def report_the_rest() -> None:
 
 
 class Figures:
-    """The figures that ride along with one flow's first trip: see `flows.Rider`."""
+    """The figures that ride along with one flow's first trip: see `riders.Rider`."""
 
     def __init__(self) -> None:
         self._counts: Sequence[int] = ()
@@ -78,7 +79,7 @@ class Figures:
         if not self._counts:
             return None
         self._past = counters.drain_past()
-        return _call(commands.bucket_beside(trip), self._counts, self._past)
+        return _call(statistics.bucket_beside(trip), self._counts, self._past)
 
     def lost(self) -> None:
         """Keep the figures for another trip."""
@@ -92,7 +93,7 @@ def _call(bucket: str, counts: Sequence[int], past: Sequence[Past]) -> Call:
     marked = [
         f"{marks[name]}{n}" if name in marks else n for name, n in zip(NAMES, counts, strict=True)
     ]
-    return commands.stats(bucket, conf.node_name, counters.clock_offset_ms, marked, past)
+    return statistics.stats(bucket, conf.node_name, counters.clock_offset_ms, marked, past)
 
 
 def _send(call: Call) -> Flow[None]:

@@ -48,9 +48,9 @@ class Recorder:
             if not code.co_filename.startswith(self.prefix):
                 return monitoring.DISABLE
             monitoring.set_local_events(tool, code, events.LINE)
-            if code.co_name != "_scripted":
+            if code.co_name != "scripted":
                 return monitoring.DISABLE
-            # The one place where calls of scripts are made: protocol/commands.py.
+            # The one place where calls of scripts are made: protocol/commands/script_calls.py.
             name = sys._getframe(1).f_locals["name"]
             return self.hit(f"{PACKAGE}/protocol/lua/{name}.lua", 0)
 

@@ -27,7 +27,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.models import Session
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import Mode, SessionKeys, pack, user_tag
 from tests.gateways import Browser, load_scripts, place
@@ -129,7 +129,7 @@ def log_in_often(user: User, store: redis.Redis, times: int) -> None:
     for number in range(times):
         place = SessionKeys.of("session", f"{number:032}")
         expiry = Expiry(Mode.DEFAULT, 0)
-        call = commands.create(place, token_bytes(8), expiry, fields, terms, user_tag(user.pk))
+        call = records.create(place, token_bytes(8), expiry, fields, terms, user_tag(user.pk))
         assert call.script
         words = (call.script.sha, len(call.keys), *call.keys, *call.arguments)
         pipeline.evalsha(*words)

@@ -20,7 +20,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import lock_queue
 from django_clustered_sessions.session import finish
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
@@ -229,7 +229,7 @@ def test_lock_commit_and_save_of_a_view_cost_no_more(warm: CountingProxy) -> Non
 def let_go(store: redis.Redis, key: str, token: str) -> None:
     """Give up a lock past the proxy."""
     where = place(key)
-    call = commands.release(where, token)
+    call = lock_queue.release(where, token)
     store.evalsha(call.script.sha, len(call.keys), *call.keys, *call.arguments)
 
 

@@ -17,7 +17,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.monitoring.counters import KEPT, NAMES, counters
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import statistics
 from django_clustered_sessions.protocol.locks import LockOutcome
 from django_clustered_sessions.protocol.record import Locker, SessionKeys
 from django_clustered_sessions.session.lock import SessionLock
@@ -44,7 +44,7 @@ def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
     lockers = (token * 16 + future + since + b"\1\5web-1" for token in (b"a", b"b"))
     store.hset(at.locks, at.id, b"".join(lockers))
     found = []
-    slot = int(time.time() * 1000) // commands.SLOT_MS
+    slot = int(time.time() * 1000) // statistics.SLOT_MS
     store.hset("session:{000}:history", f"{slot} web-1", " ".join("1" for _ in KEPT))
     for option in ({"locks": True}, {"history": 1}, {"exact": True}):
         stdout = io.StringIO()

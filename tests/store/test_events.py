@@ -29,7 +29,9 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.management.commands import sessionevents
 from django_clustered_sessions.management.commands.sessionevents import Worker
 from django_clustered_sessions.monitoring.counters import NAMES, Counters, counters
-from django_clustered_sessions.protocol import commands, scripts
+from django_clustered_sessions.protocol import scripts
+from django_clustered_sessions.protocol.changes import Changes
+from django_clustered_sessions.protocol.commands import event_stream, records, users
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
@@ -41,7 +43,6 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.session_data import Changes
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -265,7 +266,7 @@ def test_taking_a_session_over_tells_of_expired_ones(events: redis.Redis) -> Non
     terms = WriteOptions(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
     place = SessionKeys.of("session", key_in(place_of(session)))
     expiry, field = Expiry(Mode.DEFAULT, 0), [(b"d:n", b"s1")]
-    ask(commands.adopt(place, b"token--1", expiry, field, terms, NOBODY, 60_000, 60_000))
+    ask(records.adopt(place, b"token--1", expiry, field, terms, NOBODY, 60_000, 60_000))
     assert waiting(events) == handled_before + 1
     found = handled()
     assert ("expired", public_id(session), None) in told(found)
@@ -325,12 +326,12 @@ def test_session_gone_from_the_index_is_told_of_once(events: redis.Redis) -> Non
     events.delete(place.record)
     assert registry.count_of(5) == 1
     for one in (place, place_of(ended)):
-        ask(commands.unlist(one, user_tag(5), KEPT))
+        ask(users.unlist(one, user_tag(5), KEPT))
     assert told(handled()) == {("expired", place.id, None): 1}
     registry.end_session(public_id(ended))
     # Put back into the index by hand.
     events.zadd(place_of(ended).index, {place_of(ended).id.encode() + user_tag(5): 9e15})
-    ask(commands.unlist(place_of(ended), user_tag(5), KEPT))
+    ask(users.unlist(place_of(ended), user_tag(5), KEPT))
     assert [event.kind for event in handled()] == ["ended"]
 
 
@@ -360,13 +361,13 @@ def test_a_write_that_is_repeated_tells_once(events: redis.Redis) -> None:
     expiry, at_once = Expiry(Mode.DEFAULT, 0), Expiry(Mode.ABSOLUTE, 0)
     field = [(b"d:n", b"s1")]
     calls = [
-        commands.create(first, b"token--1", expiry, field, terms),
-        commands.rotate(first, second, b"token--2", terms),
-        commands.end(second, EndReason.FLUSHED, KEPT),
-        commands.create(third, b"token--3", expiry, field, terms),
-        commands.leave(third, b"token--4", b"token--3", other, KEPT),
-        commands.create(other, b"token--5", expiry, field, terms),
-        commands.commit(other, b"token--6", at_once, Changes((), True), terms),
+        records.create(first, b"token--1", expiry, field, terms),
+        records.rotate(first, second, b"token--2", terms),
+        records.end(second, EndReason.FLUSHED, KEPT),
+        records.create(third, b"token--3", expiry, field, terms),
+        records.leave(third, b"token--4", b"token--3", other, KEPT),
+        records.create(other, b"token--5", expiry, field, terms),
+        records.commit(other, b"token--6", at_once, Changes((), True), terms),
     ]
     for call in calls:
         ask(call, call)
@@ -427,7 +428,7 @@ def test_event_pushed_out_while_handled_leaves_nothing(events: redis.Redis, sett
     place = SessionKeys.of("session", "some key")
     create_in(place)
     bucket = int(place.index.partition("{")[2][:3], 16)
-    (taken,) = commands.parse_take(ask(commands.take("session", bucket, 10, 1))[0])
+    (taken,) = event_stream.parse_take(ask(event_stream.take("session", bucket, 10, 1))[0])
     newest = [create_in(place) for _ in range(5)]
     wait_for(lambda: idle_ms(events, place) > 1, "its time is over")
     assert taken[0] not in dict(events.xrange(place.events))
@@ -442,9 +443,9 @@ def idle_ms(client: redis.Redis, place: SessionKeys) -> int:
 
 def test_as_many_events_as_the_setting_says_can_wait() -> None:
     for kept in (1, 1000, KEPT, 1_000_000):
-        share, most = kept / 1024, commands._per_bucket(kept)
+        share, most = kept / 1024, event_stream.per_bucket(kept)
         assert share + 4 * share**0.5 <= most <= share + 4 * share**0.5 + 5
-    assert commands._per_bucket(0) == 0
+    assert event_stream.per_bucket(0) == 0
 
 
 # Workers.
@@ -527,8 +528,8 @@ def test_slow_handler_gives_back_what_it_is_late_for(events: redis.Redis) -> Non
     found: list[Event] = []
     slow = Worker(found.append, LEASE_S)
     bucket = int(place.index.partition("{")[2][:3], 16)
-    reply = ask(commands.take("session", bucket, 10, LEASE_S * 1000))[0]
-    taken = [StreamEntry(bucket, *one) for one in commands.parse_take(reply)]
+    reply = ask(event_stream.take("session", bucket, 10, LEASE_S * 1000))[0]
+    taken = [StreamEntry(bucket, *one) for one in event_stream.parse_take(reply)]
     slow.handle(taken[:1], time.monotonic())
     slow.handle(taken[1:], time.monotonic() - LEASE_S / 2 - 1)
     assert [event.session_id for event in found] == [public_id(sessions[0])]
@@ -847,7 +848,7 @@ def test_copy_that_is_taken_back_was_never_there(
     first = public_id(session)
     session = SessionStore(session.session_key)
     session.load()
-    other, is_first, leave = SessionStore(session.session_key), [True], commands.leave
+    other, is_first, leave = SessionStore(session.session_key), [True], records.leave
 
     def meddle(*arguments: Any) -> Call:
         if is_first.pop() if is_first else False:
@@ -855,7 +856,7 @@ def test_copy_that_is_taken_back_was_never_there(
             other.save()
         return leave(*arguments)
 
-    monkeypatch.setattr(commands, "leave", meddle)
+    monkeypatch.setattr(records, "leave", meddle)
     session.cycle_key()
     assert not is_first
     assert told(handled()) == {("created", first, None): 1, ("ended", first, "replaced"): 1}
@@ -874,7 +875,7 @@ def test_page_says_what_an_event_has_and_how_many_are_kept() -> None:
         (100_000, "142", "145 408"),
         (1_000_000, "1106", "1 132 544"),
     ):
-        assert commands._per_bucket(kept) == int(each)
+        assert event_stream.per_bucket(kept) == int(each)
         assert int(each) * 1024 == int(all_.replace(" ", ""))
         assert re.search(rf"`{kept:_}`\s+(?:that is )?{each}, or {all_}", text)
     for number in (sessionevents.SWEEP_S, LEASE_S):

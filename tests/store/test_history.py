@@ -17,8 +17,8 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import KEPT, NAMES, Counters, Past, counters
-from django_clustered_sessions.protocol import commands
-from django_clustered_sessions.protocol.commands import SLOT_MS, SLOTS
+from django_clustered_sessions.protocol.commands import records, script_calls, statistics
+from django_clustered_sessions.protocol.commands.statistics import SLOT_MS, SLOTS
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.store import connections, drivers, runner
 from django_clustered_sessions.store.budget import Budget
@@ -52,10 +52,12 @@ def tell(past: list[tuple[int, list[int]]], *, node: str = "web-1", bucket: str 
     """Let a node tell of the past: how long ago, in ms, and the counts of KEPT."""
 
     def flow() -> Any:
-        (reply,) = yield (commands.stats(f"session:{{{bucket}}}", node, 0, [0] * len(NAMES), past),)
+        (reply,) = yield (
+            statistics.stats(f"session:{{{bucket}}}", node, 0, [0] * len(NAMES), past),
+        )
         return reply
 
-    assert drivers.run(flow(), connections.pool, Budget(5.0))[0] == commands.Status.DONE
+    assert drivers.run(flow(), connections.pool, Budget(5.0))[0] == script_calls.Status.DONE
 
 
 def now_ms(store: redis.Redis) -> int:
@@ -189,7 +191,7 @@ def test_a_lost_trip_loses_no_past(store: redis.Redis, clock: Clock) -> None:
     counters.add(requests=1)
     clock.now_s += 61
     report = runner.Figures()
-    assert report.board(commands.exists(SessionKeys.of("session", "key"))) is not None
+    assert report.board(records.exists(SessionKeys.of("session", "key"))) is not None
     report.lost()
     runner.report_the_rest()
     assert sum(row.requests for row in history.recent().rows) == 6

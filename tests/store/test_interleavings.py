@@ -32,7 +32,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import SessionConflict, SessionLockLost
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import lock_queue
 from django_clustered_sessions.protocol.effects import Trip, Wait
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.record import FORMAT, Locker, Meta, SessionKeys
@@ -1124,7 +1124,7 @@ def test_interleaved_requests_keep_the_promises(
     for name in ("LOCK_WAIT", "LOCK_LEASE", "LOCK_MAX_HOLD"):
         setattr(settings, f"CLUSTERED_SESSIONS_{name}", 3600)
     settings.CLUSTERED_SESSIONS_LOCK_MAX_WAITERS = 24
-    monkeypatch.setattr(commands, "CLAIM_MS", 3_600_000)
+    monkeypatch.setattr(lock_queue, "CLAIM_MS", 3_600_000)
     monkeypatch.setattr(leases.Renewer, "keep", lambda self, grant: None)
 
     class Machine(Interleavings):

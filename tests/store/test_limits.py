@@ -33,7 +33,8 @@ from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLimitReached, SessionStoreUnavailable
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
-from django_clustered_sessions.protocol import commands, login_limit
+from django_clustered_sessions.protocol import login_limit
+from django_clustered_sessions.protocol.commands import users
 from django_clustered_sessions.protocol.effects import Flow, Trip
 from django_clustered_sessions.protocol.login_limit import Limit
 from django_clustered_sessions.protocol.record import (
@@ -607,8 +608,8 @@ def count_looks(monkeypatch: pytest.MonkeyPatch) -> Counter[int]:
         looks[number] += 1
         return build(prefix, number, user)
 
-    build = commands.counted
-    monkeypatch.setattr(commands, "counted", counted)
+    build = users.counted
+    monkeypatch.setattr(users, "counted", counted)
     return looks
 
 

@@ -18,7 +18,8 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockLost, SessionLockTimeout
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.monitoring.held_locks import HeldLock, collect_locks
-from django_clustered_sessions.protocol import commands, locks
+from django_clustered_sessions.protocol import locks
+from django_clustered_sessions.protocol.commands import lock_queue
 from django_clustered_sessions.protocol.effects import Wait
 from django_clustered_sessions.protocol.locks import LockOutcome, LockRequest
 from django_clustered_sessions.protocol.options import LockOptions
@@ -190,9 +191,9 @@ def test_dead_waiter_costs_no_more_than_the_claim_lease(
     wait_for_queue(store, key, 2)
     free(key, token)
     assert owner(store, key) == dead
-    assert 0 < lease_end_ms(store, key) - now_ms(store) <= commands.CLAIM_MS
+    assert 0 < lease_end_ms(store, key) - now_ms(store) <= lock_queue.CLAIM_MS
     # Nobody reads its mailbox, which goes by itself.
-    assert 0 < store.pttl(place(key).mailbox(dead)) <= commands.CLAIM_MS
+    assert 0 < store.pttl(place(key).mailbox(dead)) <= lock_queue.CLAIM_MS
     outcome(living)
     assert stored(key)["order"] == ["living"]
     assert isinstance(claim(key, dead), Taken)
@@ -488,7 +489,7 @@ def test_living_holder_keeps_its_lock_when_the_clock_is_set_back(
     mine = seize(key)
     set_back(store, key)
     if renews == "renew":
-        left = commands.parse_renew(ask(commands.renew(place(key), mine, 8000, 120_000)))
+        left = lock_queue.parse_renew(ask(lock_queue.renew(place(key), mine, 8000, 120_000)))
         assert left is not None and 0 < left <= 8000
     else:
         assert isinstance(claim(key, mine, lease_ms=8000), Taken)
@@ -640,13 +641,15 @@ def test_renewal_is_fenced(store: redis.Redis) -> None:
     key, stranger = new_session(), new_token()
     token = seize(key)
     before = store.hget(place(key).record, "m:lock")
-    assert commands.parse_renew(ask(commands.renew(place(key), stranger, 90_000, 120_000))) is None
+    assert (
+        lock_queue.parse_renew(ask(lock_queue.renew(place(key), stranger, 90_000, 120_000))) is None
+    )
     assert store.hget(place(key).record, "m:lock") == before
-    left_ms = commands.parse_renew(ask(commands.renew(place(key), token, 90_000, 120_000)))
+    left_ms = lock_queue.parse_renew(ask(lock_queue.renew(place(key), token, 90_000, 120_000)))
     assert left_ms is not None and left_ms > 60_000
     assert lease_end_ms(store, key) > now_ms(store) + 60_000
     free(key, token)
-    assert commands.parse_renew(ask(commands.renew(place(key), token, 90_000, 120_000))) is None
+    assert lock_queue.parse_renew(ask(lock_queue.renew(place(key), token, 90_000, 120_000))) is None
     assert owner(store, key) == ""
 
 

@@ -38,7 +38,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.importing import on_demand
 from django_clustered_sessions.importing.old_engine import Pickled, engine
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import OutsideCall
 from django_clustered_sessions.protocol.record import (
     EndReason,
@@ -463,7 +463,7 @@ def test_session_taken_over_meanwhile_is_no_logout(old: Old, store: redis.Redis)
     late = on_demand.take_over(
         HiddenKey(key), place, session.state.write_options(), session.serializer()
     )
-    assert next(late) == commands.adopted(place)
+    assert next(late) == records.adopted(place)
     # Between the load that found nothing and this question.
     assert SessionStore(key)["n"] == 1
     score = store.zscore(place.index.replace("index", "moved"), place.id)

@@ -37,6 +37,7 @@ from django_clustered_sessions.protocol.record import (
     META,
     NEXT,
     NOBODY,
+    USER_FIELD,
     HiddenKey,
     Meta,
     SessionKeys,
@@ -44,7 +45,6 @@ from django_clustered_sessions.protocol.record import (
     session_id,
     user_tag,
 )
-from django_clustered_sessions.protocol.session_data import USER_FIELD
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.session.state import SessionState
 from django_clustered_sessions.store import drivers

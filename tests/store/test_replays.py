@@ -17,14 +17,15 @@ from django.contrib.sessions.backends.base import UpdateError
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands, results
+from django_clustered_sessions.protocol import results
+from django_clustered_sessions.protocol.changes import Change, Changes, Operation
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
 from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, SessionKeys
 from django_clustered_sessions.protocol.results import Alive, Conflict, Exists, Gone
 from django_clustered_sessions.protocol.scripts import script
-from django_clustered_sessions.protocol.session_data import Change, Changes, Operation
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.gateways import load_scripts
@@ -63,14 +64,14 @@ def ask(call: Call) -> Any:
 
 def create(place: SessionKeys, as_token: bytes, **values: bytes) -> Alive | Exists:
     fields = [(b"d:" + name.encode(), value) for name, value in values.items()]
-    return commands.parse_create(ask(commands.create(place, as_token, DEFAULT, fields, TERMS)))
+    return records.parse_create(ask(records.create(place, as_token, DEFAULT, fields, TERMS)))
 
 
 def commit(
     place: SessionKeys, as_token: bytes, *changes: Change, terms: WriteOptions = TERMS
 ) -> Alive | Gone | Conflict:
-    reply = ask(commands.commit(place, as_token, None, Changes(changes, False), terms))
-    answer = commands.parse_commit(reply)
+    reply = ask(records.commit(place, as_token, None, Changes(changes, False), terms))
+    answer = records.parse_commit(reply)
     assert not isinstance(answer, results.TooLarge)
     return answer
 
@@ -119,7 +120,7 @@ def test_create_again_is_the_first_answer(store: redis.Redis, place: SessionKeys
 def test_create_does_not_make_an_ended_session_anew(store: redis.Redis, place: SessionKeys) -> None:
     first = token()
     create(place, first, a=b"s1")
-    ask(commands.end(place, EndReason.FLUSHED, 0))
+    ask(records.end(place, EndReason.FLUSHED, 0))
     assert isinstance(create(place, first, a=b"s1"), Exists)
     assert raw(store, place) == {b"m:end": b"flushed"}
 
@@ -286,8 +287,8 @@ def test_a_write_that_let_the_session_expire_comes_again(
     def expire(as_token: bytes, window_ms: int = WINDOW_MS) -> Alive | Gone | Conflict:
         delta = Changes((count("n", 2),), False)
         terms = TERMS._replace(replay_ms=window_ms)
-        reply = ask(commands.commit(place, as_token, Expiry(Mode.FROM_NOW, -1), delta, terms))
-        answer = commands.parse_commit(reply)
+        reply = ask(records.commit(place, as_token, Expiry(Mode.FROM_NOW, -1), delta, terms))
+        answer = records.parse_commit(reply)
         assert not isinstance(answer, results.TooLarge)
         return answer
 
@@ -314,10 +315,10 @@ def test_rotate_again_is_the_first_answer(
 ) -> None:
     create(place, token(), a=b"s1")
     values = data(store, place)
-    call = commands.rotate(place, other_place, token(), TERMS)
-    first = commands.parse_rotate(ask(call))
+    call = records.rotate(place, other_place, token(), TERMS)
+    first = records.parse_rotate(ask(call))
     before = raw(store, place), raw(store, other_place)
-    again = commands.parse_rotate(ask(call))
+    again = records.parse_rotate(ask(call))
     assert isinstance(first, Alive)
     assert isinstance(again, Alive)
     assert again.deadline_ms == first.deadline_ms
@@ -330,10 +331,10 @@ def test_rotate_again_brings_no_ended_session_back(
     store: redis.Redis, place: SessionKeys, other_place: SessionKeys
 ) -> None:
     create(place, token(), a=b"s1")
-    call = commands.rotate(place, other_place, token(), TERMS)
+    call = records.rotate(place, other_place, token(), TERMS)
     ask(call)
-    ask(commands.end(other_place, EndReason.FLUSHED, 0))
-    assert isinstance(commands.parse_rotate(ask(call)), Exists)
+    ask(records.end(other_place, EndReason.FLUSHED, 0))
+    assert isinstance(records.parse_rotate(ask(call)), Exists)
     assert raw(store, other_place) == {b"m:end": b"flushed"}
 
 
@@ -343,7 +344,7 @@ def test_commit_again_after_a_rotation_changes_nothing(
     create(place, token())
     mine = token()
     commit(place, mine, count("n", 1))
-    ask(commands.rotate(place, other_place, token(), TERMS))
+    ask(records.rotate(place, other_place, token(), TERMS))
     again = commit(place, mine, count("n", 1))
     assert isinstance(again, Gone)
     assert again.reason is EndReason.ROTATED
@@ -352,9 +353,9 @@ def test_commit_again_after_a_rotation_changes_nothing(
 
 def test_end_again_changes_nothing(store: redis.Redis, place: SessionKeys) -> None:
     create(place, token(), a=b"s1")
-    assert commands.parse_end(ask(commands.end(place, EndReason.FLUSHED, 0)))
+    assert records.parse_end(ask(records.end(place, EndReason.FLUSHED, 0)))
     first = store.pttl(place.record)
-    commands.parse_end(ask(commands.end(place, EndReason.DELETED, 0)))
+    records.parse_end(ask(records.end(place, EndReason.DELETED, 0)))
     assert raw(store, place) == {b"m:end": b"flushed"}
     assert store.pttl(place.record) <= first
     assert store.zscore(place.index, place.id) is None
@@ -366,7 +367,7 @@ def test_touch_again_changes_nothing_but_the_deadline(
     create(place, token(), a=b"s1")
     before = raw(store, place)
     for _ in range(3):
-        assert isinstance(commands.parse_touch(ask(commands.touch(place, TERMS))), Alive)
+        assert isinstance(records.parse_touch(ask(records.touch(place, TERMS))), Alive)
     after = raw(store, place)
     assert Meta.parse(after.pop(b"m:")).version == Meta.parse(before.pop(b"m:")).version
     assert after == before

@@ -9,7 +9,8 @@ from typing import Any
 import redis
 from redis.crc import key_slot
 
-from django_clustered_sessions.protocol import commands, scripts
+from django_clustered_sessions.protocol import scripts
+from django_clustered_sessions.protocol.commands import lock_queue, records
 from django_clustered_sessions.protocol.effects import Call, Flow
 from django_clustered_sessions.protocol.options import Expiry, LockOptions, WriteOptions
 from django_clustered_sessions.protocol.record import Mode, SessionKeys
@@ -29,14 +30,14 @@ def test_mailbox_is_in_the_slot_of_its_record(store: redis.Redis) -> None:
 
         drivers.run(flow(), connections.pool, Budget(30.0))
 
-    create = commands.create(PLACE, b"12345678", Expiry(Mode.DEFAULT, 0), [(b"d:a", b"s1")], TERMS)
-    ask(create, *(commands.acquire(PLACE, who, LOCKING, 10_000) for who in (HOLDER, WAITER)))
+    create = records.create(PLACE, b"12345678", Expiry(Mode.DEFAULT, 0), [(b"d:a", b"s1")], TERMS)
+    ask(create, *(lock_queue.acquire(PLACE, who, LOCKING, 10_000) for who in (HOLDER, WAITER)))
     before = set(store.keys())
-    ask(commands.release(PLACE, HOLDER))
+    ask(lock_queue.release(PLACE, HOLDER))
     assert set(store.keys()) - before == {PLACE.mailbox(WAITER).encode()}
     assert store.type(PLACE.mailbox(WAITER)) == b"list"
     assert store.pttl(PLACE.mailbox(WAITER)) > 0
-    passed = commands.release(PLACE, WAITER).keys
+    passed = lock_queue.release(PLACE, WAITER).keys
     assert {key_slot(key.encode()) for key in (*passed, PLACE.mailbox(WAITER))} == {
         key_slot(PLACE.record.encode())
     }

@@ -41,7 +41,8 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol import commands, results
+from django_clustered_sessions.protocol import results
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.record import EndReason, HiddenKey
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session import finish
@@ -274,7 +275,7 @@ def test_what_others_write_in_between_is_not_lost(
 ) -> None:
     key = new_session(n=1)
     rotating = world.opened(key)
-    copy, writes = commands.copy, iter(range(2))
+    copy, writes = records.copy, iter(range(2))
 
     def copied(*arguments: Any) -> Any:
         if (number := next(writes, None)) is not None:
@@ -287,7 +288,7 @@ def test_what_others_write_in_between_is_not_lost(
         other[f"late{number}"] = number
         other.save()
 
-    monkeypatch.setattr(commands, "copy", copied)
+    monkeypatch.setattr(records, "copy", copied)
     world.do(rotating, "cycle_key")
     assert SessionStore(rotating.session_key)._session.copy() == {"n": 1, "late0": 0, "late1": 1}
     assert cluster.stored() == {place(key).record, place(rotating.session_key or "").record}
@@ -352,7 +353,7 @@ def test_crash_between_the_two_steps_leaves_the_old_key(
     def crash(*arguments: Any) -> Any:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(commands, "leave", crash)
+    monkeypatch.setattr(records, "leave", crash)
     with pytest.raises(KeyboardInterrupt):
         world.do(rotating, "cycle_key")
     assert world.do(SessionStore(key), "load") == {"n": 1}
@@ -846,7 +847,7 @@ def test_repeated_leave_of_the_old_key_writes_again(cluster: ClusterServers) -> 
     home = cluster.owner(place(key).record)
     version = SessionStore(key)
     version.load()
-    leave = commands.leave(place(key), b"thiscopy", version.state.version, place(key), 0)
+    leave = records.leave(place(key), b"thiscopy", version.state.version, place(key), 0)
 
     def changes() -> int:
         found = re.search(rb"rdb_changes_since_last_save:(\d+)", ask(home, "INFO", "persistence"))
@@ -855,7 +856,7 @@ def test_repeated_leave_of_the_old_key_writes_again(cluster: ClusterServers) -> 
 
     for _ in range(2):
         before = changes()
-        assert commands.parse_leave(ask_store(leave)) is None
+        assert records.parse_leave(ask_store(leave)) is None
         assert changes() > before
 
 

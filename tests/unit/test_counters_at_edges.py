@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
-from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
+from django_clustered_sessions.protocol.changes import Change, Operation
+from django_clustered_sessions.protocol.session_data import SessionData
 
 FIELD = b"d:n"
 EXACT = 2**53

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 from django.contrib.sessions.serializers import JSONSerializer
 
-from django_clustered_sessions.protocol import commands
+from django_clustered_sessions.protocol.changes import Change, Operation
+from django_clustered_sessions.protocol.commands import (
+    event_stream,
+    lock_queue,
+    records,
+    replication,
+    script_calls,
+    users,
+)
 from django_clustered_sessions.protocol.record import (
     Damaged,
     EndReason,
@@ -16,7 +24,7 @@ from django_clustered_sessions.protocol.record import (
     SessionKeys,
 )
 from django_clustered_sessions.protocol.results import Exists, Gone
-from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
+from django_clustered_sessions.protocol.session_data import SessionData
 
 VERSION = b"8 bytes."
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)
@@ -45,21 +53,21 @@ def test_damaged_record_is_no_session(fields: dict[bytes, bytes]) -> None:
 
 GONE = Gone(0, EndReason.UNKNOWN)
 PARSED: list[tuple[Any, Any]] = [
-    (commands.parse_exists, False),
-    (commands.parse_why, EndReason.UNKNOWN),
-    (commands.parse_create, Exists(0)),
-    (commands.parse_commit, GONE),
-    (commands.parse_touch, GONE),
-    (commands.parse_end, None),
-    (commands.parse_sweep, 0),
-    (commands.parse_take, []),
-    (commands.parse_owned, []),
-    (commands.parse_claim, None),
-    (commands.parse_rotate, GONE),
-    (commands.parse_leave, GONE),
-    (commands.parse_acquire, GONE),
-    (commands.parse_release, None),
-    (commands.parse_renew, None),
+    (records.parse_exists, False),
+    (records.parse_why, EndReason.UNKNOWN),
+    (records.parse_create, Exists(0)),
+    (records.parse_commit, GONE),
+    (records.parse_touch, GONE),
+    (records.parse_end, None),
+    (event_stream.parse_sweep, 0),
+    (event_stream.parse_take, []),
+    (users.parse_owned, []),
+    (users.parse_claim, None),
+    (records.parse_rotate, GONE),
+    (records.parse_leave, GONE),
+    (lock_queue.parse_acquire, GONE),
+    (lock_queue.parse_release, None),
+    (lock_queue.parse_renew, None),
 ]
 
 
@@ -73,11 +81,11 @@ def test_key_of_another_type_is_no_session(parse: Any, expected: Any) -> None:
 
 
 def test_refused_write_is_not_taken_for_acknowledged() -> None:
-    write = commands.end(SessionKeys.of("session", "key"), EndReason.FLUSHED, 0)
-    assert commands.parse_acknowledged(write, NewerFormat(), 1, [b"5", b"0"]) is None
+    write = records.end(SessionKeys.of("session", "key"), EndReason.FLUSHED, 0)
+    assert replication.parse_acknowledged(write, NewerFormat(), 1, [b"5", b"0"]) is None
 
 
-@pytest.mark.parametrize("parse", [commands.parse_read, commands.parse_look], ids=name_of)
+@pytest.mark.parametrize("parse", [records.parse_read, records.parse_look], ids=name_of)
 def test_damage_reaches_who_reads(parse: Any) -> None:
     with pytest.raises(Damaged, match="another type"):
         parse([Damaged("its key holds another type"), [b"0", b"0"]])
@@ -86,7 +94,7 @@ def test_damage_reaches_who_reads(parse: Any) -> None:
 @pytest.mark.parametrize("parse", [parse for parse, _ in PARSED[2:]], ids=name_of)
 def test_newer_format_is_refused_in_each_reply(parse: Any) -> None:
     with pytest.raises(NewerFormat, match="newer release"):
-        parse([commands.Status.NEWER.value, 5, b""])
+        parse([script_calls.Status.NEWER.value, 5, b""])
 
 
 # Values.

@@ -11,8 +11,9 @@ from django.contrib.sessions.serializers import JSONSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clustered_sessions.protocol.changes import Change, Operation
 from django_clustered_sessions.protocol.merge import same
-from django_clustered_sessions.protocol.session_data import Change, Operation, SessionData
+from django_clustered_sessions.protocol.session_data import SessionData
 from tests.serializers import PickleSerializer, SaltedSerializer
 
 VERSION = b"loadedv1"

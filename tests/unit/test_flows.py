@@ -18,7 +18,7 @@ from django_clustered_sessions.exceptions import (
     SessionStoreUnavailable,
     SessionTooLarge,
 )
-from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol import flows, riders
 from django_clustered_sessions.protocol.effects import Call, Wait
 from django_clustered_sessions.protocol.locks import LockRequest, Refusal
 from django_clustered_sessions.protocol.options import (
@@ -312,7 +312,7 @@ def test_passenger_rides_on_the_first_trip_only():
     fields = loaded(a=b"1")
     fields["a"] = 2
     passenger = Call(None, (), ("PING",))
-    flow = flows.riding(commit(fields), Rider(passenger))
+    flow = riders.riding(commit(fields), Rider(passenger))
     trips, committed = play(flow, [b"PONG", [-2, 5, b"d:a", b"othersv1s3"]], WRITTEN)
     assert [names(trip) for trip in trips] == [["PING", "commit"], ["commit"]]
     assert committed.alive.deadline_ms == 9
@@ -325,7 +325,7 @@ def test_passenger_that_has_arrived_is_not_lost_later():
             yield (Call(None, (), ("TIME",)),)
 
     rider = Rider(Call(None, (), ("PING",)))
-    riding = flows.riding(flow(), rider)
+    riding = riders.riding(flow(), rider)
     next(riding)
     assert riding.send([b"PONG", b"time"]) == (Call(None, (), ("TIME",)),)
     with pytest.raises(StopIteration):
@@ -335,7 +335,7 @@ def test_passenger_that_has_arrived_is_not_lost_later():
 
 def test_refused_passenger_is_lost_and_the_others_go_on():
     rider = Rider(Call(None, (), ("PING",)))
-    flow = flows.riding(flows.end(PLACE, EndReason.FLUSHED, 0), rider)
+    flow = riders.riding(flows.end(PLACE, EndReason.FLUSHED, 0), rider)
     assert play(flow, [ResponseError("no"), [1, 5, 2, b"1"]])[1] == Ended(3, b"1")
     assert rider.is_lost
 
@@ -346,7 +346,7 @@ CLOCK = [b"1", b"500000"]
 
 def acknowledged(flow):
     heard = []
-    return flows.acknowledged(flow, SYNC, heard.append), heard
+    return riders.acknowledged(flow, SYNC, heard.append), heard
 
 
 def test_only_writes_that_landed_are_acknowledged():
@@ -389,7 +389,7 @@ def test_outage_reaches_the_flow_through_its_passenger():
             return "told"
 
     rider = Rider(None)
-    riding = flows.riding(flow(), rider)
+    riding = riders.riding(flow(), rider)
     next(riding)
     with pytest.raises(StopIteration) as stop:
         riding.throw(SessionStoreUnavailable("away"))
@@ -634,7 +634,7 @@ def test_timeout_is_told_though_the_store_goes_away():
 
 
 def test_passenger_rides_on_no_wait():
-    flow = flows.riding(flows.load(PLACE, None, ASKING), Rider(Call(None, (), ("PING",))))
+    flow = riders.riding(flows.load(PLACE, None, ASKING), Rider(Call(None, (), ("PING",))))
     steps, _ = play(flow, [b"PONG", held(), *found()], WOKEN, [taken(), *found()])
     assert names(steps[0]) == ["PING", "acquire", "HGETALL", "TIME"]
     assert [names(step) for step in steps[1:]] == [1.0, ["acquire", "HGETALL", "TIME"]]

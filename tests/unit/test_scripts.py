@@ -8,11 +8,20 @@ from itertools import product
 
 import pytest
 
-from django_clustered_sessions.protocol import commands, scripts
+from django_clustered_sessions.protocol import scripts
+from django_clustered_sessions.protocol.changes import Change, Changes, Operation
+from django_clustered_sessions.protocol.commands import (
+    event_stream,
+    lock_queue,
+    records,
+    replication,
+    script_calls,
+    statistics,
+    users,
+)
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.options import Expiry, LockOptions, WriteOptions
 from django_clustered_sessions.protocol.record import NOBODY, EndReason, Mode, SessionKeys
-from django_clustered_sessions.protocol.session_data import Change, Changes, Operation
 
 #: Files that are no scripts: others are built on them.
 INCLUDES = ["lock", "prelude", "write"]
@@ -30,23 +39,23 @@ CHANGE = Change(Operation.SET, b"d:a", b"12345678", b"s1")
 
 #: One call of each script, with one repetition where its arguments repeat.
 CALLS: dict[str, Call] = {
-    "create": commands.create(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS),
-    "commit": commands.commit(PLACE, b"12345678", EXPIRY, Changes((CHANGE,), False), TERMS),
-    "touch": commands.touch(PLACE, TERMS),
-    "end": commands.end(PLACE, EndReason.FLUSHED, 0),
-    "rotate": commands.rotate(PLACE, SessionKeys.of("p", "new key"), b"12345678", TERMS),
-    "leave": commands.leave(PLACE, b"12345678", b"87654321", SessionKeys.of("p", "new key"), 0),
-    "stats": commands.stats("p:{000}", "node", 0, [1]),
-    "acquire": commands.acquire(PLACE, WAITER, LOCKING, 10_000, HOLDER),
-    "release": commands.release(PLACE, WAITER),
-    "fetch": commands.fetch(PLACE, b"12345678")[0],
-    "owned": commands.owned("p", 0, b"usertag8"),
-    "claim": commands.claim("p", b"usertag8", PLACE.id, 3, 60_000, [PLACE.id], [b"other"]),
-    "unlist": commands.unlist(PLACE, b"usertag8", 0),
-    "adopt": commands.adopt(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS, NOBODY, 1, 2),
-    "sweep": commands.sweep("p", 0, 10),
-    "take": commands.take("p", 0, 10, 60_000),
-    "renew": commands.renew(PLACE, WAITER, 8000, 120_000),
+    "create": records.create(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS),
+    "commit": records.commit(PLACE, b"12345678", EXPIRY, Changes((CHANGE,), False), TERMS),
+    "touch": records.touch(PLACE, TERMS),
+    "end": records.end(PLACE, EndReason.FLUSHED, 0),
+    "rotate": records.rotate(PLACE, SessionKeys.of("p", "new key"), b"12345678", TERMS),
+    "leave": records.leave(PLACE, b"12345678", b"87654321", SessionKeys.of("p", "new key"), 0),
+    "stats": statistics.stats("p:{000}", "node", 0, [1]),
+    "acquire": lock_queue.acquire(PLACE, WAITER, LOCKING, 10_000, HOLDER),
+    "release": lock_queue.release(PLACE, WAITER),
+    "fetch": records.fetch(PLACE, b"12345678")[0],
+    "owned": users.owned("p", 0, b"usertag8"),
+    "claim": users.claim("p", b"usertag8", PLACE.id, 3, 60_000, [PLACE.id], [b"other"]),
+    "unlist": users.unlist(PLACE, b"usertag8", 0),
+    "adopt": records.adopt(PLACE, b"12345678", EXPIRY, [(b"d:a", b"s1")], TERMS, NOBODY, 1, 2),
+    "sweep": event_stream.sweep("p", 0, 10),
+    "take": event_stream.take("p", 0, 10, 60_000),
+    "renew": lock_queue.renew(PLACE, WAITER, 8000, 120_000),
 }
 
 
@@ -122,7 +131,7 @@ SHARED_REPLIES = {"read_meta": {"GONE", "NEWER"}, "refuse": {"HELD", "LOST"}}
 
 
 def statuses(code: str) -> set[str]:
-    return set(re.findall(r"\{([A-Z_]+)\b", code)) & commands.Status.__members__.keys()
+    return set(re.findall(r"\{([A-Z_]+)\b", code)) & script_calls.Status.__members__.keys()
 
 
 def test_shared_functions_return_the_statuses_assumed():
@@ -141,7 +150,7 @@ def test_header_documents_the_statuses_returned(name):
             if re.search(rf"return {reply}$", code, re.MULTILINE):
                 returned |= replies
     told = {int(number) for number in re.findall(r"(?:Returns|--)  +\{(-?\d+),", header(name))}
-    assert {commands.Status[word] for word in returned} == told
+    assert {script_calls.Status[word] for word in returned} == told
 
 
 def keys_used(code: str) -> set[str]:
@@ -195,12 +204,12 @@ def test_python_and_lua_agree_on_the_statuses():
     for names, values in re.findall(r"^local ([A-Z_, ]+) = ([-\d, ]+)$", prelude, re.MULTILINE):
         lua |= dict(zip(names.split(", "), map(int, values.split(", ")), strict=True))
     del lua["FORMAT"], lua["ID_BYTES"]
-    assert lua == {status.name: status.value for status in commands.Status}
+    assert lua == {status.name: status.value for status in script_calls.Status}
     (told,) = re.findall(r"starts with a status: (.*?); then", prelude, re.DOTALL)
-    assert sorted(map(int, re.findall(r"-?\d+", told))) == sorted(commands.Status)
+    assert sorted(map(int, re.findall(r"-?\d+", told))) == sorted(script_calls.Status)
 
 
 def test_touch_is_relied_on_where_it_always_writes():
     terms = TERMS._replace(events_kept=1)
-    assert commands.relied_on((commands.touch(PLACE, terms, always=True),)) == 0
-    assert commands.relied_on((commands.touch(PLACE, terms),)) is None
+    assert replication.relied_on((records.touch(PLACE, terms, always=True),)) == 0
+    assert replication.relied_on((records.touch(PLACE, terms),)) is None

@@ -28,8 +28,7 @@ from django_clustered_sessions.conf import conf
 from django_clustered_sessions.events import Event, StreamEntry
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol.record import Serializer
-from django_clustered_sessions.protocol.session_data import user_id
+from django_clustered_sessions.protocol.record import Serializer, user_id
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import runner
 

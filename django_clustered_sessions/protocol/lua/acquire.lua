@@ -5,14 +5,14 @@
 --
 -- KEYS[1]  record
 -- KEYS[2]  locks of the record's bucket
--- ARGV[1]  token of who asks (16 characters)
--- ARGV[2]  its name, for the others to see (255 bytes at most)
--- ARGV[3]  how long it is ready to wait from now on (ms)
+-- ARGV[1]  token of the request (16 characters)
+-- ARGV[2]  its name, for others to see (255 bytes at most)
+-- ARGV[3]  longest wait from now on (ms)
 -- ARGV[4]  lease (ms)
--- ARGV[5]  how long one to whom the lock is handed on has to take it (ms)
--- ARGV[6]  how many may wait; -1: this one does not count
+-- ARGV[5]  time that the next holder has to take the lock (ms)
+-- ARGV[6]  largest number of waiters; -1: this one does not count
 -- ARGV[7]  token of a holder inside whose lock this request runs, or empty
--- ARGV[8]  how long the locks of a bucket are remembered after the last one was taken (ms)
+-- ARGV[8]  life of a bucket's hash of locks after the last one was taken (ms)
 --
 -- Returns  {1, now (ms), since (ms)}                  the lock is this token's, since then
 --          {2, now (ms), since (ms)}                  the lock is the token's of ARGV[7]
@@ -26,7 +26,7 @@ local token, name, wait, lease, claim, most, inside, remember =
   ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6]),
   ARGV[7], tonumber(ARGV[8])
 
--- Forgets locks whose holders died and whose sessions nobody has used since.
+-- Forgets locks whose holders died and whose sessions were not used since.
 local function tidy(now)
   local all = redis.call("HGETALL", locks)
   for i = 1, #all, 2 do

@@ -1,13 +1,13 @@
 #!lua
 -- Take a session over from another engine, once.
--- Refuse where one is, or was ended, and where it was taken over before, whatever became of it.
+-- Refuse where one exists, or was ended, and where it was taken over before, even if it is gone.
 --
 -- Includes: write
 --
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  users of the record's bucket
--- KEYS[4]  what was taken over, of the record's bucket
+-- KEYS[4]  sessions taken over into the record's bucket
 -- KEYS[5]  events of the record's bucket
 -- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
 -- ARGV[2]  mode (d, b, s, a, r)
@@ -15,11 +15,11 @@
 -- ARGV[4]  default age (ms)
 -- ARGV[5]  idle timeout (ms, 0 for none)
 -- ARGV[6]  absolute timeout (ms, 0 for none)
--- ARGV[7]  how many events a bucket keeps (0 for none)
+-- ARGV[7]  number of events that a bucket keeps (0 for none)
 -- ARGV[8]  size of all values (bytes)
 -- ARGV[9]  tag of the user (8 bytes)
--- ARGV[10] how long it has left to live, as the other engine says (ms)
--- ARGV[11] how long to remember that it was taken over (ms)
+-- ARGV[10] rest of its life, as the other engine says (ms)
+-- ARGV[11] life of the note that it was taken over (ms)
 -- ARGV[12..] field, value (codec and payload), field, value, ...
 --
 -- Returns  {1, now (ms), deadline (ms), swept}  taken over; swept: as in create.lua

@@ -3,12 +3,12 @@
 --
 -- KEYS[1]  claims of the user
 -- ARGV[1]  public id of the session
--- ARGV[2]  how many sessions the user may have; 0: any number
--- ARGV[3]  how long a claim lasts (ms)
--- ARGV[4]  how many sessions are known to count; the ids of those that do not follow theirs
+-- ARGV[2]  most sessions of the user; 0: any number
+-- ARGV[3]  life of a claim (ms)
+-- ARGV[4]  number of sessions known to count, whose ids come first; then those known not to
 -- ARGV[5..] public id, public id, ...
 --
--- A sorted set: public id -> when it was claimed (ms).
+-- A sorted set: public id -> time of the claim (ms).
 --
 -- Returns  {1, now (ms)}                          claimed, or claimed anew
 --          {-6, now (ms), public id, public id, ...}   too many: these claims, the oldest first,

@@ -1,5 +1,5 @@
 #!lua
--- Write what a request changed into a session that exists: all of it, or nothing.
+-- Write the changes of a request into a session that exists: all of them, or none.
 --
 -- Includes: write
 -- Includes: lock
@@ -12,26 +12,26 @@
 -- KEYS[6]  recent writes to the bucket's sessions
 -- KEYS[7]  the same, where it is the other one's turn
 -- ARGV[1]  token of this write, the version of all that it writes (8 bytes)
--- ARGV[2]  how long a write may be replayed (ms)
+-- ARGV[2]  time in which a write may be replayed (ms)
 -- ARGV[3]  default age (ms)
 -- ARGV[4]  idle timeout (ms, 0 for none)
 -- ARGV[5]  absolute timeout (ms, 0 for none)
--- ARGV[6]  how many events a bucket keeps (0 for none)
+-- ARGV[6]  number of events that a bucket keeps (0 for none)
 -- ARGV[7]  largest size of all values (bytes)
 -- ARGV[8]  new mode (d, b, s, a, r), empty to leave mode and span as they are
 -- ARGV[9]  new span (ms; for a: ms since the epoch)
--- ARGV[10] 1: write over what others changed; 0: report it
--- ARGV[11] 1: forget all that is stored, first; 0: do not
+-- ARGV[10] 1: write over others' changes; 0: report them
+-- ARGV[11] 1: remove all stored values first; 0: do not
 -- ARGV[12] token of the lock that this is written under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
 -- ARGV[13] 1: release that lock once this is written; 0: keep it
--- ARGV[14] how long one to whom the lock is handed on has to take it (ms)
+-- ARGV[14] time that the next holder has to take the lock (ms)
 -- ARGV[15] tag of the user, if that changes (8 bytes); empty: it does not
--- ARGV[16] from where the session is used; empty: that is not kept
--- ARGV[17] tag of the user whose session it has to be still (8 bytes); empty: anybody's
+-- ARGV[16] client that uses the session; empty: not kept
+-- ARGV[17] tag of the user to whom it has to belong still (8 bytes); empty: any
 -- ARGV[18..] operation, field, version that was loaded (empty: there was none), operand; ...
 --            =  set the field to the operand (codec and payload)
---            #  the same, and never over what others changed: the operand is a sum made elsewhere
+--            #  the same, and never over others' changes: the operand is a sum made by the client
 --            -  remove the field; the operand is empty
 --            +  add the operand (an integer) to a counter; the version is not looked at
 --
@@ -42,11 +42,11 @@
 --          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session,
 --               "rotated" where it is another user's
 --          {-2, now (ms), field, value, field, value, ...}   others changed these, or a counter
---               is no integer that Lua can add to; the value is what is stored, empty for none
+--               is no integer that Lua can add to; the value is the stored one, empty for none
 --          {-3, now (ms), bytes}   too large
 --          {-4, now (ms), ""}      written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
---          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
+--          {-7, now (ms), since (ms), name}   the lock was lost; its holder now, empty if none
 local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local writes, other_writes = KEYS[6], KEYS[7]
 local token, replay_window, default_age, idle, absolute, kept, max_bytes = ARGV[1],
@@ -58,13 +58,13 @@ local client, whose = ARGV[16], ARGV[17]
 local FIRST_CHANGE = 18
 local EXACT = 2 ^ 53
 
--- What this write was answered before; nothing where it is new, or too old to be replayed.
+-- Returns the earlier answer to this write; nothing where it is new, or too old to be replayed.
 local function answer_before()
   return redis.call("HGET", writes, token) or redis.call("HGET", other_writes, token)
 end
 
 -- Keeps the answer for `replay_window` at least. The writes of one such stretch of time are in one
--- hash and those of the next in the other, which has expired by then: to forget costs nothing.
+-- hash and those of the next in the other, which has expired by then: forgetting costs nothing.
 local function keep_answer(answer, now)
   local stretch = math.floor(now / replay_window)
   if stretch % 2 == 1 then
@@ -74,7 +74,7 @@ local function keep_answer(answer, now)
   redis.call("PEXPIREAT", writes, string.format("%.0f", (stretch + 2) * replay_window - 1))
 end
 
--- The answer of the newest write, however old: what it added to is as it left it.
+-- Returns the answer of the newest write, of any age: its counters are as it left them.
 local function newest_answer()
   local counters = {}
   for i = FIRST_CHANGE, #ARGV, 4 do
@@ -85,7 +85,7 @@ local function newest_answer()
   return table.concat(counters, " ")
 end
 
--- The integer in a stored value, 0 where there is none, nil where it is no exact integer.
+-- Returns the integer in a stored value, 0 where there is none, nil where it is no exact integer.
 local function counter(stored)
   if not stored then
     return 0
@@ -128,7 +128,7 @@ for i = FIRST_CHANGE, #ARGV, 4 do
   local operation, field, loaded, operand = ARGV[i], ARGV[i + 1], ARGV[i + 2], ARGV[i + 3]
   local stored = not clear and redis.call("HGET", record, field) or nil
   if stored == "" then
-    -- Damage by somebody else. In a reply it could not be told from no value.
+    -- Another program damaged it. In a reply it could not be told from no value.
     stored = nil
   end
   local changed_by_others

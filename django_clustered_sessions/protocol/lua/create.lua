@@ -1,5 +1,5 @@
 #!lua
--- Create a session; refuse where one is, or where one was ended.
+-- Create a session; refuse where one exists, or was ended.
 --
 -- Includes: write
 --
@@ -13,16 +13,16 @@
 -- ARGV[4]  default age (ms)
 -- ARGV[5]  idle timeout (ms, 0 for none)
 -- ARGV[6]  absolute timeout (ms, 0 for none)
--- ARGV[7]  how many events a bucket keeps (0 for none)
+-- ARGV[7]  number of events that a bucket keeps (0 for none)
 -- ARGV[8]  size of all values (bytes)
--- ARGV[9]  when it was created (ms) where it is a copy: then the values bring their versions;
+-- ARGV[9]  time of creation (ms) of a copy, whose values have their versions;
 --          empty for a new one
 -- ARGV[10] tag of the user (8 bytes)
--- ARGV[11] from where the session is used; empty: that is not kept, or is among the values of a copy
+-- ARGV[11] client that uses the session; empty: not kept, or among the values of a copy
 -- ARGV[12..] field, value (codec and payload), field, value, ...
 --
--- Returns  {1, now (ms), deadline (ms), swept}  created, or created by this token before; swept: how
---               many sessions of the bucket had expired and have left the index
+-- Returns  {1, now (ms), deadline (ms), swept}  created, or created by this token before; swept:
+--               number of expired sessions of the bucket that have left the index
 --          {1, now (ms), deadline (ms), swept}  deadline not after now: expired at once, nothing
 --               stored
 --          {-1, now (ms)}                exists

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- End a session and leave a tombstone, so that no request in flight brings it back.
--- No lock holds it up; who waits for one is told at once.
+-- No lock holds it up; waiters for one are told at once.
 --
 -- Includes: write
 -- Includes: lock
@@ -11,12 +11,12 @@
 -- KEYS[4]  users of the record's bucket
 -- KEYS[5]  events of the record's bucket
 -- ARGV[1]  reason
--- ARGV[2]  how long the tombstone is kept (ms)
--- ARGV[3]  how long those who wait for the lock have to look why they were woken (ms)
--- ARGV[4]  how many events a bucket keeps (0 for none)
+-- ARGV[2]  life of the tombstone (ms)
+-- ARGV[3]  time that waiters for the lock have to look why they were woken (ms)
+-- ARGV[4]  number of events that a bucket keeps (0 for none)
 --
 -- Returns  {1, now (ms), created (ms), user}   ended; 0 where a damaged record does not tell; user:
---               the field that says who was logged in, empty for nobody
+--               the field with the key of the user, empty for none
 --          {0, now (ms), reason}         was gone; the reason is empty if nothing is known of it
 local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local reason, keep, claim, kept = ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])

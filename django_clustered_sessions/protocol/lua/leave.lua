@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- End a session that has been copied to a new key in another slot, if it still is what was copied.
--- Who waits for its lock is told that the session is no more under this key.
+-- End a session that has been copied to a new key in another slot, unless it has changed since.
+-- Waiters for its lock are told that the session has left this key.
 --
 -- Includes: write
 -- Includes: lock
@@ -12,19 +12,19 @@
 -- KEYS[5]  events of the record's bucket
 -- ARGV[1]  token of the copy (8 bytes)
 -- ARGV[2]  version that was copied (8 bytes)
--- ARGV[3]  how long the tombstone is kept (ms)
+-- ARGV[3]  life of the tombstone (ms)
 -- ARGV[4]  token of the lock that this is done under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
--- ARGV[5]  how long those who wait for the lock have to look why they were woken (ms)
+-- ARGV[5]  time that waiters for the lock have to look why they were woken (ms)
 -- ARGV[6]  id of the copy
--- ARGV[7]  how many events a bucket keeps (0 for none)
+-- ARGV[7]  number of events that a bucket keeps (0 for none)
 --
 -- Returns  {1, now (ms)}             ended, or ended for this copy before
 --          {0, now (ms), reason}     gone; the reason is empty if nothing is known of it
 --          {-2, now (ms)}            others have written since
 --          {-4, now (ms), ""}        written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
---          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
+--          {-7, now (ms), since (ms), name}   the lock was lost; its holder now, empty if none
 local record, index, locks, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local token, version, keep, fence, claim, successor, kept =
   ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], tonumber(ARGV[5]), ARGV[6], tonumber(ARGV[7])

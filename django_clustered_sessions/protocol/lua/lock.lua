@@ -1,12 +1,12 @@
--- What the scripts share that respect a session's lock: who holds it, and who waits.
+-- Functions of the scripts that respect a session's lock: its holder, and its waiters.
 --
--- Who holds it is in the record, so that one step compares the owner and writes:
---   m:lock   token of the holder (16), end of the lease (6, ms), since when (6, ms)
+-- The holder is in the record, so that one step compares the owner and writes:
+--   m:lock   token of the holder (16), end of the lease (6, ms), beginning (6, ms)
 --
--- Who waits is in the bucket's hash of locks, under the session's id, while the lock is held:
--- entries one behind the other, the holder's first, then those who wait, first come first. An
--- entry: token (16), until when it waits (6, ms; of no meaning in the holder's), since when (6,
--- ms), 1 if it counts against the caps (1), length of the name (1), the name.
+-- The waiters are in the bucket's hash of locks, under the session's id, while the lock is held:
+-- entries one behind the other, the holder's first, then the waiters', first come first. An
+-- entry: token (16), end of the wait (6, ms; of no meaning in the holder's), beginning (6, ms),
+-- 1 if it counts against the caps (1), length of the name (1), the name.
 --
 -- A lease that is over stays its holder's until another grant, or another's write, lands. One that
 -- began in the future is over: the clock was set back, and a dead holder would keep it for as long.
@@ -15,7 +15,7 @@
 local LOCK, LOCK_BYTES = ">c16I6I6", 28
 local ENTRY, ENTRY_BYTES = ">c16I6I6BB", 30
 
--- Returns the lock, or nil where nobody holds it.
+-- Returns the lock, or nil where it is free.
 local function read_lock(record)
   local packed = redis.call("HGET", record, "m:lock")
   if packed and #packed == LOCK_BYTES then
@@ -66,7 +66,7 @@ local function write_queue(record, locks, holder, queue)
   end
 end
 
--- Removes those whose time to wait is over.
+-- Removes the waiters whose time is over.
 local function drop_late(queue, now)
   for i = #queue, 1, -1 do
     if queue[i].waits_until <= now then
@@ -81,8 +81,8 @@ local function wake(record, token, claim)
   redis.call("PEXPIRE", mailbox, claim)
 end
 
--- Gives the lock to the first who waits, who has `claim` ms to take it, and frees it where nobody
--- waits. Returns the new lock, or nil. Who `asks` is not woken: it gets the answer anyway.
+-- Gives the lock to the first waiter, which has `claim` ms to take it, and frees it where none
+-- waits. Returns the new lock, or nil. The token `asks` is not woken: it gets the answer anyway.
 local function hand_on(record, locks, queue, now, claim, asks)
   drop_late(queue, now)
   local holder = table.remove(queue, 1)
@@ -100,7 +100,7 @@ local function hand_on(record, locks, queue, now, claim, asks)
   return lock, holder
 end
 
--- Wakes all who wait for a session that is no more, or no more under this key.
+-- Wakes all waiters for a session that has ended, or has left this key.
 local function dismiss(record, locks, queue, claim)
   for _, entry in ipairs(queue) do
     wake(record, entry.token, claim)
@@ -108,7 +108,7 @@ local function dismiss(record, locks, queue, claim)
   redis.call("HDEL", locks, session_id(record))
 end
 
--- Returns nothing where whoever holds `fence` (empty: no lock) may write, or the reply that
+-- Returns nothing where a write under `fence` (empty: no lock) may go on, or the reply that
 -- refuses it: the lock is another's, or was.
 local function refuse(record, locks, lock, fence, now, claim)
   if lock and lock.token == fence then

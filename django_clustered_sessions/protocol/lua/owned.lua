@@ -11,7 +11,7 @@
 local index, users = KEYS[1], KEYS[2]
 local user = ARGV[1]
 
--- Counts the users anew: somebody else has changed the index or the count.
+-- Counts the users anew: another program has changed the index or the count.
 local function mend()
   redis.call("DEL", users)
   for _, member in ipairs(redis.call("ZRANGEBYSCORE", index, 0, "+inf")) do

@@ -1,25 +1,25 @@
--- What all scripts share: how a record is packed, and how its deadline follows from its mode.
+-- Functions of all scripts: the packing of a record, and the deadline that its mode gives it.
 --
 -- A record is one hash:
 --   m:         meta, packed by META below
---   m:lock     who holds the session's lock (lock.lua)
---   m:first    from where it was used first since its user logged in, opaque here
---   m:last     and from where last
---   m:end      why the session ended; such a record is a tombstone and has no value. Empty: a write
---              let it expire, and may be replayed
+--   m:lock     holder of the session's lock (lock.lua)
+--   m:first    client that used it first since its user logged in, opaque here
+--   m:last     client that used it last
+--   m:end      reason why the session ended; such a record is a tombstone and has no value. Empty:
+--              a write let it expire, and may be replayed
 --   m:next     in a tombstone: id under which the session goes on, where a user's got a new key
 --   d:<key>    a value: version of the write that put it there (8), codec (1), payload
 --   k:<key>    the same, for a session key that is no string: <key> as the serialiser wrote it
 --
 -- Beside the records of a bucket are kept, by the same scripts:
 --   index   a sorted set of its sessions by their deadline: id, and behind it the user's tag
---   users   a hash: user's tag -> how many sessions in the index are that user's; under the empty
---           name how many are anybody's
---   events  a stream of what happened to its sessions and nobody has handled, where the site wants
---           that: what (created, ended, expired), id, the user's tag, the field with the user, why
---           (reason of the tombstone), and the id under which the session goes on
+--   users   a hash: user's tag -> number of that user's sessions in the index; under the empty
+--           name the number of all sessions with a user
+--   events  a stream of events of its sessions that no worker has handled, where the site wants
+--           them: kind (created, ended, expired), id, the user's tag, the field with the user,
+--           reason of the tombstone, and the id under which the session goes on
 --   evenwrites, oddwrites   hashes of recent writes, by turns: token (8 bytes) -> the answer
--- A user's tag is 8 bytes that a client makes of the user's key; NOBODY where nobody is logged in.
+-- A user's tag is 8 bytes that a client makes of the user's key; NOBODY without a user.
 --
 -- Modes: "d" slides by the site's default age, "b" the same and the cookie ends with the browser,
 -- "s" slides by a span (ms) of its own, "a" ends at its span (ms since the epoch). Callers may

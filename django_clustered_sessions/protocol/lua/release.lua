@@ -5,9 +5,9 @@
 --
 -- KEYS[1]  record
 -- KEYS[2]  locks of the record's bucket
--- KEYS[3]  mailbox of who gives up
--- ARGV[1]  its token
--- ARGV[2]  how long one to whom the lock is handed on has to take it (ms)
+-- KEYS[3]  mailbox of the token
+-- ARGV[1]  token that gives up
+-- ARGV[2]  time that the next holder has to take the lock (ms)
 --
 -- Returns  {1, now (ms), since (ms)}   the lock was this token's since then
 --          {0, now (ms), ""}           it was not

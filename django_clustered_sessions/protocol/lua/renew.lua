@@ -6,10 +6,10 @@
 -- KEYS[1]  record
 -- ARGV[1]  token of the holder
 -- ARGV[2]  lease (ms)
--- ARGV[3]  how long it may be held at all (ms)
+-- ARGV[3]  longest time that it may be held at all (ms)
 --
 -- Returns  {1, now (ms), lease left (ms)}   0 or less: it has been held for too long
---          {0, now (ms), ""}                the lock is no more the token's
+--          {0, now (ms), ""}                the token has lost the lock
 local record = KEYS[1]
 local token, lease, longest = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 

@@ -1,6 +1,6 @@
 #!lua
 -- Move a session to a new key with everything in it, and bury the old key.
--- The lock follows; who waits for it is told that the session is no more under this key.
+-- The lock follows; waiters for it are told that the session has left this key.
 --
 -- Includes: write
 -- Includes: lock
@@ -15,22 +15,22 @@
 -- KEYS[8]  users of the new record's bucket
 -- KEYS[9]  events of the record's bucket
 -- ARGV[1]  token of this write, the record's new version (8 bytes)
--- ARGV[2]  how long the tombstone is kept (ms)
+-- ARGV[2]  life of the tombstone (ms)
 -- ARGV[3]  default age (ms)
 -- ARGV[4]  idle timeout (ms, 0 for none)
 -- ARGV[5]  absolute timeout (ms, 0 for none)
--- ARGV[6]  how many events a bucket keeps (0 for none)
+-- ARGV[6]  number of events that a bucket keeps (0 for none)
 -- ARGV[7]  token of the lock that this is done under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
 -- ARGV[8]  1: release that lock; 0: keep it
--- ARGV[9]  how long one to whom the lock is handed on has to take it (ms)
+-- ARGV[9]  time that the next holder has to take the lock (ms)
 --
 -- Returns  {1, now (ms), deadline (ms)}   moved, or moved by this token before
 --          {0, now (ms), reason}          gone; the reason is empty if nothing is known of it
 --          {-1, now (ms)}                 the new key exists
 --          {-4, now (ms), ""}             written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
---          {-7, now (ms), since (ms), name}   the lock was lost; who has it now, empty if nobody
+--          {-7, now (ms), since (ms), name}   the lock was lost; its holder now, empty if none
 local old, old_index, old_locks, old_users = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local new, new_index, new_locks, new_users = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
 local events = KEYS[9]

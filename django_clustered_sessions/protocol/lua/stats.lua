@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
--- Add what a process has counted to its node's figures, and once in a while to their history.
+-- Add the counts of a process to its node's figures, and once in a while to their history.
 --
 -- KEYS[1]  figures of the bucket
 -- KEYS[2]  history of the bucket
 -- ARGV[1]  name of the node
 -- ARGV[2]  the node's clock less the store's (ms)
--- ARGV[3]  how long a node may be silent before its figures join those of all former nodes (ms)
+-- ARGV[3]  silence after which the figures of a node join those of all former nodes (ms)
 -- ARGV[4]  length of a slot of the history (ms)
--- ARGV[5]  how many slots are kept
--- ARGV[6]  what to add to the history, in lines "age (ms) counter counter ..."; empty for nothing
--- ARGV[7..] what to add to each counter, in the order of the release's list of counters; behind a
---          "^" what it is to be at least, behind a "v" what it is to be at most (0: any)
+-- ARGV[5]  number of slots kept
+-- ARGV[6]  additions to the history, in lines "age (ms) counter counter ..."; empty for nothing
+-- ARGV[7..] addition to each counter, in the order of the release's list of counters; behind a "^"
+--          the least that it is to be, behind a "v" the most (0: any)
 --
--- Figures are a hash: node name -> "when it last reported (ms) its clock offset (ms) counter
--- counter ...", and under the empty name the sum over the nodes that are no more. History is a
+-- Figures are a hash: node name -> "last report (ms) its clock offset (ms) counter
+-- counter ...", and under the empty name the sum over the former nodes. History is a
 -- hash: "slot node name" -> "counter counter ...".
 --
 -- Returns  {1, now (ms)}

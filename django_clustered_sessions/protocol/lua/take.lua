@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
--- Take events of a bucket to handle them: what was taken and not finished in time, then new ones.
--- All workers are one consumer: what counts is how long ago an event was taken, and those that are
--- no more leave nothing behind.
+-- Take events of a bucket to handle them: those taken and not finished in time, then new ones.
+-- All workers are one consumer: only the time since an event was taken counts, and former workers
+-- leave nothing behind.
 --
 -- KEYS[1]  events of the bucket
--- ARGV[1]  how many at most
--- ARGV[2]  how long who takes an event has to finish it (ms)
+-- ARGV[1]  largest number of events
+-- ARGV[2]  time to finish an event (ms)
 --
 -- Returns  {1, now (ms), event, event, ...}   each: its id in the stream, and a list of its fields
 --               and their values
@@ -26,7 +26,7 @@ if redis.call("EXISTS", events) == 0 then
   return taken
 end
 if not has_group() then
-  -- From the beginning: what happened before there was a worker is handled as well.
+  -- From the beginning: events before the first worker are handled as well.
   redis.call("XGROUP", "CREATE", events, "workers", 0)
 end
 local from, left = "-", most

@@ -10,9 +10,9 @@
 -- ARGV[1]  default age (ms)
 -- ARGV[2]  idle timeout (ms, 0 for none)
 -- ARGV[3]  absolute timeout (ms, 0 for none)
--- ARGV[4]  how many events a bucket keeps (0 for none)
+-- ARGV[4]  number of events that a bucket keeps (0 for none)
 -- ARGV[5]  1: write in any case, for a WAIT that follows; 0: only where a second has passed
--- ARGV[6]  from where the session is used; empty: that is not kept
+-- ARGV[6]  client that uses the session; empty: not kept
 --
 -- Returns  {1, now (ms), deadline (ms), mode}
 --          {0, now (ms), reason}   gone; the reason is empty if nothing is known of the session

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Take a session out of its bucket's index if it is no more: what took it asked nobody.
--- It may have expired since the index was read, so it is told of as expired.
+-- Take a session out of its bucket's index if it is gone: the store may have evicted it.
+-- It may have expired since the index was read, so an event tells that it expired.
 --
 -- Includes: write
 --
@@ -8,8 +8,8 @@
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  users of the record's bucket
 -- KEYS[4]  events of the record's bucket
--- ARGV[1]  tag of the user whose it was (8 bytes)
--- ARGV[2]  how many events a bucket keeps (0 for none)
+-- ARGV[1]  tag of the user to whom it belonged (8 bytes)
+-- ARGV[2]  number of events that a bucket keeps (0 for none)
 --
 -- Returns  {1, now (ms)}
 local record, index, users, events = KEYS[1], KEYS[2], KEYS[3], KEYS[4]

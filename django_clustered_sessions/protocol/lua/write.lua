@@ -1,4 +1,4 @@
--- What scripts share that write a session's record, and what its bucket keeps beside it.
+-- Functions of the scripts that write a session's record, and the bucket's keys beside it.
 
 -- HSET in pieces: Lua's unpack fails near 8,000 values.
 local function put(record, list)
@@ -52,9 +52,9 @@ local function tell(events, kept, what, id, tag, user, why, successor)
   end
 end
 
--- Takes what has expired without anybody asking out of the index, and tells of it; some of it at a
--- time: a bucket that fills also empties. Returns how many. What expires at a time is there for the
--- rest of that millisecond.
+-- Takes sessions that expired unnoticed out of the index, and tells of them; some at a time: a
+-- bucket that fills also empties. Returns their number. A session exists until the end of the
+-- millisecond of its deadline.
 local function sweep(index, users, now, events, kept)
   local before_now, swept = string.format("%.0f", now), 0
   if kept == 0 then
@@ -73,7 +73,7 @@ local function sweep(index, users, now, events, kept)
   return swept
 end
 
--- Tells that a session has expired that is still there.
+-- Tells that a session has expired whose record still exists.
 local function tell_expired(events, kept, record, meta)
   if kept > 0 then
     local user = redis.call("HGET", record, USER_FIELD)
@@ -88,7 +88,7 @@ end
 
 -- Stores the meta and all that follows from it; and `values` (field, value, ...), if any. The index
 -- is scored by deadline, negative for a session without a user: both kinds are counted exactly, and
--- what has expired is the one range from -now to now.
+-- the expired ones are the one range from -now to now.
 local function write_meta(record, index, users, meta, values)
   values = values or {}
   values[#values + 1] = "m:"
@@ -104,7 +104,7 @@ local function write_meta(record, index, users, meta, values)
   end
 end
 
--- Takes note from where the session of a user is used, if that is told.
+-- Notes the client that uses the session of a user, if it is told.
 local function note_client(record, meta, client)
   if client ~= "" and meta.user ~= NOBODY then
     if redis.call("HEXISTS", record, "m:first") == 0 then
@@ -114,7 +114,7 @@ local function note_client(record, meta, client)
   end
 end
 
--- Lets the session be another user's from now on, or nobody's. Its life begins anew with a login.
+-- Gives the session to another user from now on, or to none. Its life begins anew with a login.
 local function change_user(record, index, users, meta, user, now)
   if user ~= meta.user then
     unlist(index, users, session_id(record), meta.user)
@@ -124,14 +124,14 @@ local function change_user(record, index, users, meta, user, now)
   end
 end
 
--- Writes what a field has once more. WAIT asks whether replicas have what its own connection wrote,
--- so a reply without a write would be taken for acknowledged by replicas that have nothing.
+-- Writes a field's value once more. WAIT asks whether replicas have its own connection's writes, so
+-- a reply without a write would count as acknowledged by replicas that have nothing.
 local function write_again(record, field)
   redis.call("HSET", record, field, redis.call("HGET", record, field))
 end
 
--- Leaves a tombstone (kept for `keep` ms) where the session was. It says where the session of a
--- user goes on. The new key of an anonymous one is for whoever logs in with it.
+-- Leaves a tombstone (kept for `keep` ms) where the session was. For the session of a user it has
+-- the id under which that goes on, but not for an anonymous one: its new key is its next user's.
 local function bury(record, index, users, meta, reason, keep, successor)
   forget(record, index, users, meta)
   redis.call("HSET", record, "m:end", reason)

@@ -1,0 +1,391 @@
+"""Read, write, move and end one session's record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+from django_clustered_sessions.protocol.changes import Changes
+from django_clustered_sessions.protocol.effects import Call, Trip, plain
+from django_clustered_sessions.protocol.options import NO_LOCK, Expiry, Fence, WriteOptions, bounded
+from django_clustered_sessions.protocol.record import (
+    NEXT,
+    NOBODY,
+    Damaged,
+    EndReason,
+    Loaded,
+    Mode,
+    SessionKeys,
+)
+from django_clustered_sessions.protocol.results import (
+    Alive,
+    Conflict,
+    Ended,
+    Exists,
+    Gone,
+    Held,
+    Lost,
+    TooLarge,
+)
+
+from . import event_stream, lock_queue, users
+from .script_calls import CLOCK, Status, milliseconds, parse, scripted, whole
+
+#: Life of a tombstone, in ms: longer than any request is in flight, and than a failover.
+TOMBSTONE_MS: Final = 10 * 60 * 1000
+
+
+def read(keys: SessionKeys) -> Trip:
+    """Ask for all fields of a record, and the store's clock.
+
+    Not a script: reading a large record through Lua takes much longer.
+    """
+    return (plain("HGETALL", key=keys.record), CLOCK)
+
+
+def fetch(keys: SessionKeys, version: bytes) -> Trip:
+    """Ask for all fields of a record unless it has a version that is known; and for the clock.
+
+    ``lua/fetch.lua``.
+    """
+    return (scripted("fetch", (keys.record,), version), CLOCK)
+
+
+def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]:
+    """Return the fields, or the meta field where nothing has changed; and the clock in ms."""
+    fields, clock = replies
+    if type(fields) is not dict and type(fields) is not bytes:
+        flat = iter(whole(fields))
+        fields = dict(zip(flat, flat, strict=True))
+    return fields, milliseconds(clock)
+
+
+def look(keys: SessionKeys) -> Trip:
+    """Ask for a record's meta field, which a tombstone does not have, and the store's clock."""
+    return (plain("HGET", "m:", key=keys.record), CLOCK)
+
+
+def parse_look(replies: Sequence[Any]) -> tuple[bytes | None, int]:
+    """Return the meta field, None where there is none; and the clock in ms."""
+    packed, clock = replies
+    return whole(packed), milliseconds(clock)
+
+
+def described(all_keys: Iterable[SessionKeys], *fields: bytes) -> Trip:
+    """Ask for the meta field and others of some records, and then for the store's clock."""
+    return (
+        *(plain("HMGET", "m:", *fields, key=keys.record) for keys in all_keys),
+        CLOCK,
+    )
+
+
+def exists(keys: SessionKeys) -> Trip:
+    """Ask whether a record has a meta field, which a tombstone does not have."""
+    return (plain("HEXISTS", "m:", key=keys.record),)
+
+
+def parse_exists(reply: Any) -> bool:
+    """Return whether the session is there."""
+    try:
+        return bool(whole(reply))
+    except Damaged:
+        return False
+
+
+def why(keys: SessionKeys) -> Call:
+    """Ask for the reason for which a session has ended."""
+    return plain("HGET", "m:end", key=keys.record)
+
+
+def parse_why(reply: Any) -> EndReason:
+    """Read the reply of ``why``."""
+    try:
+        return EndReason.of(whole(reply) or b"")
+    except Damaged:
+        return EndReason.UNKNOWN
+
+
+def whereabouts(keys: SessionKeys) -> Trip:
+    """Ask whether a session is there, and otherwise for the id under which it goes on."""
+    return (plain("HMGET", "m:", NEXT, key=keys.record),)
+
+
+def parse_whereabouts(reply: Any) -> tuple[bytes, str]:
+    """Return the meta field and the public id under which it goes on, each empty for none."""
+    try:
+        packed, public_id = whole(reply)
+    except Damaged:
+        return b"", ""
+    return packed or b"", (public_id or b"").decode("ascii", "replace")
+
+
+def create(
+    keys: SessionKeys,
+    token: bytes,
+    expiry: Expiry,
+    fields: Sequence[tuple[bytes, bytes]],
+    options: WriteOptions,
+    user: bytes = NOBODY,
+) -> Call:
+    """Build ``lua/create.lua``; ``fields`` are pairs of field and value with its codec."""
+    return scripted(
+        "create",
+        (keys.record, keys.index, keys.users, keys.events),
+        token,
+        expiry.mode.value,
+        expiry.bounded_ms,
+        *options.ages,
+        event_stream.per_bucket(options.events_kept),
+        stored_size(fields),
+        "",
+        user,
+        options.client,
+        *(part for pair in fields for part in pair),
+    )
+
+
+def copy(keys: SessionKeys, token: bytes, found: Loaded, options: WriteOptions) -> Call:
+    """Build ``lua/create.lua`` for a session as it was found under another key."""
+    meta = found.meta
+    return scripted(
+        "create",
+        (keys.record, keys.index, keys.users, keys.events),
+        token,
+        meta.mode.value,
+        meta.span_ms,
+        *options.ages,
+        event_stream.per_bucket(options.events_kept),
+        meta.size,
+        meta.created_ms,
+        meta.user,
+        b"",
+        *(part for pair in found.clients.items() for part in pair),
+        *(part for pair in found.values.items() for part in pair),
+    )
+
+
+def parse_create(reply: Any) -> Alive | Exists:
+    """Read the reply of ``create``."""
+    status, now_ms, rest = parse(reply)
+    # A record that is damaged takes its key as well.
+    return Alive(now_ms, rest[0], swept=rest[1]) if status is Status.DONE else Exists(now_ms)
+
+
+def stored_size(fields: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the number of bytes that new fields take in the store, their versions included."""
+    return sum(len(field) + 8 + len(value) for field, value in fields)
+
+
+def adopt(
+    keys: SessionKeys,
+    token: bytes,
+    expiry: Expiry,
+    fields: Sequence[tuple[bytes, bytes]],
+    options: WriteOptions,
+    user: bytes,
+    left_ms: int,
+    memory_ms: int,
+) -> Call:
+    """Build ``lua/adopt.lua``; ``fields`` are pairs of field and value with its codec."""
+    return scripted(
+        "adopt",
+        (keys.record, keys.index, keys.users, _moved(keys), keys.events),
+        token,
+        expiry.mode.value,
+        expiry.bounded_ms,
+        *options.ages,
+        event_stream.per_bucket(options.events_kept),
+        stored_size(fields),
+        user,
+        bounded(left_ms),
+        bounded(memory_ms),
+        *(part for pair in fields for part in pair),
+    )
+
+
+def adopted(keys: SessionKeys) -> Trip:
+    """Ask whether a session was taken over from another engine, and whether it is there."""
+    return (plain("ZSCORE", keys.id, key=_moved(keys)), *exists(keys))
+
+
+def parse_adopted(replies: Sequence[Any]) -> tuple[bool, bool]:
+    """Return whether a session was taken over, and whether it is there."""
+    was_moved, is_here = replies
+    return whole(was_moved) is not None, parse_exists(is_here)
+
+
+def _moved(keys: SessionKeys) -> str:
+    return f"{keys.index.removesuffix('index')}moved"
+
+
+def commit(
+    keys: SessionKeys,
+    token: bytes,
+    expiry: Expiry | None,
+    changes: Changes,
+    options: WriteOptions,
+    fence: Fence = NO_LOCK,
+    user: bytes = b"",
+    whose: bytes = b"",
+) -> Call:
+    """Build ``lua/commit.lua``; without ``expiry`` the session's mode and span stay.
+
+    ``user`` is the tag of the new user, empty for no change; ``whose`` is the tag of the user to
+    whom the session has to belong, empty for any.
+    """
+    return scripted(
+        "commit",
+        (*_all(keys), keys.events, *keys.writes),
+        token,
+        options.replay_ms,
+        *options.ages,
+        event_stream.per_bucket(options.events_kept),
+        options.max_bytes,
+        expiry.mode.value if expiry else "",
+        expiry.bounded_ms if expiry else 0,
+        int(options.on_conflict == "overwrite"),
+        int(changes.cleared),
+        *lock_queue.fenced(fence),
+        user,
+        options.client,
+        whose,
+        *(
+            part
+            for change in changes.fields
+            for part in (change.operation.value, change.field, change.loaded, change.operand)
+        ),
+    )
+
+
+def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge | Held | Lost:
+    """Read the reply of ``commit``."""
+    status, now_ms, rest = parse(reply)
+    match status:
+        case Status.CONFLICT:
+            pairs = iter(rest)
+            return Conflict(now_ms, dict(zip(pairs, pairs, strict=True)))
+        case Status.TOO_LARGE:
+            return TooLarge(now_ms, rest[0])
+        case Status.GONE:
+            return Gone(now_ms, EndReason.of(rest[0]))
+        case Status.HELD | Status.LOST:
+            return lock_queue.parse_refusal(status, now_ms, rest)
+    deadline_ms, overwritten, counters, before = rest
+    numbers = tuple(map(int, counters.split()))
+    return Alive(now_ms, deadline_ms, overwritten, numbers, before=before)
+
+
+def touch(keys: SessionKeys, options: WriteOptions, *, always: bool = False) -> Call:
+    """Build ``lua/touch.lua``; with ``always`` it is a write that a WAIT can follow."""
+    return scripted(
+        "touch",
+        (keys.record, keys.index, keys.users, keys.events),
+        *options.ages,
+        event_stream.per_bucket(options.events_kept),
+        int(always),
+        options.client,
+    )
+
+
+def parse_touch(reply: Any) -> Alive | Gone:
+    """Read the reply of ``touch``."""
+    status, now_ms, rest = parse(reply)
+    if status is Status.GONE:
+        return Gone(now_ms, EndReason.of(rest[0]))
+    return Alive(now_ms, rest[0], mode=Mode(rest[1].decode()))
+
+
+def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Call:
+    """Build ``lua/end.lua``; ``events_kept`` as in WriteOptions."""
+    named = (*_all(keys), keys.events)
+    kept = event_stream.per_bucket(events_kept)
+    return scripted("end", named, reason.value, TOMBSTONE_MS, lock_queue.CLAIM_MS, kept)
+
+
+def parse_end(reply: Any) -> Ended | None:
+    """Read the reply of ``end``; None: there was no session to end."""
+    status, now_ms, rest = parse(reply)
+    if status is not Status.DONE:
+        return None
+    created_ms, user = rest
+    return Ended(now_ms - created_ms if created_ms else None, user)
+
+
+def rotate(
+    old: SessionKeys, new: SessionKeys, token: bytes, options: WriteOptions, fence: Fence = NO_LOCK
+) -> Call:
+    """Build ``lua/rotate.lua``."""
+    return scripted(
+        "rotate",
+        (*_all(old), *_all(new), old.events),
+        token,
+        TOMBSTONE_MS,
+        *options.ages,
+        event_stream.per_bucket(options.events_kept),
+        *lock_queue.fenced(fence),
+    )
+
+
+def parse_rotate(reply: Any) -> Alive | Gone | Exists | Held | Lost:
+    """Read the reply of ``rotate``."""
+    status, now_ms, rest = parse(reply)
+    match status:
+        case Status.GONE:
+            return Gone(now_ms, EndReason.of(rest[0]))
+        case Status.EXISTS:
+            return Exists(now_ms)
+        case Status.HELD | Status.LOST:
+            return lock_queue.parse_refusal(status, now_ms, rest)
+    return Alive(now_ms, rest[0])
+
+
+def leave(
+    keys: SessionKeys,
+    token: bytes,
+    version: bytes,
+    successor: SessionKeys,
+    events_kept: int,
+    fence: Fence = NO_LOCK,
+) -> Call:
+    """Build ``lua/leave.lua``; ``version`` was copied to the place ``successor`` with ``token``.
+
+    ``events_kept`` as in WriteOptions.
+    """
+    return scripted(
+        "leave",
+        (*_all(keys), keys.events),
+        token,
+        version,
+        TOMBSTONE_MS,
+        fence.token or "",
+        lock_queue.CLAIM_MS,
+        successor.id,
+        event_stream.per_bucket(events_kept),
+    )
+
+
+def parse_leave(reply: Any) -> Gone | Conflict | Held | Lost | None:
+    """Read the reply of ``leave``; None: the session has left this key."""
+    status, now_ms, rest = parse(reply)
+    match status:
+        case Status.GONE:
+            return Gone(now_ms, EndReason.of(rest[0]))
+        case Status.CONFLICT:
+            return Conflict(now_ms, {})
+        case Status.HELD | Status.LOST:
+            return lock_queue.parse_refusal(status, now_ms, rest)
+    return None
+
+
+def remove(keys: SessionKeys, user: bytes) -> Trip:
+    """Remove a copy of a user's session, before its key was given to a client, without a trace."""
+    return (
+        plain("DEL", key=keys.record),
+        # No event told of its beginning.
+        users.unlist(keys, user, 0),
+        plain("HDEL", keys.id, key=keys.locks),
+    )
+
+
+def _all(keys: SessionKeys) -> tuple[str, str, str, str]:
+    return keys.record, keys.index, keys.locks, keys.users

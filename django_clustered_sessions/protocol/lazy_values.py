@@ -1,0 +1,163 @@
+"""A session's values as the store holds them, each decoded when it is first asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Final
+
+from . import record
+from .faults import fault_of
+from .merge import MISSING
+from .record import Serializer
+
+#: Values of these types cannot change in place.
+_ATOMS: Final = frozenset({str, bytes, int, float, bool, type(None)})
+
+
+class LazyValues:
+    """Stored fields, and the values that were decoded from them or set.
+
+    ``stored`` has each field's bytes as loaded: version, codec, payload. ``live`` has the values by
+    session key, ``undecoded`` the fields whose values it does not have yet, in order. ``atoms`` are
+    those values of ``live`` that are as loaded if they are the same object. ``set_aside`` are the
+    fields that cannot be read: invisible, and kept in the store unless the key is set anew.
+    ``guard`` is a reentrant lock.
+    """
+
+    def __init__(
+        self,
+        serializer: Serializer,
+        stored: Mapping[bytes, bytes] | None,
+        on_unreadable: Callable[[Any, Exception], None],
+        guard: AbstractContextManager[Any],
+    ) -> None:
+        self.serializer = serializer
+        self.on_unreadable = on_unreadable
+        self.guard = guard
+        self.stored = dict(stored or {})
+        self.live: dict[Any, Any] = {}
+        self.undecoded: dict[bytes, None] = dict.fromkeys(self.stored)
+        self.atoms: dict[Any, Any] = {}
+        self.set_aside: set[bytes] = set()
+
+    def find(self, key: object) -> bool:
+        """Decode a key's value where that is still to be done; return whether there is one."""
+        if isinstance(key, str):
+            field = record.field_of(key, self.serializer)
+            if field in self.undecoded:
+                self._decode(field)
+        else:
+            # Keys that are equal, such as 1 and 1.0, may be written differently.
+            for field in [field for field in self.undecoded if field.startswith(record.ODD_DATA)]:
+                self._decode(field)
+        return key in self.live
+
+    def all(self) -> dict[Any, Any]:
+        """Decode all values, and return them by key."""
+        for field in list(self.undecoded):
+            self._decode(field)
+        return self.live
+
+    def is_unread(self, key: str) -> bool:
+        """Return whether a key's value is stored and cannot be read."""
+        self.find(key)
+        return record.field_of(key, self.serializer) in self.set_aside
+
+    def read(self, key: Any, stored: bytes) -> Any:
+        """Return the value in a field's bytes; MISSING where they are empty or cannot be read."""
+        if not stored:
+            return MISSING
+        try:
+            return record.unpack(stored, self.serializer)
+        except Exception as error:
+            fault = fault_of(lambda: record.unpack(stored, self.serializer), error)
+            self.on_unreadable(key, fault)
+            return MISSING
+
+    def key(self, field: bytes) -> Any:
+        """Return the key under which the request knows a field."""
+        key = record.key_of(field, self.serializer)
+        if key in self.live:
+            return key
+        # Only a key that is no string can be written differently.
+        odd = (k for k in self.live if not isinstance(k, str))
+        return next((k for k in odd if record.field_of(k, self.serializer) == field), key)
+
+    def field(self, key: Any) -> bytes:
+        """Return the field of a key.
+
+        Raises TypeError, naming the key, where the serialiser refuses it.
+        """
+        try:
+            return record.field_of(key, self.serializer)
+        except Exception as error:
+            fault = fault_of(lambda: record.field_of(key, self.serializer), error)
+            raise TypeError(
+                f"session key {key!r}: {type(self.serializer).__name__} cannot write it: {fault}"
+            ) from fault
+
+    def serialize(self, key: Any, value: Any) -> bytes:
+        """Return a value as the serialiser writes it.
+
+        Raises TypeError, naming the key, where the serialiser refuses the value.
+        """
+        try:
+            return self.serializer.dumps(value)
+        except Exception as error:
+            fault = fault_of(lambda: self.serializer.dumps(value), error)
+            raise TypeError(
+                f"session key {key!r}: {type(self.serializer).__name__} cannot write "
+                f"{type(value).__name__}: {fault}"
+            ) from fault
+
+    def replace(self, field: bytes, stored: bytes) -> None:
+        """Forget a field's value for ``stored``, empty for no value."""
+        self.stored.pop(field, None)
+        self.set_aside.discard(field)
+        if stored:
+            self.stored[field] = stored
+        try:
+            key = self.key(field)
+        except Exception as error:
+            if stored:
+                self._put_aside(field, field, error)
+            return
+        self.live.pop(key, None)
+        self.atoms.pop(key, None)
+        if stored:
+            self.undecoded[field] = None
+        else:
+            self.undecoded.pop(field, None)
+
+    def forget(self) -> None:
+        """Forget everything, the stored fields included."""
+        self.stored, self.undecoded, self.set_aside = {}, {}, set()
+        self.live, self.atoms = {}, {}
+
+    def _decode(self, field: bytes) -> None:
+        with self.guard:
+            if field not in self.undecoded:
+                # Another thread has done it meanwhile.
+                return
+            key: Any = field
+            try:
+                key = record.key_of(field, self.serializer)
+                value = record.unpack(self.stored[field], self.serializer)
+            except Exception as error:
+                fault = fault_of(lambda: self._unpacked(field), error)
+                del self.undecoded[field]
+                self._put_aside(key, field, fault)
+                return
+            self.live[key] = value
+            if type(value) in _ATOMS:
+                self.atoms[key] = value
+            del self.undecoded[field]
+
+    def _unpacked(self, field: bytes) -> tuple[Any, Any]:
+        key = record.key_of(field, self.serializer)
+        return key, record.unpack(self.stored[field], self.serializer)
+
+    def _put_aside(self, key: Any, field: bytes, error: Exception) -> None:
+        self.set_aside.add(field)
+        self.on_unreadable(key, error)
