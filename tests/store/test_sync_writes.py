@@ -516,7 +516,7 @@ def test_unknown_script_of_figures_does_not_count_them_twice(
             client.script_load(script(known).source)
         figures = iter([(1,) * len(NAMES)])
         monkeypatch.setattr(counters_module.Counters, "are_due", True)
-        monkeypatch.setattr(counters_module.Counters, "take", lambda self: next(figures, ()))
+        monkeypatch.setattr(counters_module.Counters, "drain", lambda self: next(figures, ()))
         with pytest.raises(SessionNotReplicated):
             WRITES[name](session, synchronously)
         (key,) = client.keys("*:figures")
