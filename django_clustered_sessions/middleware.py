@@ -119,7 +119,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
-        """Answer what a view lets through, as ``responses.answer_to`` says.
+        """Answer what a view lets through, as ``error_responses.answer_to`` says.
 
         503: the store is away, the wait for the lock was in vain, or what was written is not
         replicated. 429: too many wait for the lock.

@@ -38,7 +38,7 @@ _IDLE_TICKS: Final = 40
 class Grant:
     """A lock that this process holds. Times in ms, except where the name says s.
 
-    ``place`` changes with the session's key. ``is_inside``: it is an outer request's, which alone
+    ``keys`` changes with the session's key. ``is_inside``: it is an outer request's, which alone
     renews and releases it.
     """
 
@@ -210,7 +210,7 @@ class Renewer:
 
 
 class AsyncRenewer(Renewer):
-    """See _Renewer; in a task of an event loop."""
+    """See Renewer; in a task of an event loop."""
 
     _task: asyncio.Task[None] | None = None
 

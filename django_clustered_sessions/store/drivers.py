@@ -144,7 +144,7 @@ def rest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
 
 
 async def arest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:
-    """See _rest()."""
+    """See rest()."""
     if isinstance(step, OutsideCall):
         try:
             return await (step.twin or sync_to_async(step.call))()

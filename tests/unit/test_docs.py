@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import logging
+import pkgutil
 import re
 import socket
 from functools import cached_property
@@ -84,3 +86,21 @@ def test_places_in_the_code_that_internals_cites_exist() -> None:
         elif "/" in path:
             source = (package / f"{path}.lua").read_text(encoding="utf-8")
             assert not name or f"local function {name}(" in source, (path, name)
+
+
+def test_names_of_the_package_in_the_docs_can_be_imported() -> None:
+    """Loggers are named like modules, and are none."""
+    pages = [*(ROOT / "docs").glob("*.md"), ROOT / "README.md", ROOT / "CHANGELOG.md"]
+    text = "\n".join(page.read_text() for page in pages)
+    names = set(re.findall(r"\bdjango_clustered_sessions(?:\.\w+)+", text))
+    unknown = {name for name in names if name not in logging.root.manager.loggerDict}
+    assert names and [name for name in sorted(unknown) if not is_there(name)] == []
+
+
+def is_there(name: str) -> bool:
+    """Return whether a dotted name is a module, or something in one."""
+    try:
+        pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return False
+    return True
