@@ -22,7 +22,7 @@ from .record import NOBODY, SessionKeys, user_tag
 from .user_index import Listed
 
 #: Time that a look at a user's sessions may be relied on, in seconds.
-_LOOK_S: Final = 10.0
+LOOK_S: Final = 10.0
 #: Time after a claim in which the write of the login may begin, in seconds.
 FRESH_S: Final = 30.0
 #: Looks at the indexes by a login of a process that stands still after each look.
@@ -47,7 +47,7 @@ def lapse_ms(wait_s: float, trip_s: float) -> int:
 
     ``wait_s`` is the longest wait of a write for a lock, ``trip_s`` the longest time of a trip.
     """
-    return round((FRESH_S + wait_s + _LOOK_S + 3 * trip_s) * 1000)
+    return round((FRESH_S + wait_s + LOOK_S + 3 * trip_s) * 1000)
 
 
 def claim(
@@ -72,7 +72,7 @@ def claim(
         counting = _by_age(tag, (one for one in found if one.keys.id != keys.id))
         ended: list[bytes] = []
         nothing: list[bytes] = []
-        while clock() - looked_s < _LOOK_S:
+        while clock() - looked_s < LOOK_S:
             surplus = len(counting) + 1 - limit.most
             if surplus > 0:
                 # Another user's session counts, for it may be about to change hands, and stays.
