@@ -83,14 +83,15 @@ class SessionStore(SessionBase):
         }
 
     def __setstate__(self, copied: dict[str, Any]) -> None:
-        SessionStore.__init__(self, copied["session_key"])
-        self.accessed = copied["accessed"]
+        SessionStore.__init__(self, copied.pop("session_key"))
         state = self.state
-        state.serializer, state.ended = copied["serializer"], copied["ended"]
-        state.is_marked_modified = copied["is_marked_modified"]
-        if copied["values"] is not None:
+        state.serializer, state.ended = copied.pop("serializer"), copied.pop("ended")
+        state.is_marked_modified = copied.pop("is_marked_modified")
+        if (values := copied.pop("values")) is not None:
             state.data = state.new_data()
-            state.data.resume(copied["values"])
+            state.data.resume(values)
+        # And what a subclass has added.
+        vars(self).update(copied)
 
     # What Django's base class keeps, and this one has in its state.
 
@@ -182,7 +183,7 @@ class SessionStore(SessionBase):
 
     def is_empty(self) -> bool:
         """Return whether there is neither a key nor data; never load."""
-        return self.state.is_empty
+        return not self.state.session_key and not self.state.data
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if key == USER:
@@ -278,6 +279,7 @@ class SessionStore(SessionBase):
         Entering raises SessionLockTimeout, UpdateError where the session was ended, and
         SessionStoreUnavailable; leaving raises what ``save()`` does, and SessionLockLost.
         """
+        self.accessed = True
         scope = LockScope(threading.get_ident())
         try:
             try:
@@ -295,6 +297,7 @@ class SessionStore(SessionBase):
     @asynccontextmanager
     async def alock(self) -> AsyncIterator[Self]:
         """See lock(); for ``async with``."""
+        self.accessed = True
         scope = LockScope(asyncio.current_task())
         try:
             await self.arun(lock_scope.enter(self.state, scope))
@@ -520,10 +523,12 @@ class SessionStore(SessionBase):
         session key, for a value that the serialiser refuses; and, once it is written,
         SessionNotReplicated. After that one, a save with nothing to write asks the replicas again.
         """
+        self.accessed = True
         self.run(save.save(self.state, must_create), "asave()")
 
     async def asave(self, must_create: bool = False) -> None:
         """See save()."""
+        self.accessed = True
         await self.arun(save.save(self.state, must_create))
 
     def delete(self, session_key: str | None = None) -> None:
@@ -569,10 +574,12 @@ class SessionStore(SessionBase):
         Raises UpdateError where the session was ended, SessionConflict, SessionTooLarge,
         SessionStoreUnavailable; SessionNotReplicated, once it has moved.
         """
+        self.accessed = True
         self.run(rotate.rotate(self.state), "acycle_key()")
 
     async def acycle_key(self) -> None:
         """See cycle_key()."""
+        self.accessed = True
         await self.arun(rotate.rotate(self.state))
 
     @classmethod
@@ -601,9 +608,9 @@ class SessionStore(SessionBase):
                 f"Use await request.session.{twin}."
             )
         state = self.state
-        started_s, sent_s = time.monotonic(), time.time()
         try:
             with state.operations.lock:
+                started_s, sent_s = time.monotonic(), time.time()
                 try:
                     result = runner.run(flow, budget or state.budget or state.store_budget())
                 except SessionStoreUnavailable as error:
@@ -626,10 +633,10 @@ class SessionStore(SessionBase):
     ) -> T:
         """See run(); ``out_of_turn``: beside what a thread of the request may be at."""
         state = self.state
-        started_s, sent_s = time.monotonic(), time.time()
         try:
             if not out_of_turn:
                 await state.operations.aenter()
+            started_s, sent_s = time.monotonic(), time.time()
             try:
                 result = await runner.arun(flow, budget or state.budget or state.store_budget())
             except SessionStoreUnavailable as error:

@@ -154,7 +154,7 @@ def _finished(response: HttpResponse, session: SessionStore, found: Finish) -> H
     """Return the response with what became of its session."""
     if found.error is not None:
         response = instead_of(response, answer_to(found.error) or response)
-    if found.cookie is Cookie.SET:
+    if found.cookie is Cookie.SET and session.session_key:
         _set_cookie(response, session)
     elif found.cookie is Cookie.DELETE:
         _delete_cookie(response)

@@ -74,7 +74,7 @@ def load(state: SessionState) -> Flow[SessionData]:
     except SessionStoreUnavailable as error:
         if locks and not state.is_lock_optional:
             raise
-        return read_without_store(state, keys, near_cache.get(keys.record), error)
+        return read_without_store(state, keys, _cached(keys), error)
     loaded = yield from take(state, keys, lock_request, found)
     if loaded and options:
         state.lifetime.renewal = Renewal(loaded.meta.seen_ms, options.ages)
@@ -98,9 +98,7 @@ def read(
     while True:
         keys = cast(SessionKeys, state.keys)
         lock_request = state.lock.request(keys, state.policy, capped=True) if locks else None
-        found = yield from flows.load(
-            keys, options, lock_request, near_cache.get(keys.record), joins=joins
-        )
+        found = yield from flows.load(keys, options, lock_request, _cached(keys), joins=joins)
         if not isinstance(found.found, EndReason):
             break
         # A request that waited for the lock had seen the session before it moved.
@@ -162,7 +160,7 @@ def look(state: SessionState) -> Flow[None]:
     except Damaged:
         return
     except SessionStoreUnavailable as error:
-        read_without_store(state, keys, near_cache.get(keys.record), error)
+        read_without_store(state, keys, _cached(keys), error)
         return
     if meta:
         state.see(keys, now_ms, state.deadline_ms(meta), meta.mode)
@@ -211,6 +209,10 @@ def move_in(state: SessionState, keys: SessionKeys, key: HiddenKey | None = None
         return False
     options = state.write_options()
     return (yield from on_demand.take_over(key, keys, options, state.value_serializer))
+
+
+def _cached(keys: SessionKeys) -> CachedSession | None:
+    return near_cache.get(keys.record) if conf.near_cache_bytes else None
 
 
 def _renewed_just_now(state: SessionState, keys: SessionKeys, options: WriteOptions) -> Life | None:

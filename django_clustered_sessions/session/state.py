@@ -8,8 +8,8 @@ import secrets
 from base64 import b32encode
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
-from weakref import ref
+from typing import Any, Final, cast
+from weakref import proxy
 
 from django.contrib.sessions.backends.base import SessionBase
 
@@ -125,7 +125,7 @@ class SessionState:
     _unanswered: tuple[Changes, bytes] | None = None
 
     def __init__(self, session: SessionBase) -> None:
-        self._session = ref(session)
+        self._session = cast(SessionBase, proxy(session))
         self.sender = type(session)
         self.session_key: str | None = None
         self.lifetime = Lifetime()
@@ -221,8 +221,8 @@ class SessionState:
 
     @property
     def is_empty(self) -> bool:
-        """True if there is neither a key nor a value; never loads."""
-        return not self.session_key and not self.data
+        """True if there is neither a key nor a value, or a subclass says so; never loads."""
+        return self._session.is_empty()
 
     @property
     def whose(self) -> bytes:
@@ -281,15 +281,10 @@ class SessionState:
 
     # What an operation is given.
 
-    @property
-    def _cookie_age_s(self) -> float:
-        session = self._session()
-        return 0 if session is None else session.get_session_cookie_age()
-
     def write_options(self) -> WriteOptions:
         """Return what the settings say about a write."""
         return WriteOptions(
-            default_age_ms=round(self._cookie_age_s * 1000),
+            default_age_ms=round(self._session.get_session_cookie_age() * 1000),
             idle_ms=round((conf.idle_timeout or 0) * 1000),
             absolute_ms=round((conf.absolute_timeout or 0) * 1000),
             max_bytes=conf.max_bytes,

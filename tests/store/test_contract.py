@@ -338,6 +338,27 @@ def test_modified_and_accessed_as_django_has_them(new: New) -> None:
     assert session.modified is True
 
 
+@pytest.mark.parametrize("method", ["save", "create", "cycle_key"])
+def test_session_that_is_made_was_accessed(new: New, method: str) -> None:
+    """So its response varies by the cookie, whatever became of it."""
+    session = new()
+    getattr(session, method)()
+    assert session.accessed is True
+
+
+def test_session_that_is_made_by_a_lock_was_accessed(store: redis.Redis) -> None:
+    session = SessionStore()
+    with session.lock():
+        assert session.accessed is True
+
+
+def test_all_that_djangos_base_class_sets_is_there() -> None:
+    """Ours does not call the constructor of Django's; a new Django may set something more."""
+    session = SessionStore()
+    for name in vars(SessionBase()):
+        assert hasattr(session, name.removeprefix("_SessionBase_")), name
+
+
 # Keys.
 
 

@@ -35,6 +35,38 @@ def browser(request: pytest.FixtureRequest, store: redis.Redis, settings: Any) -
     return Browser(settings, asgi=request.param == "asgi")
 
 
+class Tenants(SessionStore):
+    """A site's own, which knows something more."""
+
+    tenant = ""
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"tenant": self.tenant}
+
+    def is_empty(self) -> bool:
+        return set(self.keys()) <= {"language"}
+
+
+@each_way
+def test_copy_has_what_a_subclass_adds(store: redis.Redis, way: Copy) -> None:
+    session = Tenants(new_session(n=1))
+    session.tenant = "t1"
+    other = way(session)
+    assert (other.tenant, other["n"]) == ("t1", 1)
+
+
+def test_subclass_says_when_a_session_is_empty(store: redis.Redis, browser: Browser) -> None:
+    browser.key = new_session(language="en")
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session = Tenants(request.session.session_key)
+        return HttpResponse(request.session["language"])
+
+    response = browser.visit(view)
+    assert response.content == b"en"
+    assert response.cookies["sessionid"].value == ""
+
+
 @each_way
 @pytest.mark.parametrize(
     "serializer",
