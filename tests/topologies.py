@@ -16,6 +16,10 @@ from tests.servers import StoreServer, wait_for
 #: Name of the primary in the Sentinels.
 NAME: Final = "main"
 
+#: Seconds that a promotion may take. A Sentinel that was not let run for 2 s is in TILT for 30 s, in
+#: which it does nothing.
+PROMOTION_S: Final = 80.0
+
 #: Silence in ms after which Sentinels consider a server down: by default, and in tests that wait
 #: for it.
 PATIENT_MS: Final = 30_000
@@ -84,7 +88,7 @@ class Replicated:
         options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": addresses} | options
         use_store(settings, f"{scheme}://{NAME}/{database}", **options)
 
-    def take_over(self, *, timeout_s: float = 30.0) -> None:
+    def take_over(self, *, timeout_s: float = PROMOTION_S) -> None:
         """Wait until a replica is the primary, and note it as such."""
         promoted = self.promoted(timeout_s=timeout_s)
         self.replicas = [one for one in self.stores if one is not promoted]
@@ -101,7 +105,7 @@ class Replicated:
             client.replicaof("127.0.0.1", self.primary.port)
         wait_for(lambda: follows(server), "it follows", timeout_s=30.0)
 
-    def promoted(self, *, timeout_s: float = 30.0) -> StoreServer:
+    def promoted(self, *, timeout_s: float = PROMOTION_S) -> StoreServer:
         """Wait until a replica is the primary for all Sentinels; return it.
 
         Needs the primary to be down, or cut off from the Sentinels.

@@ -149,7 +149,7 @@ def keys(store: redis.Redis, monkeypatch: pytest.MonkeyPatch) -> Keys:
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
 @pytest.mark.parametrize("late", ["neither", "older", "newer"])
 @pytest.mark.parametrize(("most", "ends_oldest"), [(3, False), (2, False), (2, True)])
-@pytest.mark.parametrize("orders", [100, pytest.param(1000, marks=pytest.mark.full)])
+@pytest.mark.parametrize("orders", [100, pytest.param(300, marks=pytest.mark.full)])
 def test_move_is_counted_once_wherever_it_falls(
     store: redis.Redis,
     keys: Keys,
