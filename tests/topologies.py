@@ -16,8 +16,8 @@ from tests.servers import StoreServer, wait_for
 #: Name of the primary in the Sentinels.
 NAME: Final = "main"
 
-#: Seconds that a promotion may take. A Sentinel that was not let run for 2 s is in TILT for 30 s, in
-#: which it does nothing.
+#: Seconds that a promotion may take. A Sentinel that was not let run for 2 s does nothing for 30 s:
+#: it is in TILT mode.
 PROMOTION_S: Final = 80.0
 
 #: Silence in ms after which Sentinels consider a server down: by default, and in tests that wait
