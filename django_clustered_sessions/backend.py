@@ -73,10 +73,10 @@ class SessionStore(SessionBase):
         """
         state = self.state
         data = state.data if state.failure is None else None
-        return {
+        own = {name: value for name, value in vars(self).items() if name != "state"}
+        return own | {
             "session_key": state.session_key,
             "serializer": state.serializer,
-            "accessed": self.accessed,
             "ended": state.ended,
             "is_marked_modified": state.is_marked_modified,
             "values": None if data is None else data.state(),
@@ -90,7 +90,6 @@ class SessionStore(SessionBase):
         if (values := copied.pop("values")) is not None:
             state.data = state.new_data()
             state.data.resume(values)
-        # And what a subclass has added.
         vars(self).update(copied)
 
     # What Django's base class keeps, and this one has in its state.

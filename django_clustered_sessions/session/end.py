@@ -58,6 +58,7 @@ def end(state: SessionState, key: HiddenKey | None) -> Flow[None]:
     if keys == state.keys:
         state.lock.let_go()
         state.lifetime, state.owner = Lifetime(), None
+        state.end_count += 1
     replication.answer()
 
 

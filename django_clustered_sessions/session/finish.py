@@ -81,7 +81,7 @@ def _keep(state: SessionState) -> Flow[bool]:
             # meanwhile, so it is worth a trip to ask.
             state.renewed = False
         yield from save.renew(state)
-    elif not state.committed:
+    elif not state.committed and not state.has_moved:
         return False
     return state.session_key is not None
 

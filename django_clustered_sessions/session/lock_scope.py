@@ -23,11 +23,11 @@ def enter(state: SessionState, scope: LockScope) -> Flow[None]:
         # Where the request locks its session anyway, its own lock is the outermost.
         if is_first or not state.lock_ends_with_scopes:
             locks_anyway = state.data is None and state.policy.access is Access.LOCKED
-            state.lock_ends_with_scopes = not locks_anyway
+            state.lock_ends_with_scopes = state.is_over or not locks_anyway
         yield from lock(state)
     elif is_first:
         state.lock_ends_with_scopes = False
-    scope.data, scope.write_count = state.data, state.write_count
+    scope.data, scope.write_count, scope.end_count = state.data, state.write_count, state.end_count
     scope.modified = state.is_marked_modified
     scope.snapshot = None if state.data is None else state.data.snapshot()
     scope.may_forget = True
@@ -54,12 +54,19 @@ def break_off(state: SessionState, scope: LockScope) -> Flow[None]:
     done twice.
     """
     if scope.may_forget and {other.by for other in state.lock_scopes} == {scope.by}:
-        if scope.snapshot and scope.data and scope.write_count == state.write_count:
+        has_ended = scope.end_count != state.end_count
+        if (
+            scope.data is not None
+            and scope.snapshot is not None
+            and not has_ended
+            and scope.write_count == state.write_count
+        ):
             scope.data.restore(scope.snapshot)
             state.data = scope.data
         else:
             state.data = None
-        state.is_marked_modified = scope.modified
+        # A session that was ended inside stays ended, and nothing of it is left to be saved.
+        state.is_marked_modified = scope.modified and not has_ended
     scope.may_forget = False
     state.lock_scopes.discard(scope)
     if not has_left(state, scope):

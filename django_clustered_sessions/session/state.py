@@ -64,6 +64,7 @@ class LockScope:
     snapshot: Snapshot | None = None
     modified: bool = False
     write_count: int = 0
+    end_count: int = 0
     may_forget: bool = False
 
 
@@ -119,6 +120,8 @@ class SessionState:
     owner: bytes | None = None
     #: True if the lock ends with the last open block of ``lock()``, and not with the request.
     lock_ends_with_scopes: bool = False
+    #: Number of times that this object's session was ended, or found to have ended.
+    end_count: int = 0
     #: Number of this object's writes that have landed.
     write_count: int = 0
     _successor: tuple[str | None, SessionKeys] | None = None
@@ -177,9 +180,14 @@ class SessionState:
         self._successor = self.session_key, successor
 
     def vanish(self, reason: EndReason) -> None:
-        """Take note that there is no session under the key."""
+        """Take note that there is no session under the key, and forget its values with it.
+
+        A later save would bring them back, the user's login among them, under another key.
+        """
         self.lock.let_go()
-        self.session_key = self.owner = None
+        self.session_key = self.owner = self.data = None
+        self.is_marked_modified = False
+        self.end_count += 1
         self.ended = reason
 
     # The values.

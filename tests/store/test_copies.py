@@ -40,9 +40,6 @@ class Tenants(SessionStore):
 
     tenant = ""
 
-    def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"tenant": self.tenant}
-
     def is_empty(self) -> bool:
         return set(self.keys()) <= {"language"}
 
