@@ -83,7 +83,7 @@ class _Socket:
     ) -> None:
         self._receive, self._send, self._code = receive, send, code
         self._watch = Watch(session, self._end)
-        self._is_begun = False
+        self._is_begun = self._is_accepted = False
         #: Message that the application receives once the session has ended.
         self._farewell: Message | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -121,6 +121,7 @@ class _Socket:
             return
         if message["type"] in _LAST:
             endings.stop(self._watch)
+        self._is_accepted = self._is_accepted or message["type"] == "websocket.accept"
         await self._send(message)
 
     async def leave(self) -> None:
@@ -140,6 +141,9 @@ class _Socket:
 
     async def _close(self, message: Message) -> None:
         try:
+            if not self._is_accepted:
+                # A refused handshake is a 403, and tells the client no code.
+                await self._send({"type": "websocket.accept"})
             await self._send(message)
         except Exception as error:
             # Servers raise different errors if the client has disconnected first.

@@ -515,7 +515,9 @@ async def test_application_that_asks_once_more_is_told_once_more(
     server.messages.put_nowait({"type": "websocket.connect"})
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        seen.extend([await receive(), await receive(), await receive()])
+        seen.append(await receive())
+        await send({"type": "websocket.accept"})
+        seen.extend([await receive(), await receive()])
         await send({"type": "websocket.send", "text": "too late"})
 
     running = asyncio.ensure_future(
@@ -528,13 +530,16 @@ async def test_application_that_asks_once_more_is_told_once_more(
     await asyncio.wait_for(running, PATIENCE_S)
     bye = {"type": "websocket.disconnect", "code": 4401, "reason": "flushed"}
     assert seen == [{"type": "websocket.connect"}, bye, bye]
-    assert server.sent == ["websocket.close"]
+    assert server.sent == ["websocket.accept", "websocket.close"]
 
 
 async def test_message_at_the_moment_of_the_end_is_not_handed_on(
     store: redis.Redis, looks: list[float]
 ) -> None:
-    """And the server is not told that all is done before the close is sent."""
+    """And the server is not told that all is done before the close is sent.
+
+    A socket that was not accepted yet is accepted first: a refused handshake tells no code.
+    """
     session, server, seen = SessionStore(await new_key()), Server(), []
     server.messages.put_nowait({"type": "websocket.connect"})
 
@@ -554,7 +559,7 @@ async def test_message_at_the_moment_of_the_end_is_not_handed_on(
     assert not (await asyncio.wait([running], timeout=0))[0]
     server.may_send.set()
     await asyncio.wait_for(running, PATIENCE_S)
-    assert server.sent == ["websocket.close"]
+    assert server.sent == ["websocket.accept", "websocket.close"]
 
 
 async def test_timeout_of_the_server_is_passed_on(store: redis.Redis, looks: list[float]) -> None:
