@@ -302,14 +302,16 @@ def test_time_left_is_said_once_and_not_each_second(
           if (said.textContent) texts.push(said.textContent);
           const watch = new MutationObserver(() => texts.push(said.textContent));
           watch.observe(said, { childList: true, characterData: true, subtree: true });
-          while (Number(clock.textContent.slice(-2)) > 8) {
+          const left = () => Number(clock.textContent.slice(-2));
+          // Longer on a machine that stood still when it was to be said.
+          while (left() > 8 || (!texts.length && left() > 2)) {
             await new Promise((resolve) => setTimeout(resolve, 50));
           }
           return texts;
         }"""
     )
     (text,) = texts
-    assert re.fullmatch(r"(10|9|8) seconds left", text)
+    assert re.fullmatch(r"(10|[2-9]) seconds left", text)
 
 
 def test_absolute_end_offers_no_prolongation(
