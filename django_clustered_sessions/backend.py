@@ -600,8 +600,7 @@ class SessionStore(SessionBase):
 
         Raises SynchronousOnlyOperation on a running event loop.
         """
-        # Not get_running_loop(): off a loop, an exception on each call.
-        if asyncio._get_running_loop() is not None and _on_event_loop():
+        if _on_event_loop():
             raise SynchronousOnlyOperation(
                 "The session cannot talk to its store synchronously on an event loop. "
                 f"Use await request.session.{twin}."
@@ -611,7 +610,7 @@ class SessionStore(SessionBase):
             with state.operations.lock:
                 started_s, sent_s = time.monotonic(), time.time()
                 try:
-                    result = runner.run(flow, budget or state.budget or state.store_budget())
+                    result = runner.run(flow, budget or state.store_budget())
                 except SessionStoreUnavailable as error:
                     state.fail(error)
                     raise
@@ -637,7 +636,7 @@ class SessionStore(SessionBase):
                 await state.operations.aenter()
             started_s, sent_s = time.monotonic(), time.time()
             try:
-                result = await runner.arun(flow, budget or state.budget or state.store_budget())
+                result = await runner.arun(flow, budget or state.store_budget())
             except SessionStoreUnavailable as error:
                 state.fail(error)
                 raise

@@ -9,6 +9,7 @@ from math import ceil
 from typing import Any, Literal, cast
 
 from django.conf import settings
+from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.dispatch import receiver
 
@@ -144,6 +145,11 @@ class Settings:
     def migrate_from(self) -> str | None:
         """Session engine that unknown sessions are taken over from."""
         setting = _read("MIGRATE_FROM", None)
+        if isinstance(setting, dict) and "ENGINE" not in setting:
+            raise ImproperlyConfigured(
+                f'{PREFIX}MIGRATE_FROM has no "ENGINE": name the session engine that the site used '
+                "before, as SESSION_ENGINE had it."
+            )
         return cast("str | None", setting["ENGINE"] if isinstance(setting, dict) else setting)
 
     @property

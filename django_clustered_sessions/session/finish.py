@@ -21,7 +21,7 @@ from . import lock_scope, save
 from .state import SessionState
 
 #: An answer this long after its session's load is late, in seconds: its key may have been cycled
-#: meanwhile. What is faster is within the time that any answer takes on its way to the browser.
+#: meanwhile, so the store is asked before the cookie is set. A faster answer is sent without that.
 LATE_S: Final = 0.1
 
 #: A write was refused for what others have done meanwhile, and all before it stands.
@@ -53,7 +53,7 @@ def finish(state: SessionState, *, accessed: bool, has_cookie: bool, saves: bool
     """Save the session and give up its lock; return what becomes of the response.
 
     ``accessed``: the view has used the session; ``has_cookie``: the request came with a cookie;
-    ``saves``: the response is none of a server's error, after which nothing is saved.
+    ``saves``: the response is no server error, after which nothing is saved.
 
     Raises UpdateError where the session was ended during the request.
     """

@@ -107,7 +107,7 @@ def read(
             return keys, lock_request, found
     if conf.absolute_timeout is None:
         return keys, lock_request, found
-    if found.found.meta.created_ms + state.write_options().absolute_ms > found.now_ms:
+    if found.found.meta.created_ms + conf.absolute_timeout * 1000 > found.now_ms:
         return keys, lock_request, found
     # Its deadline is from before the timeout was set; a renewal lets it expire.
     yield from flows.touch(keys, state.write_options())

@@ -145,10 +145,7 @@ class SessionState:
     @property
     def keys(self) -> SessionKeys | None:
         """The keys of this session in the store, None without a session key."""
-        key = self.session_key
-        if key is None or self._successor is not None:
-            return None if key is None else self.keys_of(key)
-        return SessionKeys.of(conf.key_prefix, key)
+        return None if self.session_key is None else self.keys_of(self.session_key)
 
     def keys_of(self, session_key: str) -> SessionKeys:
         """Return where the session under a key is kept."""

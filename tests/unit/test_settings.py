@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from django.core.exceptions import ImproperlyConfigured
 
 from django_clustered_sessions.conf import conf
 
@@ -30,3 +31,10 @@ def test_old_engine_may_have_a_cache_of_its_own(
 ) -> None:
     settings.CLUSTERED_SESSIONS_MIGRATE_FROM = setting
     assert (conf.migrate_from, conf.migrate_cache) == (engine, cache)
+
+
+def test_old_engine_without_a_name_is_a_clear_error(settings: Any) -> None:
+    """The system check says it too, and a worker starts without one."""
+    settings.CLUSTERED_SESSIONS_MIGRATE_FROM = {"CACHE": "old"}
+    with pytest.raises(ImproperlyConfigured, match='MIGRATE_FROM has no "ENGINE": name'):
+        _ = conf.migrate_from
