@@ -1,6 +1,6 @@
 """Measure this package beside what it replaces: one run, one Markdown report.
 
-    pip install -e .[benchmark]
+    pip install -e '.[embedded]' --group benchmark
     python -m benchmarks --output report.md --plot benchmark.svg
 
 The hand-off of a contended lock has a benchmark of its own, ``python -m benchmarks.hand_off``,
@@ -13,21 +13,20 @@ import argparse
 import resource
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from . import at_once, behaviour, measuring, memory, project, scenarios, traffic
-from .delay import delayed, distance
+from .delay import DELAYS_MS, delayed, distance
 from .engines import BASE, BareRoundTrips, Engine, NoSession, Requests, bundled_store, engines
 from .measuring import store_clock
 from .report import at_once_table, publish, scenario_table, surroundings, table
 from .scenarios import Scenario
 from .targets import COMPACT, DEFAULTS, TRIPS, Results, Target, targets
 
-DELAY_MS: Final = 0.5
 EXPLANATION: Final = f"""\
 **What is timed** is one call of the session middleware with a request that is ready: middleware,
 engine, client, the way to the store and back, and a view that uses the session as the scenario
@@ -89,12 +88,13 @@ class Benchmark:
                 scenario, self.engines, self.location, self.size.rounds
             )
 
-    def far(self, location: str) -> None:
-        """Measure some scenarios through the delaying proxy."""
+    def far(self, location: str, delay_ms: float) -> None:
+        """Measure some scenarios through a delaying proxy."""
+        found = self.results.far[delay_ms] = {}
         with project.store_at(location):
             for scenario in scenarios.FAR:
-                progress(f"{scenario.name}, far from the store")
-                self.results.far[scenario.name] = self._measure(
+                progress(f"{scenario.name}, {delay_ms:g} ms from the store")
+                found[scenario.name] = self._measure(
                     scenario, self.on_store, location, max(self.size.rounds // 4, 2)
                 )
 
@@ -166,8 +166,10 @@ class Benchmark:
             yield requests
 
 
-def sections(run: Benchmark, rows: dict[str, list[str]], distance_ms: float) -> Iterator[str]:
-    """Return the report, piece by piece."""
+def sections(
+    run: Benchmark, rows: dict[str, list[str]], pings_ms: Mapping[float, float]
+) -> Iterator[str]:
+    """Return the report, piece by piece; ``pings_ms`` are the times of a PING, by delay in ms."""
     found = run.results
     yield f"# Benchmark\n\n{surroundings()}"
     yield "".join(f"Left out: {reason}." for reason in run.missing)
@@ -176,12 +178,13 @@ def sections(run: Benchmark, rows: dict[str, list[str]], distance_ms: float) -> 
     yield "## Beside other engines\n\n" + overview(run, rows)
     for name, times in found.near.items():
         yield f"## {name}\n\n" + scenario_table(times, found.traffic[name])
-    yield (
-        "## On a network\n\nThrough a delaying proxy, which stands for a network with "
-        f"{DELAY_MS} ms there and back: a bare PING takes {distance_ms:.2f} ms."
-    )
-    for name, times in found.far.items():
-        yield f"### {name}\n\n" + scenario_table(times, {})
+    yield "## On a network\n\nThrough a delaying proxy, which stands for a network."
+    for delay_ms, each in found.far.items():
+        for name, times in each.items():
+            yield (
+                f"### {name}, {delay_ms:g} ms there and back\n\n"
+                f"A bare PING takes {pings_ms[delay_ms]:.2f} ms.\n\n" + scenario_table(times, {})
+            )
     yield (
         "## ASGI\n\nEach request is a task of its own with a thread of its own for synchronous "
         "code, as Django's handler runs it. Engines with a database are left out: what would be "
@@ -293,15 +296,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         run = Benchmark(server, size_of(given))
         run.near()
         run.many_at_once()
-        port = free_port()
-        with delayed(server.port, port, DELAY_MS):
-            far = f"redis://127.0.0.1:{port}/0"
-            distance_ms = distance(far)
-            run.far(far)
+        pings_ms = {}
+        for delay_ms in DELAYS_MS:
+            port = free_port()
+            with delayed(server.port, port, delay_ms):
+                far = f"redis://127.0.0.1:{port}/0"
+                pings_ms[delay_ms] = distance(far)
+                run.far(far, delay_ms)
         with CountingProxy(server.port) as proxy:
             rows = run.count(proxy)
         run.weigh({DEFAULTS: defaults, COMPACT: compact})
-        publish("\n\n".join(filter(None, sections(run, rows, distance_ms))), given.output)
+        publish("\n\n".join(filter(None, sections(run, rows, pings_ms))), given.output)
     if given.plot:
         from .plot import draw
 

@@ -1,6 +1,6 @@
 """What each request takes of the stores' CPU when sessions are divided among k primaries.
 
-    pip install -e .[benchmark]
+    pip install -e '.[embedded]' --group benchmark
     python -m benchmarks.capacity
 
 Connections to a cluster are not there yet, so the sessions are divided here, by the same hash tag

@@ -17,6 +17,10 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Final
+
+#: Times there and back to a store on a network, in ms: in one data centre, and between two.
+DELAYS_MS: Final = (0.5, 2.0)
 
 
 def serve(store_port: int, port: int, delay_s: float) -> None:

@@ -24,6 +24,7 @@ BASE: Final = "cache (pickle)"
 OURS: Final = "clustered"
 LOCKED: Final = "clustered, locked"
 NO_NEAR: Final = "clustered, no near cache"
+TRACKED: Final = "clustered, tracked"
 FLOOR: Final = "bare round trips"
 FRAME: Final = "no session"
 
@@ -56,6 +57,7 @@ class Engine:
             "SESSION_SAVE_EVERY_REQUEST": False,
             "CLUSTERED_SESSIONS_LOCKING": "off",
             "CLUSTERED_SESSIONS_NEAR_CACHE_BYTES": _NEAR_BYTES,
+            "CLUSTERED_SESSIONS_NEAR_READS": "checked",
             **self.settings,
             **(scenario.settings if scenario else {}),
         }
@@ -83,6 +85,11 @@ def engines() -> tuple[list[Engine], list[str]]:
     found = [
         Engine(BASE, f"{of_django}.cache", {"SESSION_CACHE_ALIAS": project.PICKLE}),
         Engine("cache (JSON)", f"{of_django}.cache", {"SESSION_CACHE_ALIAS": project.JSON}),
+        *(
+            Engine(f"cache ({name})", f"{of_django}.cache", {"SESSION_CACHE_ALIAS": name})
+            for name, backend in project.BACKENDS.items()
+            if project.is_installed(backend)
+        ),
         Engine(
             f"cached_db ({project.database_name()})",
             f"{of_django}.cached_db",
@@ -96,13 +103,22 @@ def engines() -> tuple[list[Engine], list[str]]:
             has_database=True,
         ),
     ]
-    missing = []
+    missing = [
+        f"{name}: not installed"
+        for name, backend in project.BACKENDS.items()
+        if not project.is_installed(backend)
+    ]
     reason = _why_not_redis_sessions()
     if reason:
         missing.append(f"django-redis-sessions: {reason}")
     else:
         found.append(Engine("django-redis-sessions", "redis_sessions.session"))
-    found += [_ours(OURS), _ours(LOCKED, LOCKING="all"), _ours(NO_NEAR, NEAR_CACHE_BYTES=0)]
+    found += [
+        _ours(OURS),
+        _ours(LOCKED, LOCKING="all"),
+        _ours(NO_NEAR, NEAR_CACHE_BYTES=0),
+        _ours(TRACKED, NEAR_READS="tracked"),
+    ]
     return found, missing
 
 

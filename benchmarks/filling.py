@@ -12,13 +12,13 @@ from typing import Any, Final
 from django_clustered_sessions.protocol import record
 from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
-from django_clustered_sessions.protocol.record import Mode, SessionKeys
+from django_clustered_sessions.protocol.record import Ages, Mode, SessionKeys
 from django_clustered_sessions.protocol.scripts import script
 
 from .scenarios import LOGGED_IN
 
 _AGE_MS: Final = 14 * 24 * 60 * 60 * 1000
-_TERMS: Final = WriteOptions(_AGE_MS, 0, 0, 1 << 20, 4000, "merge")
+_TERMS: Final = WriteOptions(Ages(_AGE_MS), 1 << 20, 4000, "merge")
 _AT_ONCE: Final = 500
 _SLOTS: Final = 16384
 

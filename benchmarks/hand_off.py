@@ -1,12 +1,13 @@
 """Measure how fast a contended lock changes hands, here and with other locks on the same store.
 
-    pip install -e .[benchmark]
+    pip install -e '.[embedded]' --group benchmark
     python -m benchmarks.hand_off
 
-Prints the table of ``docs/locking.md``. A hand-off begins before the holder's call that releases,
-and ends when the next one, in another process, runs with its session loaded; for the other locks,
-with a value of the same size read and decoded. A stampede is 20 who wait, in four processes; it
-ends when the last one runs. All locks are measured in one run, in turns, on one store.
+Prints the table of ``docs/locking-operation.md``. A hand-off begins before the holder's call that
+releases, and ends when the next one, in another process, runs with its session loaded; for the
+other locks, with a value of the same size read and decoded. A stampede is 20 who wait, in four
+processes; it ends when the last one runs. All locks are measured in one run, in turns, on one
+store.
 
 ``--rounds N`` hand-offs are measured of each lock, and a tenth of that in stampedes.
 """

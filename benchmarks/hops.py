@@ -1,6 +1,6 @@
 """Count the calls of this package that a request makes, and print its path through the modules.
 
-    pip install -e .[benchmark]
+    pip install -e '.[embedded]' --group benchmark
     python -m benchmarks.hops
     python -m benchmarks.hops --list change
 

@@ -14,6 +14,12 @@ from django.conf import settings
 from django.core.signals import setting_changed
 
 PICKLE, JSON, OURS = "pickle", "json", "sessions"
+#: Cache backends of others, by the entry of CACHES that is given to each that is installed.
+BACKENDS: Final = {
+    "RedisCache": "django.core.cache.backends.redis.RedisCache",
+    "django-cachex": "django_cachex.cache.RedisCache",
+    "django-vcache": "django_vcache.backend.ValkeyCache",
+}
 #: As many connections as requests at once: redis-py refuses the 101st otherwise.
 CONNECTIONS: Final = "?max_connections=10000"
 POSTGRES: Final = os.environ.get("BENCHMARK_POSTGRES_URL", "")
@@ -76,13 +82,13 @@ def store_at(location: str) -> Iterator[None]:
 def change(values: Mapping[str, Any]) -> None:
     """Change settings between two blocks of requests, and leave every connection open.
 
-    So only this package hears of its own settings, and nobody that another alias of the same
-    store is used now: on such a signal connections are closed.
+    So nobody hears that another alias of the same store is used now: on such a signal connections
+    are closed.
     """
     for name, value in values.items():
         if getattr(settings, name, None) != value:
             setattr(settings, name, value)
-            if name.startswith("CLUSTERED_SESSIONS_"):
+            if name != "SESSION_CACHE_ALIAS":
                 setting_changed.send(sender=None, setting=name, value=value, enter=True)
 
 
@@ -94,7 +100,17 @@ def _caches(location: str) -> dict[str, Any]:
         PICKLE: redis,
         JSON: redis | {"OPTIONS": as_json},
         OURS: redis,
+        **{
+            name: {"BACKEND": backend, "LOCATION": location}
+            for name, backend in BACKENDS.items()
+            if is_installed(backend)
+        },
     }
+
+
+def is_installed(backend: str) -> bool:
+    """Return whether the package of a cache backend is installed."""
+    return find_spec(backend.partition(".")[0]) is not None
 
 
 def _sqlite(database: str) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Fill stores with more and more sessions, and measure what becomes slower: nothing should.
 
-    pip install -e .[benchmark]
+    pip install -e '.[embedded]' --group benchmark
     python -m benchmarks.scale --sessions 1000,10000,100000,1000000
 
 Each number of sessions has a store of its own, so that all are measured in one run, in turns; the

@@ -1,6 +1,6 @@
 """Measure what synchronous writes cost, and what is lost without them when a primary dies.
 
-    pip install -e .[benchmark]
+    pip install -e '.[embedded]' --group benchmark
     python -m benchmarks.sync_writes
 
 Prints the tables of ``docs/sync-writes.md``. The cost is that of a commit of one key to a primary

@@ -1,30 +1,35 @@
-"""Sessions in Django's admin: the sessions of each user, ending them, and cluster statistics."""
+"""Sessions in Django's admin: those of each user and of all, ending them, and statistics."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import reduce
+from operator import or_
 from typing import TYPE_CHECKING, Any, Final, cast
 
+from django import forms
 from django.contrib import admin, messages
 from django.contrib.admin.utils import quote, unquote
 from django.contrib.auth import get_user_model, logout
 from django.core.exceptions import PermissionDenied, ValidationError
 from django.core.paginator import Paginator
 from django.db.models import Model, Q, QuerySet
-from django.http import HttpRequest, HttpResponse
+from django.http import HttpRequest, HttpResponse, QueryDict
 from django.shortcuts import redirect
 from django.template.response import TemplateResponse
 from django.urls import URLPattern, path, reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import ngettext
+from django.utils.translation import gettext_lazy, ngettext
 
 from . import registry
+from .conf import conf
 from .devices.rows import Row, rows
-from .exceptions import SessionStoreUnavailable
+from .exceptions import SessionIdAmbiguous, SessionStoreUnavailable
 from .models import Session
 from .monitoring import charts, history
-from .registry import SessionInfo
+from .registry import Page, SessionInfo
 
 if TYPE_CHECKING:
     ModelAdmin = admin.ModelAdmin[Session]
@@ -100,6 +105,8 @@ class SessionAdmin(ModelAdmin):
         wrap, name = self.admin_site.admin_view, "clustered_sessions_session"
         return [
             path("", wrap(self.changelist_view), name=f"{name}_changelist"),
+            path("all/", wrap(self.all_view), name=f"{name}_all"),
+            path("all/end/", wrap(self.end_chosen_view), name=f"{name}_end_chosen"),
             path("users/<str:key>/", wrap(self.user_view), name=f"{name}_user"),
             path("users/<str:key>/end/", wrap(self.end_all_view), name=f"{name}_end_all"),
             path("users/<str:key>/end/<str:id>/", wrap(self.end_view), name=f"{name}_end"),
@@ -131,6 +138,55 @@ class SessionAdmin(ModelAdmin):
         else:
             context |= _figures(request.GET.get("hours", ""))
         return self._page(request, "sessions", context | (extra_context or {}))
+
+    def all_view(self, request: HttpRequest) -> HttpResponse:
+        """Show the sessions that pass the filters, the latest expiry first."""
+        self._allow(request)
+        form = FilterForm(request.GET, request.session)
+        after = request.GET.get("after")
+        context: dict[str, Any] = {"title": _("All sessions"), "form": form}
+        if form.is_valid():
+            try:
+                page = form.page(self.list_per_page, after)
+            except ValueError:
+                # Somebody has changed the address by hand.
+                return redirect(self._url("all"))
+            shown = _owned(page.sessions)
+            query = request.GET.copy()
+            query.pop("after", None)
+            filters = query.urlencode()
+            query["after"] = page.after or ""
+            context |= {
+                "rows": shown,
+                "first": filters,
+                "next": query.urlencode() if page.after else "",
+                "is_first": not after,
+                "back": request.GET.urlencode(),
+                "has_addresses": any(row.address for owner, row in shown),
+                "may_end": self.has_delete_permission(request),
+            }
+        return self._page(request, "all", context)
+
+    def end_chosen_view(self, request: HttpRequest) -> HttpResponse:
+        """Ask whether to end the chosen sessions but the current one; once confirmed, end them."""
+        self._allow(request, ending=True)
+        chosen = [_entry(id, request) for id in request.POST.getlist("id")]
+        entries = [entry for entry in chosen if entry and not entry.is_current]
+        back = self._url("all") + "?" + QueryDict(request.POST.get("back", "")).urlencode()
+        if not entries:
+            messages.warning(request, _("There is no session to end."))
+            return redirect(back)
+        if "confirmed" not in request.POST:
+            context = {"title": _("End sessions"), "rows": _owned(entries), "back": back}
+            return self._page(request, "end_chosen", context | {"query": request.POST.get("back")})
+        ended = 0
+        for owner, row in _owned(entries):
+            if registry.end_session(row.entry.id):
+                ended += 1
+                self._log(request, owner, f"Ended session {row.entry.id[:12]}.", row.entry)
+        text = ngettext("%(count)d session has ended.", "%(count)d sessions have ended.", ended)
+        messages.success(request, text % {"count": ended})
+        return redirect(back)
 
     def user_view(self, request: HttpRequest, key: str) -> HttpResponse:
         """Show a user's sessions."""
@@ -228,21 +284,121 @@ class SessionAdmin(ModelAdmin):
             self._url("user", owner.quoted) if owner and is_known else self._url("changelist")
         )
 
-    def _log(self, request: HttpRequest, owner: SessionOwner, what: str) -> None:
-        """Add a line to the user's history, and to the recent actions of the acting user."""
+    def _log(
+        self,
+        request: HttpRequest,
+        owner: SessionOwner | None,
+        what: str,
+        entry: SessionInfo | None = None,
+    ) -> None:
+        """Add a line to the recent actions of the acting user, and to the owner's history.
+
+        ``entry`` is the session that it is about if there is no owner.
+        """
         from django.contrib.admin.models import CHANGE, LogEntry
         from django.contrib.contenttypes.models import ContentType
 
+        model: type[Model] = Session if owner is None else get_user_model()
+        public_id = entry.id if entry else ""
         LogEntry.objects.create(
             user=cast(Any, request.user),
-            content_type=ContentType.objects.get_for_model(
-                get_user_model(), for_concrete_model=False
-            ),
-            object_id=owner.key,
-            object_repr=owner.name[:200],
+            content_type=ContentType.objects.get_for_model(model, for_concrete_model=False),
+            object_id=public_id if owner is None else owner.key,
+            object_repr=public_id[:12] if owner is None else owner.name[:200],
             action_flag=CHANGE,
             change_message=what,
         )
+
+
+class FilterForm(forms.Form):
+    """Filters of the list of all sessions."""
+
+    session = forms.CharField(
+        label=gettext_lazy("Session"),
+        required=False,
+        max_length=43,
+        help_text=gettext_lazy("The first characters of its id, as logs have them."),
+    )
+    user = forms.CharField(
+        label=gettext_lazy("User"),
+        required=False,
+        help_text=gettext_lazy("The user name, or the primary key."),
+    )
+    address = forms.CharField(
+        label=gettext_lazy("Address"),
+        required=False,
+        help_text=gettext_lazy(
+            "Of the login or of the last use: 10.0.0.7, or a network, 10.0.0.0/8."
+        ),
+    )
+    idle_since = forms.DateTimeField(label=gettext_lazy("Not seen since"), required=False)
+    created_before = forms.DateTimeField(label=gettext_lazy("Logged in before"), required=False)
+
+    def __init__(self, data: Any, current: Any) -> None:
+        super().__init__(data, label_suffix="")
+        self.current = current
+        if not conf.track_clients:
+            del self.fields["address"]
+        for name in ("idle_since", "created_before"):
+            self.fields[name].widget = forms.DateTimeInput(
+                {"type": "datetime-local"}, format="%Y-%m-%dT%H:%M"
+            )
+
+    def clean_user(self) -> str | None:
+        """Return the primary key of the user with this name, else what was given."""
+        model = get_user_model()
+        name = self.cleaned_data["user"]
+        user = model._default_manager.filter(**{model.USERNAME_FIELD: name}).first()
+        return SessionOwner.of(user).key if name and user else name or None
+
+    def clean_address(self) -> str | None:
+        """Return the address or network, None for an empty one."""
+        address = self.cleaned_data["address"] or None
+        try:
+            registry.matching(address=address)
+        except ValueError:
+            raise ValidationError(_("This is no IP address, and no network.")) from None
+        return address
+
+    def clean_session(self) -> Page | None:
+        """Return the sessions whose ids begin so, None where nothing was given."""
+        start = self.cleaned_data["session"]
+        if not start:
+            return None
+        try:
+            found = [registry.find(start, current=self.current)]
+        except SessionIdAmbiguous as error:
+            ids = error.ids[: SessionAdmin.list_per_page]
+            found = [registry.find(id, current=self.current) for id in ids]
+        except ValueError:
+            raise ValidationError(
+                _("Give 4 characters of its id or more: letters, digits, - and _.")
+            ) from None
+        return Page([entry for entry in found if entry], None)
+
+    def page(self, count: int, after: str | None) -> Page:
+        """Return the sessions to show. Raises ValueError for a place that is none."""
+        filters = {name: value for name, value in self.cleaned_data.items() if value}
+        found = filters.pop("session", None)
+        return found or registry.page(count, after=after, current=self.current, **filters)
+
+
+def _owned(entries: Iterable[SessionInfo]) -> list[tuple[SessionOwner | None, Row]]:
+    """Return each session as a row, with its owner, None if nobody is logged in."""
+    model = get_user_model()
+    shown = list(entries)
+    keys = {entry.user_id for entry in shown if entry.user_id is not None}
+    users = model._default_manager.filter(reduce(or_, map(_has_key, keys), Q(pk__in=())))
+    owners = {owner.key: owner for owner in map(SessionOwner.of, users)}
+    return [
+        (
+            None
+            if entry.user_id is None
+            else owners.get(entry.user_id) or SessionOwner(entry.user_id, None),
+            Row(entry),
+        )
+        for entry in shown
+    ]
 
 
 def _figures(asked: str) -> dict[str, Any]:
@@ -285,8 +441,14 @@ def _has_key(key: str) -> Q:
 
 def _find(owner: SessionOwner, id: str, request: HttpRequest) -> SessionInfo | None:
     """Return the user's session with this id, None if there is none."""
+    entry = _entry(id, request)
+    return entry if entry is not None and entry.user_id == owner.key else None
+
+
+def _entry(id: str, request: HttpRequest) -> SessionInfo | None:
+    """Return the session with this id, None if there is none, or it is the start of an id."""
     try:
         entry = registry.find(id, current=request.session)
     except ValueError:
         return None
-    return entry if entry is not None and entry.user_id == owner.key else None
+    return entry if entry is not None and entry.id == id else None

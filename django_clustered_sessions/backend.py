@@ -8,11 +8,13 @@ from __future__ import annotations
 import asyncio
 import math
 import os
+import sys
 import threading
-import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timedelta
+from functools import cache
+from types import FunctionType, ModuleType
 from typing import Any, Final, Self, TypeVar, cast
 
 from django.conf import settings
@@ -22,14 +24,13 @@ from django.core.exceptions import SynchronousOnlyOperation
 from django.utils.module_loading import import_string
 from django.utils.timezone import is_aware, make_naive
 
-from .conf import conf
+from .conf import conf, site
 from .decorators import Marks
 from .exceptions import SessionNotReplicated, SessionStoreUnavailable
-from .monitoring.counters import counters
 from .protocol.effects import Flow
 from .protocol.record import HiddenKey, Mode
 from .protocol.session_data import SessionData
-from .session import end, load, lock_scope, rotate, save
+from .session import end, load, lock_scope, login_age, rotate, save
 from .session.operation_lock import to_its_end
 from .session.request_policy import write_header
 from .session.state import EXPIRY, LockScope, SessionState
@@ -39,6 +40,15 @@ from .store.budget import Budget
 T = TypeVar("T")
 
 _NOT_GIVEN: Final = object()
+
+
+@cache
+def _place(path: str) -> tuple[ModuleType, str]:
+    """Return the module and the name that a dotted path leads to. Raises ImportError."""
+    import_string(path)
+    module, _, name = path.rpartition(".")
+    return sys.modules[module], name
+
 
 #: Seconds to give up a lock that was not got, or whose block was broken off.
 GIVING_UP_S: Final = 0.5
@@ -60,8 +70,9 @@ class SessionStore(SessionBase):
 
     def __init__(self, session_key: str | None = None) -> None:
         # Not SessionBase's: it would come back to this class for each thing that it sets.
-        self.state = SessionState(self)
-        self.state.serializer = import_string(settings.SESSION_SERIALIZER)
+        self.state = SessionState(self, _IS_EMPTY)
+        # The class of now, as Django has it: one that a test has put there counts.
+        self.state.serializer = getattr(*_place(site.SESSION_SERIALIZER))
         self.accessed = False
         self._session_key = session_key
 
@@ -151,6 +162,8 @@ class SessionStore(SessionBase):
         if state.data is None:
             if no_load or state.session_key is None:
                 return state.unloaded_data()
+            if state.asked_thread is not None and state.is_asked():
+                return state.new_data()
             return self.run(load.fill(state), twin)
         return state.data
 
@@ -182,7 +195,7 @@ class SessionStore(SessionBase):
 
     def is_empty(self) -> bool:
         """Return whether there is neither a key nor data; never load."""
-        return not self.state.session_key and not self.state.data
+        return self.state.is_blank
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if key == USER:
@@ -264,16 +277,50 @@ class SessionStore(SessionBase):
         """
         self.state.tolerates_outage = True
 
+    # Recent logins.
+
+    def login_age(self) -> float | None:
+        """Return the seconds since the user logged in or confirmed it, by the store's clock.
+
+        None if nobody is logged in. Raises SessionStoreUnavailable.
+        """
+        self.accessed = True
+        return self.run(login_age.age_s(self.state), "alogin_age()")
+
+    async def alogin_age(self) -> float | None:
+        """See login_age()."""
+        self.accessed = True
+        return await self.arun(login_age.age_s(self.state))
+
+    def confirm_login(self) -> None:
+        """Note that the user has just proved once more who it is, such as by a passkey.
+
+        Saved with the session: ``decorators.recent_login`` lets the user pass for some minutes.
+        The session gets a new key, as at a login: a stolen cookie gains nothing, and is worthless.
+        If another request has given it one meanwhile, nothing is noted.
+
+        Raises ValueError if nobody is logged in, UpdateError if the session was ended, and what
+        ``cycle_key()`` does.
+        """
+        self.accessed = True
+        self.run(login_age.confirm(self.state), "aconfirm_login()")
+
+    async def aconfirm_login(self) -> None:
+        """See confirm_login()."""
+        self.accessed = True
+        await self.arun(login_age.confirm(self.state))
+
     # The lock.
 
     @contextmanager
-    def lock(self) -> Iterator[Self]:
+    def lock(self, name: str = "") -> Iterator[Self]:
         """Give this object the session to itself: a context manager.
 
         It takes the lock, loads afresh, with what was not saved yet on top, and on a clean exit
         writes and releases. On an exception what was changed inside is forgotten. It may be
         entered again, inside or by another task that shares this object: the last exit writes and
-        releases, and nothing is forgotten while another task is inside.
+        releases, and nothing is forgotten while another task is inside. ``name`` says what for, in
+        ``sessionstats --locks`` and in the errors of those who wait: 100 characters at most.
 
         Entering raises SessionLockTimeout, UpdateError where the session was ended, and
         SessionStoreUnavailable; leaving raises what ``save()`` does, and SessionLockLost.
@@ -282,7 +329,7 @@ class SessionStore(SessionBase):
         scope = LockScope(threading.get_ident())
         try:
             try:
-                self.run(lock_scope.enter(self.state, scope), "alock()")
+                self.run(lock_scope.enter(self.state, scope, name), "alock()")
                 yield self
                 self.run(lock_scope.leave(self.state, scope), "alock()")
             except BaseException:
@@ -294,12 +341,12 @@ class SessionStore(SessionBase):
                 self.run(lock_scope.break_off(self.state, scope), "alock()", self._brief())
 
     @asynccontextmanager
-    async def alock(self) -> AsyncIterator[Self]:
+    async def alock(self, name: str = "") -> AsyncIterator[Self]:
         """See lock(); for ``async with``."""
         self.accessed = True
         scope = LockScope(asyncio.current_task())
         try:
-            await self.arun(lock_scope.enter(self.state, scope))
+            await self.arun(lock_scope.enter(self.state, scope, name))
             yield self
             await self.arun(lock_scope.leave(self.state, scope))
         except BaseException:
@@ -349,7 +396,7 @@ class SessionStore(SessionBase):
 
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and (left_s := self._left_s(self._data_unless_told())) is not None:
+        if not kwargs and (left_s := self._left_s()) is not None:
             return math.ceil(left_s)
         return super().get_expiry_age(**kwargs)
 
@@ -364,7 +411,7 @@ class SessionStore(SessionBase):
 
         With ``modification`` or ``expiry``: Django's arithmetic, the latter without a load.
         """
-        if not kwargs and self._left_s(self._data_unless_told()) is not None:
+        if not kwargs and self._left_s() is not None:
             return self._expiry_date()
         return super().get_expiry_date(**kwargs)
 
@@ -432,7 +479,7 @@ class SessionStore(SessionBase):
 
     @property
     def _is_end_known(self) -> bool:
-        return not self.session_key or self.state.lifetime.left_s is not None
+        return not self.session_key or self.state.lifetime.is_told
 
     @property
     def _end(self) -> datetime | None:
@@ -459,19 +506,20 @@ class SessionStore(SessionBase):
         if self.state.data is not None or self.state.lifetime.mode is None:
             return super().get_expire_at_browser_close()
         if self.state.lifetime.mode is Mode.DEFAULT:
-            return bool(settings.SESSION_EXPIRE_AT_BROWSER_CLOSE)
+            return bool(site.SESSION_EXPIRE_AT_BROWSER_CLOSE)
         return self.state.lifetime.mode is Mode.BROWSER
 
-    def _data_unless_told(self) -> SessionData | None:
-        """Load, unless the store has told on another trip how long the session lives."""
-        self.accessed = True
-        return self.state.data if self.state.lifetime.left_s is not None else self._get_session()
+    def _left_s(self) -> float | None:
+        """Return the store's remaining time, or None where this request has set another.
 
-    def _left_s(self, data: SessionData | None) -> float | None:
-        """Return the store's remaining time, or None where this request has set another."""
+        Loads, unless the store has told on another trip how long the session lives.
+        """
+        self.accessed = True
+        state = self.state
+        data = state.data if state.lifetime.is_told else self._get_session()
         if data is not None and not data.as_stored(EXPIRY):
             return None
-        return self.state.lifetime.left_s
+        return state.lifetime.left_s
 
     # Django's operations on the store.
 
@@ -523,12 +571,12 @@ class SessionStore(SessionBase):
         SessionNotReplicated. After that one, a save with nothing to write asks the replicas again.
         """
         self.accessed = True
-        self.run(save.save(self.state, must_create), "asave()")
+        self.run(save.save_as_asked(self.state, must_create), "asave()")
 
     async def asave(self, must_create: bool = False) -> None:
         """See save()."""
         self.accessed = True
-        await self.arun(save.save(self.state, must_create))
+        await self.arun(save.save_as_asked(self.state, must_create))
 
     def delete(self, session_key: str | None = None) -> None:
         """End the session under this key, this one if None; no request brings it back.
@@ -600,7 +648,8 @@ class SessionStore(SessionBase):
 
         Raises SynchronousOnlyOperation on a running event loop.
         """
-        if _on_event_loop():
+        # Not get_running_loop(): off a loop, an exception on each call.
+        if asyncio._get_running_loop() is not None and _on_event_loop():
             raise SynchronousOnlyOperation(
                 "The session cannot talk to its store synchronously on an event loop. "
                 f"Use await request.session.{twin}."
@@ -608,9 +657,8 @@ class SessionStore(SessionBase):
         state = self.state
         try:
             with state.operations.lock:
-                started_s, sent_s = time.monotonic(), time.time()
                 try:
-                    result = runner.run(flow, budget or state.store_budget())
+                    return runner.run(flow, budget or state.budget or state.store_budget())
                 except SessionStoreUnavailable as error:
                     state.fail(error)
                     raise
@@ -622,9 +670,6 @@ class SessionStore(SessionBase):
         finally:
             if state.signals:
                 state.signals.send(type(self))
-        if state.lifetime.seen_at_s > started_s:
-            counters.observe_clock(state.lifetime.seen_ms, sent_s, time.time())
-        return result
 
     async def arun(
         self, flow: Flow[T], budget: Budget | None = None, *, out_of_turn: bool = False
@@ -634,9 +679,8 @@ class SessionStore(SessionBase):
         try:
             if not out_of_turn:
                 await state.operations.aenter()
-            started_s, sent_s = time.monotonic(), time.time()
             try:
-                result = await runner.arun(flow, budget or state.store_budget())
+                return await runner.arun(flow, budget or state.budget or state.store_budget())
             except SessionStoreUnavailable as error:
                 state.fail(error)
                 raise
@@ -650,9 +694,9 @@ class SessionStore(SessionBase):
         finally:
             if state.signals:
                 await state.signals.asend(type(self))
-        if state.lifetime.seen_at_s > started_s:
-            counters.observe_clock(state.lifetime.seen_ms, sent_s, time.time())
-        return result
+
+
+_IS_EMPTY: Final = cast(FunctionType, SessionStore.is_empty)
 
 
 def _on_event_loop() -> bool:

@@ -19,6 +19,8 @@ OnConflict = Literal["merge", "overwrite", "error"]
 Locking = Literal["off", "write", "all"]
 OnSyncShortfall = Literal["error", "warn"]
 OnSessionLimit = Literal["end_oldest", "refuse"]
+NearReads = Literal["checked", "tracked"]
+SignInMail = Literal["off", "new", "all"]
 Nonstop = Literal["exception", "noop", "local_reads", "local_reads_exception_on_write"]
 
 _host_name = cache(socket.gethostname)
@@ -57,6 +59,11 @@ class Settings:
         return cast(int, _read("MAX_BYTES", 1024 * 1024))
 
     @cached_property
+    def encryption_keys(self) -> Sequence[str]:
+        """Keys with which values are encrypted in the store: the first one writes, all read."""
+        return cast("Sequence[str]", _read("ENCRYPTION_KEYS", ()))
+
+    @cached_property
     def idle_timeout(self) -> float | None:
         """Seconds without a request after which a session ends, or None."""
         return cast("float | None", _read("IDLE_TIMEOUT", None))
@@ -87,9 +94,24 @@ class Settings:
         return cast("int | Sequence[str]", _read("TRUSTED_PROXIES", 0))
 
     @cached_property
+    def sign_in_mail(self) -> SignInMail:
+        """Logins of which their owner is told by mail."""
+        return cast(SignInMail, _read("SIGN_IN_MAIL", "off"))
+
+    @cached_property
     def near_cache_bytes(self) -> int:
         """Bytes of sessions that each process keeps at hand."""
         return cast(int, _read("NEAR_CACHE_BYTES", 16 * 1024 * 1024))
+
+    @cached_property
+    def near_reads(self) -> NearReads:
+        """Proof that a session at hand is the store's: asked for by each read, or tracked."""
+        return cast(NearReads, _read("NEAR_READS", "checked"))
+
+    @cached_property
+    def near_max_age(self) -> float:
+        """Seconds within which a session that is read without a trip was the store's."""
+        return float(_read("NEAR_MAX_AGE", 0.5))
 
     @cached_property
     def locking(self) -> Locking:
@@ -174,7 +196,22 @@ class Settings:
         return cast(str, _read("NODE_NAME", None)) or _host_name()
 
 
+class SiteSettings:
+    """Settings of Django's, each as ``settings`` has it now, however it was changed.
+
+    To ask ``settings`` costs as much as ten calls of a function, and each request asks often. So
+    this shares the dict in which ``settings`` keeps what it was asked for.
+    """
+
+    def __init__(self) -> None:
+        self.__dict__ = vars(settings)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(settings, name)
+
+
 conf = Settings()
+site = SiteSettings()
 
 
 @receiver(setting_changed)

@@ -63,6 +63,11 @@ class StreamEntry(NamedTuple):
         """The session's stored user field, b"" if unknown."""
         return self.fields.get(b"user", b"")
 
+    @property
+    def session_id(self) -> str:
+        """The session's public id, as far as it is one."""
+        return self.fields.get(b"id", b"").decode("ascii", "replace")
+
     def event(self, user_id: str | None) -> Event:
         """Return the event; ``user_id`` is ``user`` decoded.
 

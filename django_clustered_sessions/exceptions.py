@@ -10,6 +10,7 @@ ClusteredSessionError
 +-- SessionNotReplicated        a write was applied, and too few replicas acknowledged it
 +-- SessionReadOnly             a view marked session_read_only has changed its session
 +-- SessionLimitReached         the user has the allowed number of sessions already
++-- SessionIdAmbiguous          several sessions have ids that begin with what was asked for
 
 Django's own stay Django's: ``CreateError`` (the key exists), ``UpdateError`` (the session was
 ended), ``SessionInterrupted`` (the response to an ``UpdateError``).
@@ -146,4 +147,17 @@ class SessionLimitReached(ClusteredSessionError):
             "the login is refused: this user has as many sessions as "
             f"CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER allows, {limit}. Log out of one, or end one "
             "by registry.end_session()."
+        )
+
+
+class SessionIdAmbiguous(ClusteredSessionError, ValueError):
+    """Several sessions have public ids that begin with what was asked for; ``ids`` are theirs."""
+
+    def __init__(self, start: str, ids: Sequence[str]) -> None:
+        self.ids = tuple(ids)
+        shown = ", ".join(one[: max(12, len(start) + 4)] for one in self.ids[:5])
+        more = f" and {len(self.ids) - 5} more" if len(self.ids) > 5 else ""
+        super().__init__(
+            f"{len(self.ids)} sessions have ids that begin with {start!r}: {shown}{more}. Give "
+            "more characters."
         )

@@ -10,7 +10,6 @@ from typing import Any, Final, cast
 
 from asgiref.sync import sync_to_async
 from django.apps import apps
-from django.conf import settings
 from django.contrib.sessions.backends.base import UpdateError
 from django.contrib.sessions.exceptions import SessionInterrupted
 from django.contrib.sessions.middleware import SessionMiddleware
@@ -19,7 +18,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.http import http_date
 
 from .backend import SessionStore
-from .conf import conf
+from .conf import conf, site
 from .monitoring.counters import counters
 from .protocol.effects import Flow
 from .session import lock_scope
@@ -59,7 +58,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             state = session.state
             state.budget = RequestBudget(conf.store_timeout)
             state.policy = RequestPolicy(request)
-            state.renew_on_load = settings.SESSION_SAVE_EVERY_REQUEST
+            state.renew_on_load = site.SESSION_SAVE_EVERY_REQUEST
+            cast(Any, request)._given_session = session
             counters.add(requests=1)
 
     def process_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
@@ -67,7 +67,9 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 
         Raises SessionInterrupted (400) where the session was ended during the request.
         """
-        session = _session_of(request)
+        session, replaced = _sessions_of(request)
+        if replaced is not None:
+            replaced.run(_hand_over(replaced, session), "acommit()")
         if session is None:
             return super().process_response(request, response)
         try:
@@ -78,7 +80,9 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 
     async def aprocess_response(self, request: HttpRequest, response: HttpResponse) -> HttpResponse:
         """See process_response()."""
-        session = _session_of(request)
+        session, replaced = _sessions_of(request)
+        if replaced is not None:
+            await replaced.arun(_hand_over(replaced, session))
         if session is None:
             return await sync_to_async(super().process_response)(request, response)
         try:
@@ -95,8 +99,9 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return super().__call__(request)
         except BaseException:
             # There will be no answer: a worker that is told to stop, for one.
-            if (session := _session_of(request)) is not None:
-                session.run(lock_scope.close(session.state), "acommit()")
+            for session in _sessions_of(request):
+                if session is not None:
+                    session.run(lock_scope.close(session.state), "acommit()")
             raise
 
     async def __acall__(self, request: HttpRequest) -> HttpResponse:
@@ -113,9 +118,11 @@ class ClusteredSessionMiddleware(SessionMiddleware):
             return await self.aprocess_response(request, await get_response(request))
         except BaseException:
             # There will be no answer: a client that has left, for one.
-            if (session := _session_of(request)) is not None:
-                # A thread of the view may wait for the lock, which is given up all the same.
-                await to_its_end(session.arun(lock_scope.close(session.state), out_of_turn=True))
+            for session in _sessions_of(request):
+                if session is not None:
+                    # A thread of the view may wait for the lock, which is given up all the same.
+                    closing = session.arun(lock_scope.close(session.state), out_of_turn=True)
+                    await to_its_end(closing)
             raise
 
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
@@ -126,7 +133,7 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         409: a conflict, or a lock that was lost. 403: too many sessions of one user. Raises
         SessionInterrupted for an UpdateError, as for one that the save meets.
         """
-        if isinstance(exception, UpdateError) and _session_of(request) is not None:
+        if isinstance(exception, UpdateError) and _sessions_of(request)[0] is not None:
             raise _interrupted() from exception
         return answer_to(exception)
 
@@ -135,27 +142,44 @@ class ClusteredSessionMiddleware(SessionMiddleware):
 _http_date: Final = lru_cache(maxsize=64)(http_date)
 
 
-def _session_of(request: HttpRequest) -> SessionStore | None:
-    """Return the request's session, or None if another engine made it, or there is none."""
-    session = getattr(request, "session", None)
-    return session if isinstance(session, SessionStore) else None
+def _sessions_of(request: HttpRequest) -> tuple[SessionStore | None, SessionStore | None]:
+    """Return the request's session, None if another engine made it, or there is none.
+
+    Beside it the one that the request was given, None unless a view has put in another one.
+    """
+    session: Any = getattr(request, "session", None)
+    given: SessionStore | None = getattr(request, "_given_session", None)
+    ours = session if isinstance(session, SessionStore) else None
+    return ours, None if given is session else given
+
+
+def _hand_over(replaced: SessionStore, session: SessionStore | None) -> Flow[None]:
+    """Give up the lock of a session that is replaced; the other one goes by the same request."""
+    yield from lock_scope.close(replaced.state)
+    if session is not None:
+        state = session.state
+        state.policy, state.budget = replaced.state.policy, replaced.state.budget
+        state.renew_on_load = replaced.state.renew_on_load
 
 
 def _finish(request: HttpRequest, response: HttpResponse, session: SessionStore) -> Flow[Finish]:
     return finish(
         session.state,
         accessed=session.accessed,
-        has_cookie=settings.SESSION_COOKIE_NAME in request.COOKIES,
+        has_cookie=site.SESSION_COOKIE_NAME in request.COOKIES,
         saves=response.status_code < 500,
     )
 
 
 def _finished(response: HttpResponse, session: SessionStore, found: Finish) -> HttpResponse:
-    """Return the response with what became of its session."""
+    """Return the response with what became of its session.
+
+    After its signals: a receiver may have given the session a new key, another life, or its end.
+    """
     if found.error is not None:
         response = instead_of(response, answer_to(found.error) or response)
-    if found.cookie is Cookie.SET and session.session_key:
-        _set_cookie(response, session)
+    if found.cookie is Cookie.SET and (session_key := session.session_key):
+        _set_cookie(response, session, session_key)
     elif found.cookie is Cookie.DELETE:
         _delete_cookie(response)
     if found.varies:
@@ -163,31 +187,31 @@ def _finished(response: HttpResponse, session: SessionStore, found: Finish) -> H
     return response
 
 
-def _set_cookie(response: HttpResponse, session: SessionStore) -> None:
+def _set_cookie(response: HttpResponse, session: SessionStore, session_key: str) -> None:
     if session.get_expire_at_browser_close():
         max_age = expires = None
     else:
         max_age = session.get_expiry_age()
         expires = _http_date(int(time.time()) + max_age)
     response.set_cookie(
-        settings.SESSION_COOKIE_NAME,
-        session.session_key or "",
+        site.SESSION_COOKIE_NAME,
+        session_key,
         max_age=max_age,
         expires=expires,
-        domain=settings.SESSION_COOKIE_DOMAIN,
-        path=settings.SESSION_COOKIE_PATH,
-        secure=settings.SESSION_COOKIE_SECURE,
-        httponly=settings.SESSION_COOKIE_HTTPONLY,
-        samesite=settings.SESSION_COOKIE_SAMESITE,
+        domain=site.SESSION_COOKIE_DOMAIN,
+        path=site.SESSION_COOKIE_PATH,
+        secure=site.SESSION_COOKIE_SECURE,
+        httponly=site.SESSION_COOKIE_HTTPONLY,
+        samesite=site.SESSION_COOKIE_SAMESITE,
     )
 
 
 def _delete_cookie(response: HttpResponse) -> None:
     response.delete_cookie(
-        settings.SESSION_COOKIE_NAME,
-        path=settings.SESSION_COOKIE_PATH,
-        domain=settings.SESSION_COOKIE_DOMAIN,
-        samesite=settings.SESSION_COOKIE_SAMESITE,
+        site.SESSION_COOKIE_NAME,
+        path=site.SESSION_COOKIE_PATH,
+        domain=site.SESSION_COOKIE_DOMAIN,
+        samesite=site.SESSION_COOKIE_SAMESITE,
     )
 
 

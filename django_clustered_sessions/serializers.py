@@ -16,13 +16,11 @@ except ImportError as error:
 
 
 class MsgspecSerializer(JSONSerializer):
-    """Django's JSONSerializer, with msgspec_ for all values that it writes alike.
+    """Django's JSONSerializer, with msgspec for all values that it writes alike.
 
     Each reads the other's output, so a site can switch over and back without a logout. If
     msgspec would write a value that reads back differently, such as a set as a list or NaN as
     null, Django's serialiser writes it instead, or raises its TypeError.
-
-    .. _msgspec: https://jcristharif.com/msgspec/
     """
 
     def dumps(self, obj: Any) -> bytes:

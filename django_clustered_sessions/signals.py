@@ -14,9 +14,16 @@ from django.dispatch import Signal
 from .events import reason_of
 from .protocol.record import EndReason, SessionKeys
 
+#: Sent after the store has stored a new session; with ``session_id``, ``user_id`` and ``client``.
 session_created: Final = Signal()
+#: Sent after the store has stored that a user has logged in to a session; with ``session_id``,
+#: ``user_id``, ``client`` and ``request``.
+session_login: Final = Signal()
+#: Sent after the store has ended a session; with ``session_id``, ``user_id``, ``reason`` and
+#: ``replaced_by``.
 session_ended: Final = Signal()
-#: Sent by ``manage.py sessionevents`` alone, because only its sweep finds expired sessions.
+#: Sent for a session that has expired; with ``session_id``, ``user_id`` and ``event``. Sent by
+#: ``manage.py sessionevents`` alone, because only its sweep finds expired sessions.
 session_expired: Final = Signal()
 
 
@@ -26,9 +33,23 @@ class PendingSignals(list[tuple[Signal, dict[str, Any]]]):
     Django logs a receiver's error; it does not affect the operation or other receivers.
     """
 
-    def created(self, keys: SessionKeys, user_id: str | None) -> None:
-        """Note that a session was created."""
-        self.append((session_created, {"session_id": keys.id, "user_id": user_id}))
+    def created(self, keys: SessionKeys, user_id: str | None, client: object) -> None:
+        """Note that a session was created, from a ``client_info.Client`` or None."""
+        about = {"session_id": keys.id, "user_id": user_id, "client": client}
+        self.append((session_created, about))
+
+    def logged_in(
+        self, keys: SessionKeys, user_id: str | None, client: object, request: object
+    ) -> None:
+        """Note that a user has logged in; see created(). ``request`` is None outside of one."""
+        about = {"session_id": keys.id, "user_id": user_id, "client": client, "request": request}
+        self.append((session_login, about))
+
+    def moved(self, old: SessionKeys, new: SessionKeys) -> None:
+        """Note that a session has moved before it was told that a user has logged in to it."""
+        for signal, about in self:
+            if signal is session_login and about["session_id"] == old.id:
+                about["session_id"] = new.id
 
     def ended(
         self,

@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import errno
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -32,6 +33,10 @@ STOP_TIMEOUT = 8.0
 
 #: Lines of a process's output that are shown when it fails.
 LAST_LINES = 15
+
+#: First and last line of a mail that a node prints, by ``shop/mail.py``.
+MAIL_BEGINS = f"{'-- mail ':-<79}"
+MAIL_ENDS = "-" * 79
 
 if sys.platform == "linux":
     _prctl = ctypes.CDLL(None).prctl
@@ -58,7 +63,10 @@ class DemoError(Exception):
 
 @dataclass
 class Child:
-    """Run one process in a group of its own, so that Ctrl-C reaches only the demo."""
+    """Run one process in a group of its own, so that Ctrl-C reaches only the demo.
+
+    Its output is shown if ``verbose``, or if it fails; the mails in it are always shown.
+    """
 
     name: str
     command: Sequence[str]
@@ -67,6 +75,7 @@ class Child:
     process: asyncio.subprocess.Process = field(init=False)
     output: deque[str] = field(init=False, default_factory=lambda: deque(maxlen=LAST_LINES))
     reader: asyncio.Task[None] = field(init=False)
+    is_in_mail: bool = field(init=False, default=False)
 
     async def start(self) -> None:
         """Start the process."""
@@ -86,15 +95,19 @@ class Child:
         self.reader = asyncio.create_task(self.read(os.fdopen(ours, "rb")))
 
     async def read(self, pipe: BinaryIO) -> None:
-        """Keep the last lines of the output; show all of it when asked to."""
+        """Keep the last lines of the output; show mails, and all of it when asked to."""
         lines = asyncio.StreamReader(limit=2**20)
         await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(lines), pipe
         )
         async for line in lines:
-            self.output.append(f"  {self.name:<10} | {line.decode(errors='replace').rstrip()}")
+            text = line.decode(errors="replace").rstrip()
+            self.output.append(f"  {self.name:<10} | {text}")
+            self.is_in_mail = text == MAIL_BEGINS or (self.is_in_mail and text != MAIL_ENDS)
             if self.verbose:
                 say(self.output[-1])
+            elif self.is_in_mail or text == MAIL_ENDS:
+                say(f"  {text}")
 
     async def ended(self) -> str:
         """Wait for the end of the process and say what it was."""
@@ -158,11 +171,18 @@ class Demo:
     """Start the store and the nodes, watch them, and stop them."""
 
     def __init__(
-        self, ports: tuple[int, int], store_port: int, folder: Path, verbose: bool
+        self,
+        ports: tuple[int, int],
+        store_port: int,
+        folder: Path,
+        *,
+        encryption_keys: str,
+        verbose: bool,
     ) -> None:
         self.ports = ports
         self.store_port = store_port
         self.folder = folder
+        self.encryption_keys = encryption_keys
         self.verbose = verbose
         self.children: list[Child] = []
 
@@ -234,6 +254,7 @@ class Demo:
                 "PYTHONUNBUFFERED": "1",
                 "SHOP_STORE": self.store_url,
                 "SHOP_DATABASE": str(self.folder / "shop.sqlite3"),
+                "SHOP_ENCRYPTION_KEYS": self.encryption_keys,
             }
             | environment,
             self.verbose,
@@ -268,9 +289,10 @@ class Demo:
     def explain(self, store: Child, nodes: Sequence[Child]) -> None:
         """Say where the nodes are and what to try."""
         urls = [self.url(place) for place in range(len(nodes))]
+        kind = "encrypted" if self.encryption_keys else "Valkey or Redis"
         rows = [
             *((node.name, url, node.server) for node, url in zip(NODES, urls, strict=True)),
-            ("store", self.store_url, "Valkey or Redis"),
+            ("store", self.store_url, kind),
         ]
         pids = [child.process.pid for child in (*nodes, store)]
         table = [
@@ -283,9 +305,12 @@ class Demo:
             "\nTry this:\n"
             "  1. Put something into the cart on one node, follow the link to the other: it is "
             "there.\n"
-            "  2. Log in on either: you are logged in on both.\n"
+            "  2. Log in on either: you are logged in on both. The mail about it is shown here; "
+            "its link\n     ends that login, in any browser.\n"
             f"  3. Stop a node (kill -9 {pids[0]}) and reload the other: nothing is "
-            "lost.\n\n"
+            "lost.\n"
+            f"  4. Pause the store (kill -STOP {pids[2]}): a page says so after two seconds. "
+            f"Resume\n     it (kill -CONT {pids[2]}): you are still logged in.\n\n"
             "Ctrl-C stops everything."
         )
 
@@ -363,6 +388,15 @@ def failed(child: Child, reason: str) -> DemoError:
     return DemoError("\n".join([reason, *([] if child.verbose else child.output)]))
 
 
+def key_in(folder: Path) -> str:
+    """Return the encryption key of a folder of data, made at its first use."""
+    path = folder / "encryption.key"
+    if not (path.exists() and path.read_text()):
+        path.touch(0o600)
+        path.write_text(secrets.token_urlsafe(32))
+    return path.read_text()
+
+
 def is_taken(port: int) -> bool:
     """Tell whether something listens on a port of loopback, over IPv4 or IPv6."""
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
@@ -419,11 +453,23 @@ def main() -> int:
     parser.add_argument(
         "--dir", type=Path, help="folder to keep the data in (none: a new one, removed at the end)"
     )
+    parser.add_argument(
+        "--encrypt", action="store_true", help="encrypt carts and logins in the store"
+    )
     parser.add_argument("--verbose", action="store_true", help="show the output of all processes")
     options = parser.parse_args()
     folder = options.dir or Path(tempfile.mkdtemp(prefix="clustered-sessions-demo-"))
     folder.mkdir(parents=True, exist_ok=True)
-    demo = Demo(options.ports, options.store_port or free_port(), folder.resolve(), options.verbose)
+    encryption_keys = os.environ.get("SHOP_ENCRYPTION_KEYS", "")
+    if options.encrypt and not encryption_keys:
+        encryption_keys = key_in(folder)
+    demo = Demo(
+        options.ports,
+        options.store_port or free_port(),
+        folder.resolve(),
+        encryption_keys=encryption_keys,
+        verbose=options.verbose,
+    )
     try:
         return asyncio.run(demo.run())
     finally:

@@ -52,14 +52,17 @@ def end_with_parent() -> None:
 
 @contextmanager
 def python(
-    *arguments: str, life_s: float = LIFE_S, **options: Any
+    *arguments: str,
+    interpreter: str | Path = sys.executable,
+    life_s: float = LIFE_S,
+    **options: Any,
 ) -> Iterator[subprocess.Popen[str]]:
     """Run Python with its output in pipes; kill it at the end, or when its time is over.
 
     ``options`` are those of `subprocess.Popen`. Its own child processes are killed with it.
     """
     defaults: dict[str, Any] = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    command = bound([sys.executable, *arguments])
+    command = bound([interpreter, *arguments])
     process = subprocess.Popen(command, text=True, start_new_session=True, **(defaults | options))
     alarm = threading.Timer(life_s, _kill, [process])
     alarm.daemon = True

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
 import redis
 from redis.crc import key_slot
 
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests.conftest import use_store
 from tests.servers import StoreServer, wait_for
 
@@ -72,7 +73,7 @@ class ClusterServers:
         """Point the settings at the cluster; the start-up nodes are the primaries, or ``ports``."""
         ports = ports or tuple(server.port for server in self.primaries)
         location = ",".join(f"{scheme}://127.0.0.1:{port}" for port in ports)
-        use_store(settings, location, CONNECTION_FACTORY=connections.CLUSTER, **options)
+        use_store(settings, location, CONNECTION_FACTORY=django_redis.CLUSTER, **options)
 
     def owner(self, key: str) -> StoreServer:
         """Return the server that has a key's slot, as a running server reports it."""
@@ -151,6 +152,23 @@ class ClusterServers:
         """Move a slot from one primary to another, with its keys."""
         with self.moving(slot, source, target):
             pass
+
+    @cached_property
+    def can_move_at_once(self) -> bool:
+        """True if the servers have CLUSTER MIGRATESLOTS, as Valkey from 9 on."""
+        return any(b"MIGRATESLOTS" in line for line in ask(self.primaries[0], "CLUSTER HELP"))
+
+    def move_at_once(self, slot: int, source: StoreServer, target: StoreServer) -> None:
+        """Move a slot atomically, with its keys: clients never see it half moved."""
+        target_id = node_id(target)
+        ask(source, "CLUSTER MIGRATESLOTS SLOTSRANGE", slot, slot, "NODE", target_id)
+
+        def has_it(server: StoreServer) -> bool:
+            slots = ask(server, "CLUSTER SLOTS")
+            return any(a <= slot <= b and node[1] == target.port for a, b, node, *_ in slots)
+
+        for server in self.primaries:
+            wait_for(lambda one=server: has_it(one), "the slot has moved", timeout_s=30)
 
     def _start(self) -> StoreServer:
         return self._started.enter_context(self._server(*self._flags, binary=self._binary))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 import redis
+from django.core.signals import request_finished
 from hypothesis import HealthCheck, core
 from hypothesis import settings as hypothesis_settings
 
@@ -151,6 +153,23 @@ def _as_a_new_process(request: pytest.FixtureRequest, monkeypatch: pytest.Monkey
     breakers.reset()
     if "figures" not in request.fixturenames:
         monkeypatch.setattr(Counters, "drain", lambda self, **kwargs: ())
+
+
+@pytest.fixture(autouse=True)
+def _receivers_of_django(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take back what a cache backend connects as it is imported.
+
+    django-valkey's asynchronous receiver makes Django's test client fail on an event loop.
+    """
+    monkeypatch.setattr(request_finished, "receivers", list(request_finished.receivers))
+
+
+@pytest.fixture(autouse=True)
+def _root_logger() -> Iterator[None]:
+    """Fail a test that sets up the root logger of this process, which later tests read."""
+    level = logging.getLogger().level
+    yield
+    assert logging.getLogger().level == level
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.protocol.commands import lock_queue
 from django_clustered_sessions.protocol.effects import Call, Flow
 from django_clustered_sessions.protocol.options import LockOptions
-from django_clustered_sessions.protocol.record import LOCK, Locker
+from django_clustered_sessions.protocol.record import LOCK, Lock, Locker
 from django_clustered_sessions.protocol.results import Gone, Held, Taken
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
@@ -132,7 +132,20 @@ def now_ms(store: redis.Redis) -> int:
 
 def queue(store: redis.Redis, key: str) -> list[Locker]:
     """Return the holder and the waiters, in order."""
-    return Locker.parse_all(store.hget(place(key).locks, place(key).id) or b"")
+    with store.pipeline() as both:
+        both.hget(place(key).record, LOCK)
+        both.hget(place(key).locks, place(key).id)
+        packed, packed_entries = both.execute()
+    entries = Locker.parse_all(packed_entries or b"")
+    if not packed:
+        assert entries == []
+        return []
+    lock = Lock.parse(packed)
+    if lock.is_listed:
+        assert entries[0].token == lock.token
+        return entries
+    assert entries == []
+    return [Locker(lock.token, lock.lease_end_ms, lock.since_ms, lock.name)]
 
 
 def wait_for_queue(store: redis.Redis, key: str, waiting: int) -> None:

@@ -163,6 +163,23 @@ LOCKED_CASES = [
 ]
 
 
+#: Like CASES, with CLUSTERED_SESSIONS_NEAR_READS = "tracked", where the process has read it before.
+TRACKED_CASES = [
+    pytest.param(None, read, aread, 0, id="no cookie, read"),
+    pytest.param("anonymous", nothing, anothing, 0, id="untouched"),
+    pytest.param("anonymous", read, aread, 0, id="read"),
+    pytest.param("logged in", read_all, aread_all, 0, id="read all"),
+    pytest.param("anonymous", change, achange, 1, id="change"),
+    pytest.param("anonymous", change_in_place, achange_in_place, 1, id="change in place"),
+    pytest.param("anonymous", increment, aincrement, 1, id="increment"),
+    pytest.param("anonymous", set_expiry, aset_expiry, 1, id="set expiry"),
+    pytest.param(None, change, achange, 1, id="first write"),
+    pytest.param("anonymous", log_in, alog_in, 2, id="login"),
+    pytest.param("logged in", log_out, alog_out, 1, id="logout"),
+    pytest.param("nobody's", read, aread, 1, id="unknown cookie"),
+]
+
+
 @pytest.fixture
 def warm(proxy: CountingProxy, store: Any, monkeypatch: pytest.MonkeyPatch) -> CountingProxy:
     """Load all scripts, connect, and report the counters; replace the database."""
@@ -197,8 +214,13 @@ def session_before(before: str | None) -> dict[str, str]:
     return {COOKIE: session.session_key or ""}
 
 
-def cost(warm: CountingProxy, before: str | None, use: Use) -> tuple[int, int]:
-    """Return the round trips and the new connections of a request with this use."""
+def cost(
+    warm: CountingProxy, before: str | None, use: Use, *, reads_first: bool = False
+) -> tuple[int, int]:
+    """Return the round trips and the new connections of a request with this use.
+
+    With ``reads_first`` another request has read the session a moment ago.
+    """
 
     def view(request: HttpRequest) -> HttpResponse:
         use(request)
@@ -206,12 +228,16 @@ def cost(warm: CountingProxy, before: str | None, use: Use) -> tuple[int, int]:
 
     request = RequestFactory().get("/")
     request.COOKIES = session_before(before)
+    if reads_first:
+        SessionStore(request.COOKIES.get(COOKIE)).get("n")
     warm.reset()
     assert ClusteredSessionMiddleware(view)(request).status_code == 200
     return warm.round_trips, warm.connections
 
 
-async def acost(warm: CountingProxy, before: str | None, use: AsyncUse) -> tuple[int, int]:
+async def acost(
+    warm: CountingProxy, before: str | None, use: AsyncUse, *, reads_first: bool = False
+) -> tuple[int, int]:
     """See cost(); for an async request."""
 
     async def view(request: HttpRequest) -> HttpResponse:
@@ -222,6 +248,8 @@ async def acost(warm: CountingProxy, before: str | None, use: AsyncUse) -> tuple
     request.COOKIES = await sync_to_async(session_before)(before)
     # Opens the connection of this event loop.
     await SessionStore().aexists("x" * 32)
+    if reads_first:
+        await SessionStore(request.COOKIES.get(COOKIE)).aget("n")
     warm.reset()
     assert (await ClusteredSessionMiddleware(view)(request)).status_code == 200
     return warm.round_trips, warm.connections

@@ -31,6 +31,10 @@ PORTS: Final = range(12_000, 22_000)
 CLUSTER_BUS: Final = 10_000
 
 
+#: Bytes by which a connection is known: its greeting is among them.
+_FIRST_BYTES: Final = 4096
+
+
 def _free_ports() -> Iterator[int]:
     """Yield free ports on loopback, each reserved for this process until it ends.
 
@@ -52,11 +56,14 @@ def _free_ports() -> Iterator[int]:
 
 
 _ports = _free_ports()
+#: Two threads of a test cannot be in a generator at once.
+_one_by_one = threading.Lock()
 
 
 def free_port() -> int:
     """Return a TCP port on loopback that no other test gets, nor the port of its cluster bus."""
-    return next(_ports)
+    with _one_by_one:
+        return next(_ports)
 
 
 def wait_for(condition: Callable[[], Any], what: str, *, timeout_s: float = 10.0) -> Any:
@@ -236,6 +243,16 @@ class CountingProxy:
         """Forward replies again, beginning with the held ones."""
         self._flowing.set()
 
+    def swallow(self, what: Literal["requests", "replies"], *, of: bytes) -> None:
+        """Swallow one direction of open connections from now on, and their end.
+
+        Those are meant whose first requests contain ``of``; new ones are let through.
+        """
+        with self._lock:
+            for link in self._links:
+                if of in link.first:
+                    link.swallowed = what
+
     def refuse(self) -> None:
         """Refuse new connections, like a host without a store, and cut the open ones."""
         listener, self._listener = self._listener, None
@@ -288,6 +305,9 @@ class CountingProxy:
         while data := link.receive(link.client):
             # A large command arrives in pieces, but counts as one request.
             with self._lock:
+                link.first += data[: max(0, _FIRST_BYTES - len(link.first))]
+                if link.swallowed == "requests":
+                    continue
                 if link.replied:
                     link.replied, link.fault, link.request = False, None, bytearray()
                     self.requests.append(link.request)
@@ -313,6 +333,8 @@ class CountingProxy:
                 link.replied = True
                 fault = link.fault
             self._flowing.wait()
+            if link.swallowed == "replies":
+                continue
             if fault == "half":
                 link.send(link.client, data[: len(data) // 2])
             if fault is not None or not link.send(link.client, data):
@@ -320,6 +342,10 @@ class CountingProxy:
         self._end(link)
 
     def _end(self, link: _Link) -> None:
+        if link.swallowed:
+            # The store's end of the connection is swallowed as well.
+            link.store.close()
+            return
         link.close()
         with self._lock:
             self._links.discard(link)
@@ -340,6 +366,9 @@ class _Link:
     request: bytearray = field(default_factory=bytearray)
     replied: bool = True
     fault: str | None = None
+    #: The beginning of what the client has sent, and the direction that is swallowed.
+    first: bytearray = field(default_factory=bytearray)
+    swallowed: str = ""
 
     def receive(self, end: socket.socket) -> bytes:
         """Return the next bytes from one end, b"" when it is closed."""

@@ -49,5 +49,8 @@ CACHES = {
     },
 }
 
+# From Django 6.1 on; before, and for both in tests, it is what Django's test environment sets.
+MAILERS = {"default": {"BACKEND": "django.core.mail.backends.locmem.EmailBackend"}}
+
 # A busy machine may stall for seconds; tests of timeouts set their own.
 CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import redis
 
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests.conftest import use_store
 from tests.servers import StoreServer, wait_for
 
@@ -84,9 +84,13 @@ class Replicated:
         if not self.sentinels:
             use_store(settings, f"{self.primary.url}/{database}", **options)
             return
+        use_store(settings, f"{scheme}://{NAME}/{database}", **(self.options | options))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The OPTIONS of an entry of CACHES whose primary the Sentinels name."""
         addresses = [("127.0.0.1", sentinel.port) for sentinel in self.sentinels]
-        options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": addresses} | options
-        use_store(settings, f"{scheme}://{NAME}/{database}", **options)
+        return {"CONNECTION_FACTORY": django_redis.SENTINEL, "SENTINELS": addresses}
 
     def take_over(self, *, timeout_s: float = PROMOTION_S) -> None:
         """Wait until a replica is the primary, and note it as such."""
@@ -125,7 +129,7 @@ class Replicated:
     def _take_for_down_after(self, silence_ms: int) -> None:
         for sentinel in self.sentinels:
             with sentinel.client() as client:
-                client.sentinel_set(NAME, "down-after-milliseconds", silence_ms)
+                client.execute_command("SENTINEL SET", NAME, "down-after-milliseconds", silence_ms)
 
     def _follow(self) -> StoreServer:
         replica = self._start("--replicaof", f"127.0.0.1 {self.primary.port}", *self._flags)
@@ -162,14 +166,14 @@ class Replicated:
 
     def _is_informed(self, sentinel: StoreServer) -> bool:
         with sentinel.client(decode_responses=True) as client:
-            others = client.sentinel_sentinels(NAME)
-            known = client.sentinel_slaves(NAME)
+            others = client.execute_command("SENTINEL SENTINELS", NAME)
+            known = client.execute_command("SENTINEL SLAVES", NAME)
         return len(others) == len(self.sentinels) - 1 and len(known) == len(self.replicas)
 
     def _named(self, sentinel: StoreServer) -> int | None:
         """Return the port of the primary that a Sentinel names, None while that primary is down."""
         with sentinel.client(decode_responses=True) as client:
-            state = client.sentinel_masters()[NAME]
+            state = client.execute_command("SENTINEL MASTERS")[NAME]
         return None if state["is_odown"] or state["is_sdown"] else int(state["port"])
 
 

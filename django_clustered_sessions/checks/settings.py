@@ -14,8 +14,10 @@ from django.conf import settings
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.checks import CheckMessage, Error, Warning
 from django.core.exceptions import ImproperlyConfigured
+from django.urls import NoReverseMatch, reverse
 from django.utils.module_loading import import_string
 
+from django_clustered_sessions import encryption
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.importing import old_engine
@@ -67,7 +69,10 @@ def check_settings(
                 *_idle_timeout(),
                 *_locks(),
                 *_nonstop(),
+                *_near_reads(),
                 *_proxies(),
+                *_encryption(),
+                *_sign_in_mail(),
             ]
         ),
         *_renewer(),
@@ -86,12 +91,19 @@ def is_our_engine() -> bool:
 def _engine() -> type[Any]:
     path = settings.SESSION_ENGINE
     try:
-        found: type[Any] = import_module(path).SessionStore
+        found: type[Any] = import_module(_dotted(path)).SessionStore
     except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ImproperlyConfigured(
             f"SESSION_ENGINE is {path!r}, which is no session engine: {error}."
         ) from error
     return found
+
+
+def _dotted(path: Any) -> str:
+    """Return a setting's value that names a class. Raises ImportError for none that is text."""
+    if not isinstance(path, str):
+        raise ImportError(f"a {type(path).__name__} is no dotted path")
+    return path
 
 
 def _another_engine() -> Iterator[CheckMessage]:
@@ -132,8 +144,8 @@ def _middleware() -> Iterator[CheckMessage]:
             yield Warning(
                 f"MIDDLEWARE has {path}. Under it a store that is away is an error 500 instead of "
                 "a 503 with Retry-After, sliding expiry costs a round trip of its own instead of "
-                "riding on the load, each request under ASGI takes a hop to a thread, and no "
-                "request is locked.",
+                "riding on the load, each request under ASGI takes a hop to a thread, a request "
+                "whose session gets a new key meanwhile is an error 400, and no request is locked.",
                 hint=f"Put '{_OURS}' in its place.",
                 id="clustered_sessions.W002",
             )
@@ -227,12 +239,59 @@ def _nonstop() -> Iterator[CheckMessage]:
         )
 
 
+def _near_reads() -> Iterator[CheckMessage]:
+    if conf.near_reads == "tracked" and not conf.near_cache_bytes:
+        yield Error(
+            f"{PREFIX}NEAR_READS is 'tracked', and {PREFIX}NEAR_CACHE_BYTES is 0: there is nothing "
+            "to read from without a round trip.",
+            hint="Give the near cache some memory, or leave NEAR_READS out.",
+            id="clustered_sessions.E003",
+        )
+
+
 def _proxies() -> Iterator[CheckMessage]:
     if conf.trusted_proxies and find_spec("python_ipware") is None:
         yield Error(
             f"{PREFIX}TRUSTED_PROXIES needs python-ipware, which is not installed.",
             hint="Install django-clustered-sessions[clients].",
             id="clustered_sessions.E007",
+        )
+
+
+def _encryption() -> Iterator[CheckMessage]:
+    for number, fault in encryption.faults(conf.encryption_keys):
+        yield Error(
+            f"{PREFIX}ENCRYPTION_KEYS: entry {number} {fault}.",
+            hint="A key is 32 random bytes, as base64 or hexadecimal: python -c 'import secrets; "
+            "print(secrets.token_urlsafe(32))'. The first entry may be 'plain'.",
+            id="clustered_sessions.E011",
+        )
+    if conf.encryption_keys and find_spec("cryptography") is None:
+        yield Error(
+            f"{PREFIX}ENCRYPTION_KEYS needs cryptography, which is not installed.",
+            hint="Install django-clustered-sessions[encryption].",
+            id="clustered_sessions.E012",
+        )
+
+
+def _sign_in_mail() -> Iterator[CheckMessage]:
+    if conf.sign_in_mail == "off":
+        return
+    try:
+        reverse("clustered_sessions:end_sign_in", args=["link"])
+    except NoReverseMatch:
+        yield Warning(
+            f"{PREFIX}SIGN_IN_MAIL is {conf.sign_in_mail!r}, and ROOT_URLCONF has no page for the "
+            "link in the mail: none is sent.",
+            hint="Add path('sessions/', include('django_clustered_sessions.urls')).",
+            id="clustered_sessions.W023",
+        )
+    if conf.sign_in_mail == "new" and not conf.track_clients:
+        yield Warning(
+            f"{PREFIX}SIGN_IN_MAIL is 'new', and {PREFIX}TRACK_CLIENTS is off: no session says of "
+            "which browser it is, so there is a mail for each login.",
+            hint=f"Set {PREFIX}TRACK_CLIENTS = True, or SIGN_IN_MAIL = 'all' if that is wanted.",
+            id="clustered_sessions.W024",
         )
 
 
@@ -254,7 +313,7 @@ def _renewer() -> Iterator[CheckMessage]:
 def _serializer() -> Iterator[CheckMessage]:
     path = settings.SESSION_SERIALIZER
     try:
-        serializer = import_string(path)()
+        serializer = import_string(_dotted(path))()
         for value in ("x", 1, ["x", 1], None):
             stored = serializer.dumps(value)
             if not isinstance(stored, bytes) or serializer.loads(stored) != value:

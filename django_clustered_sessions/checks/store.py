@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from django.apps import AppConfig
@@ -13,14 +13,24 @@ from django.core.checks import CheckMessage, Info, Warning
 from django_clustered_sessions.conf import PREFIX, conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring import server_info
-from django_clustered_sessions.monitoring.server_info import StoreFacts
-from django_clustered_sessions.store import connections, runner
+from django_clustered_sessions.monitoring.server_info import Refused, StoreFacts
+from django_clustered_sessions.protocol.effects import plain
+from django_clustered_sessions.store import connections, runner, tracking
 from django_clustered_sessions.store.budget import Budget
 
 from .settings import check_settings, is_our_engine
 
 #: Oldest supported release of each store.
 OLDEST: Final = {"redis": (7, 0), "valkey": (7, 2)}
+
+#: Commands by what is off where the store lacks one: a setting that asks for it, or None where
+#: none does, and the words for it.
+_NEEDED: Final[Mapping[Sequence[str], tuple[str | None, str]]] = {
+    ("EVALSHA", "TIME", "HGETALL", "PEXPIREAT", "ZADD"): (None, "no session can be kept there"),
+    ("BLPOP",): (None, "a request that waits for a lock asks again and again, and is not woken"),
+    ("WAIT",): ("SYNC_REPLICAS", "no write will be acknowledged"),
+    ("XADD", "XREADGROUP", "XAUTOCLAIM"): ("EVENTS_KEPT", "what makes an event fails"),
+}
 
 #: First release with WAITAOF, of both stores.
 _WAITAOF: Final = (7, 2)
@@ -35,6 +45,9 @@ def check_store(
     budget = Budget(conf.store_timeout)
     try:
         facts = runner.run(server_info.store_facts(time.time), budget)
+        asked = ["EVALSHA_RO", *(word for words in _NEEDED for word in words)]
+        lacking = runner.run(server_info.lacking(asked), budget)
+        pinged = runner.run(server_info.unless_refused((plain("PING"),)), budget)
     except SessionStoreUnavailable as error:
         return [_unasked(error)]
     return [
@@ -42,9 +55,12 @@ def check_store(
         *persistence(facts),
         *clock(facts),
         *version(facts),
+        *commands(lacking),
         *sync(facts),
         *topology(facts),
         *isolation(facts),
+        *tracking_works(),
+        *sharing_works(pinged),
     ]
 
 
@@ -54,11 +70,11 @@ def _unasked(error: SessionStoreUnavailable) -> CheckMessage:
         # The store's own words, which say what is to be done.
         what = f"The store refused: {str(error).partition(': ')[2]}"
         hint = f"It is up, and has answered: see {where}, and the store's own settings."
-    elif connections.url(connections.entry()).startswith("rediss:"):
+    elif connections.entry().is_tls:
         what = f"The session store could not be asked by TLS: {error}"
         hint = (
-            f"LOCATION in {where} is rediss://: see that this port speaks TLS, or write redis://; "
-            "and that the store is up."
+            f"LOCATION in {where} is for TLS: see that this port speaks TLS, or write redis:// in "
+            "place of rediss://; and that the store is up."
         )
     else:
         what = f"The session store could not be asked: {error}"
@@ -132,6 +148,29 @@ def version(facts: StoreFacts) -> Iterator[CheckMessage]:
         )
 
 
+def commands(lacking: Collection[str] | Refused) -> Iterator[CheckMessage]:
+    """Name what the store lacks; one that does not tell has a user that may do less, mostly."""
+    if isinstance(lacking, Refused):
+        return
+    for words, (setting, outcome) in _NEEDED.items():
+        missing = [word for word in words if word in lacking]
+        asked_for = getattr(conf, setting.lower()) if setting else True
+        if missing and asked_for:
+            of_setting = f", and {PREFIX}{setting} is {asked_for!r}" if setting else ""
+            yield Warning(
+                f"The session store has no {', '.join(missing)}{of_setting}: {outcome}.",
+                hint="Take a store that has it (docs/stores.md)"
+                + (f", or leave {PREFIX}{setting} out." if setting else "."),
+                id="clustered_sessions.W022",
+            )
+    if "EVALSHA_RO" in lacking:
+        yield Info(
+            "The session store has no EVALSHA_RO: sessions are read by EVALSHA.",
+            hint="Nothing is to be done; the first read of each connection pool is sent twice.",
+            id="clustered_sessions.I002",
+        )
+
+
 def sync(facts: StoreFacts) -> Iterator[CheckMessage]:
     if not conf.sync_replicas and not conf.sync_fsync:
         return
@@ -169,9 +208,34 @@ def topology(facts: StoreFacts) -> Iterator[CheckMessage]:
             "say so: sessions on other nodes cannot be reached."
             if enabled == "1"
             else "The sessions' CACHES entry is for a cluster, and the session store is none.",
-            hint=f"CONNECTION_FACTORY in its OPTIONS is {connections.CLUSTER!r} for a cluster, "
-            "and for no other store.",
+            hint=f"{connections.entry().cluster_is} for a cluster, and for no other store.",
             id="clustered_sessions.W019",
+        )
+
+
+def tracking_works() -> Iterator[CheckMessage]:
+    if conf.near_reads != "tracked":
+        return
+    try:
+        tracking.try_out(conf.store_timeout)
+    except SessionStoreUnavailable as error:
+        yield Warning(
+            f"{PREFIX}NEAR_READS is 'tracked', and the session store does not track what is read: "
+            f"{error}",
+            hint="Each read asks the store, as with 'checked'. Let the store's user run CLIENT "
+            "TRACKING and PING, connect to the store itself and not to a proxy that does not "
+            "know RESP3, or leave NEAR_READS out.",
+            id="clustered_sessions.W021",
+        )
+
+
+def sharing_works(pinged: Any) -> Iterator[CheckMessage]:
+    if isinstance(pinged, Refused):
+        yield Info(
+            f"Asynchronous requests that run at once do not share connections: {pinged.why}",
+            hint="Nothing is to be done without ASGI. Otherwise let the store's user run PING, or "
+            "each request that runs at once has a connection of its own.",
+            id="clustered_sessions.I003",
         )
 
 

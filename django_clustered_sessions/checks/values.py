@@ -15,19 +15,26 @@ from django.core.checks import CheckMessage, Error, Warning
 from django_clustered_sessions.conf import (
     PREFIX,
     Locking,
+    NearReads,
     Nonstop,
     OnConflict,
     OnSessionLimit,
     OnSyncShortfall,
     Settings,
+    SignInMail,
 )
 from django_clustered_sessions.session.replication import SHARE
 
 #: Bytes of a session are counted in 32 bits.
 _MAX_BYTES: Final = 2**32 - 1
 
-#: Renewals are written once a second at most, so a shorter idle timeout would cut people off.
+#: Answers and renewals take their time, so a shorter idle timeout would cut people off.
 _SHORTEST_IDLE_S: Final = 2
+
+#: A round trip has to fit into the least age of a session that is read without one; the longest is
+#: that of an outage that nobody notices.
+_SHORTEST_AGE_S: Final = 0.05
+_LONGEST_AGE_S: Final = 60
 
 #: Similarity to the prefix from which on a name is taken for one of this package's settings. It
 #: leaves out CLUSTERED_CACHES_...
@@ -81,6 +88,10 @@ RULES: Final[Mapping[str, Rule]] = {
         lambda value: _is_number(value) and isinstance(value, int) and 0 < value <= _MAX_BYTES,
         f"a whole number of bytes from 1 to {_MAX_BYTES}",
     ),
+    "ENCRYPTION_KEYS": (
+        lambda value: isinstance(value, list | tuple),
+        "a list or a tuple of keys",
+    ),
     "IDLE_TIMEOUT": (
         lambda value: value is None or (_is_number(value) and value >= _SHORTEST_IDLE_S),
         f"None or a number of seconds, {_SHORTEST_IDLE_S} at least",
@@ -99,7 +110,13 @@ RULES: Final[Mapping[str, Rule]] = {
         lambda value: _COUNT[0](value) or _are_networks(value),
         "how many proxies, or a list with the network of each as a string",
     ),
+    "SIGN_IN_MAIL": _one_of(*get_args(SignInMail)),
     "NEAR_CACHE_BYTES": _COUNT,
+    "NEAR_READS": _one_of(*get_args(NearReads)),
+    "NEAR_MAX_AGE": (
+        lambda value: _is_number(value) and _SHORTEST_AGE_S <= value <= _LONGEST_AGE_S,
+        f"a number of seconds from {_SHORTEST_AGE_S} to {_LONGEST_AGE_S}",
+    ),
     "LOCKING": _one_of(*get_args(Locking)),
     "LOCK_WAIT": _SECONDS,
     "LOCK_LEASE": _SECONDS,
@@ -121,6 +138,9 @@ RULES: Final[Mapping[str, Rule]] = {
         "a string, or None for the name of the host",
     ),
 }
+
+#: Settings whose values no message shows.
+_SECRET: Final = frozenset({"ENCRYPTION_KEYS"})
 
 #: Settings of early versions, and what to do without each.
 REMOVED: Final[Mapping[str, str]] = {
@@ -166,8 +186,9 @@ def values_allowed() -> Iterator[CheckMessage]:
         if hasattr(settings, PREFIX + name):
             value = getattr(settings, PREFIX + name)
             if not is_allowed(value):
+                shown = f"a {type(value).__name__}" if name in _SECRET else repr(value)
                 yield Error(
-                    f"{PREFIX}{name} is {value!r}.",
+                    f"{PREFIX}{name} is {shown}.",
                     hint=f"It has to be {words}.",
                     id="clustered_sessions.E003",
                 )

@@ -33,9 +33,10 @@ class OwnSessions(LoginRequiredMixin, View):
 class DeviceList(OwnSessions, TemplateView):
     """List the user's sessions: the current one first, then by last use.
 
-    The template gets ``rows``, a page of ``rows.Row``; ``page_range``; ``count``, the
-    number of all sessions; ``has_others``; ``has_addresses``, False where no row has one;
-    ``track_hint``, True for staff if the site does not keep browsers and addresses.
+    The template gets all in ``devices``, as other names may be those of context processors:
+    ``rows``, a page of ``rows.Row``; ``page_range``; ``count``, the number of all sessions;
+    ``has_others``; ``has_addresses``, False where no row has one; ``track_hint``, True for staff if
+    the site does not keep browsers and addresses.
     """
 
     http_method_names = ["get", "head", "options"]
@@ -47,15 +48,15 @@ class DeviceList(OwnSessions, TemplateView):
         entries = registry.sessions_of(self.request.user, current=self.request.session)
         pages: Paginator[Row] = Paginator(rows(entries), self.paginate_by)
         page = pages.get_page(self.request.GET.get("page"))
-        return super().get_context_data(
-            rows=page,
-            page_range=pages.get_elided_page_range(page.number, on_each_side=2, on_ends=1),
-            count=pages.count,
-            has_others=any(not entry.is_current for entry in entries),
-            has_addresses=any(row.address for row in page),
-            track_hint=getattr(self.request.user, "is_staff", False) and not conf.track_clients,
-            **kwargs,
-        )
+        devices = {
+            "rows": page,
+            "page_range": pages.get_elided_page_range(page.number, on_each_side=2, on_ends=1),
+            "count": pages.count,
+            "has_others": any(not entry.is_current for entry in entries),
+            "has_addresses": any(row.address for row in page),
+            "track_hint": getattr(self.request.user, "is_staff", False) and not conf.track_clients,
+        }
+        return super().get_context_data(devices=devices, **kwargs)
 
 
 class EndDevice(OwnSessions):
@@ -66,12 +67,9 @@ class EndDevice(OwnSessions):
     def post(self, request: HttpRequest, id: str) -> HttpResponseBase:
         """End the session and redirect to the list.
 
-        Answers 404 for another user's session and for an invalid id.
+        Answers 404 for another user's session.
         """
-        try:
-            entry = registry.find(id, current=request.session)
-        except ValueError:
-            raise Http404("not a session id") from None
+        entry = registry.find(id, current=request.session)
         if entry is not None and not belongs_to(entry, request.user):
             raise Http404("no session of this user")
         if entry is not None and entry.is_current:

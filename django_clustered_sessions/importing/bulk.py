@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from django.contrib.sessions.backends.base import UpdateError
 
+from django_clustered_sessions.encryption import seal_of
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Flow
@@ -96,7 +97,8 @@ def _write_one_back(
             if not is_dry:
                 yield from ask(store.delete, store.adelete)
             return "ended here"
-        store._session_cache = SessionData(serializer, found.values).copy()
+        seal = seal_of(keys.id, found.past)
+        store._session_cache = SessionData(serializer, found.values, seal=seal).copy()
         if not is_dry:
             yield from ask(store.save, store.asave)
     except UpdateError:

@@ -13,6 +13,7 @@ from typing import Any, Final
 from django.core.exceptions import SuspiciousOperation
 
 from django_clustered_sessions.conf import conf
+from django_clustered_sessions.encryption import seal_of
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.commands import records
@@ -142,12 +143,15 @@ def leave(key: HiddenKey) -> Flow[None]:
 
 def adopt(keys: SessionKeys, packed: Packed, options: WriteOptions) -> Call:
     """Return the call that stores a session and marks it as taken over."""
-    memory_ms = max(packed.left_ms, options.default_age_ms) + _BESIDE_MS
+    memory_ms = max(packed.left_ms, options.ages.default_ms) + _BESIDE_MS
+    fields = packed.fields
+    if seal := seal_of(keys.id):
+        fields = [(field, seal.seal(field, value)) for field, value in fields]
     return records.adopt(
         keys,
         node_tag(conf.node_name) + secrets.token_bytes(VERSION_BYTES - NODE_BYTES),
         packed.expiry,
-        packed.fields,
+        fields,
         options,
         packed.user,
         packed.left_ms,

@@ -16,6 +16,8 @@ from html import escape
 from typing import Final, Literal
 
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.translation import gettext as _
+from django.utils.translation import ngettext
 
 from django_clustered_sessions.monitoring.history import History
 
@@ -64,13 +66,13 @@ def overview(history: History, zone: tzinfo = UTC) -> list[Plot]:
 
     ``zone`` is the time zone of the axes.
     """
-    sessions = Series("sessions", [level.sessions for level in history.levels])
+    sessions = Series(_("sessions"), [level.sessions for level in history.levels])
     times = [level.at for level in history.levels]
-    plots = [_plot("sessions", "Sessions", times, [sessions], "line", zone)]
+    plots = [_plot("sessions", _("Sessions"), times, [sessions], "line", zone)]
     for name, title in (
-        ("requests", "Requests in 5 minutes"),
-        ("lock_waits", "Waits for locks in 5 minutes"),
-        ("store_errors", "Errors of the store in 5 minutes"),
+        ("requests", _("Requests in 5 minutes")),
+        ("lock_waits", _("Waits for locks in 5 minutes")),
+        ("store_errors", _("Errors of the store in 5 minutes")),
     ):
         counted = [Series(node, values) for node, values in history.counted(name).items()]
         plots.append(_plot(name, title, history.starts, counted, "bars", zone))
@@ -101,7 +103,8 @@ def merged(series: Sequence[Series], most: int = MOST) -> list[Series]:
         None if all(value is None for value in values) else sum(value or 0 for value in values)
         for values in zip(*(one.values for one in rest), strict=True)
     ]
-    return [*(one for one in series if one in kept), Series(f"{len(rest)} others", sums)]
+    others = ngettext("%(count)d other", "%(count)d others", len(rest)) % {"count": len(rest)}
+    return [*(one for one in series if one in kept), Series(others, sums)]
 
 
 def svg(
@@ -163,7 +166,7 @@ class _Chart:
         yield from self._value_axis()
         yield from self._time_axis()
         if not self.has_data:
-            yield _text((_LEFT + _WIDTH - _RIGHT) / 2, self.floor / 2, "nothing yet", "middle")
+            yield _text((_LEFT + _WIDTH - _RIGHT) / 2, self.floor / 2, _("nothing yet"), "middle")
         elif self.stacked:
             yield from self._bars()
         else:
@@ -173,17 +176,26 @@ class _Chart:
 
     def _description(self) -> str:
         if not self.times or not self.has_data:
-            return "No data yet."
+            return _("No data yet.")
         parts = []
         for one in self.series:
             known = [value for value in one.values if value is not None]
             if known:
                 parts.append(
-                    f"{one.label}: {_short(min(known))} to {_short(max(known))}, "
-                    f"last {_short(known[-1])}"
+                    _("%(name)s: %(least)s to %(most)s, last %(last)s")
+                    % {
+                        "name": one.label,
+                        "least": _short(min(known)),
+                        "most": _short(max(known)),
+                        "last": _short(known[-1]),
+                    }
                 )
         begin, end = (_clock(time, self.zone) for time in (self.times[0], self.times[-1]))
-        return f"From {begin} to {end}. {'; '.join(parts)}."
+        return _("From %(begin)s to %(end)s. %(series)s.") % {
+            "begin": begin,
+            "end": end,
+            "series": "; ".join(parts),
+        }
 
     def _x(self, time: datetime) -> float:
         first, last = self.times[0], self.times[-1]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
@@ -69,6 +70,23 @@ NAMES: Final = (
     "takeover_values_lost",
     "store_longest_away_ms",
     "store_last_away_ms",
+    "near_reads",
+    "near_longest_age_ms",
+    "near_invalidations",
+    "near_leases_lost",
+    "near_age_ms",
+    "near_ages_to_10_ms",
+    "near_ages_to_25_ms",
+    "near_ages_to_50_ms",
+    "near_ages_to_100_ms",
+    "near_ages_to_250_ms",
+    "near_ages_to_500_ms",
+    "near_ages_to_1000_ms",
+    "near_ages_to_2500_ms",
+    "near_ages_to_5000_ms",
+    "near_ages_to_10000_ms",
+    "near_ages_to_30000_ms",
+    "near_ages_to_60000_ms",
 )
 
 #: Counters that are combined by the maximum instead of the sum.
@@ -79,6 +97,7 @@ MAXIMA: Final = frozenset(
         "lifetime_longest_ms",
         "store_longest_away_ms",
         "store_last_away_ms",
+        "near_longest_age_ms",
     }
 )
 
@@ -96,10 +115,29 @@ KEPT: Final = (
     "expired",
 )
 
-#: Counters of waits by length, in order, each with its upper bound in ms.
-WAITS: Final = tuple(
-    (name, int(name.split("_")[3])) for name in NAMES if name.startswith("lock_waits_to_")
-)
+
+class Histogram(NamedTuple):
+    """Names of the counters of durations: their number, sum and maximum, and the classes by length.
+
+    ``bounds_ms`` are the upper bounds of ``classes``, in order. Longer ones are in no class.
+    """
+
+    number: str
+    total_ms: str
+    longest_ms: str
+    classes: Sequence[str]
+    bounds_ms: Sequence[int]
+
+
+def _histogram(number: str, total_ms: str, longest_ms: str, prefix: str) -> Histogram:
+    classes = [name for name in NAMES if name.startswith(prefix)]
+    bounds_ms = [int(name.removeprefix(prefix).removesuffix("_ms")) for name in classes]
+    return Histogram(number, total_ms, longest_ms, classes, bounds_ms)
+
+
+#: Waits for locks, and ages of the sessions that were read without a trip.
+WAITS: Final = _histogram("lock_waits", "lock_wait_ms", "lock_longest_wait_ms", "lock_waits_to_")
+AGES: Final = _histogram("near_reads", "near_age_ms", "near_longest_age_ms", "near_ages_to_")
 
 #: Seconds between two reports.
 INTERVAL_S: Final = 1.0
@@ -158,11 +196,17 @@ class Counters:
             for name, value in values.items():
                 self.counts[name] = max(self.counts[name], value)
 
-    def waited(self, wait_ms: int) -> None:
-        """Count a wait for a lock of this length."""
-        name = next((name for name, bound_ms in WAITS if wait_ms <= bound_ms), None)
-        self.add(lock_waits=1, lock_wait_ms=wait_ms, **({name: 1} if name else {}))
-        self.maximum(lock_longest_wait_ms=wait_ms)
+    def measure(self, durations: Histogram, ms: int) -> None:
+        """Count a duration in its histogram."""
+        at = bisect_left(durations.bounds_ms, ms)
+        with self._lock:
+            counts = self.counts
+            counts[durations.number] += 1
+            counts[durations.total_ms] += ms
+            if at < len(durations.classes):
+                counts[durations.classes[at]] += 1
+            if ms > counts[durations.longest_ms]:
+                counts[durations.longest_ms] = ms
 
     def ended(self, lifetimes_ms: Iterable[int | None]) -> None:
         """Count ended sessions with their lifetimes; None for an unknown one."""
@@ -241,10 +285,6 @@ class Counters:
                 if len(self._past) < _MOST_PAST:
                     span = Counter(dict(zip(KEPT, counts, strict=True)))
                     self._past.appendleft((at - age_ms / 1000, span))
-
-    def observe_clock(self, store_ms: int, sent_s: float, received_s: float) -> None:
-        """Measure the clock's offset by a reply: store time in ms, this node's times in seconds."""
-        self.clock_offset_ms = round((sent_s + received_s) * 500) - store_ms
 
 
 counters = Counters()

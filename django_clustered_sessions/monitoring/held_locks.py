@@ -1,6 +1,6 @@
-"""Current locks with their holders and waiters. Pure.
+"""Current locks that are waited for or held for long, with their holders and waiters. Pure.
 
-The cost grows with the number of held locks, not with the number of sessions.
+The cost grows with the number of such locks, not with the number of sessions.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .replies import PER_TRIP, undamaged
 class HeldLock:
     """Lock that is held now; times in ms by the store's clock.
 
-    ``session`` is the start of the session's public id. ``holder`` is None if the lock was handed
-    off between the two reads. ``waiting`` are the waiters in the order of the queue.
+    ``session`` is the start of the session's public id, ``holder`` the name of the lock's holder.
+    ``waiting`` are the waiters in the order of the queue.
     """
 
     session: str
-    holder: Locker | None
+    holder: str
     since_ms: int
     lease_end_ms: int
     waiting: Sequence[Locker]
@@ -40,7 +40,7 @@ class HeldLock:
 
 @dataclass(frozen=True, slots=True)
 class HeldLocks:
-    """All held locks, longest held first; ``now_ms`` is the store's clock."""
+    """All such locks, longest held first; ``now_ms`` is the store's clock."""
 
     prefix: str
     now_ms: int
@@ -50,7 +50,8 @@ class HeldLocks:
 def collect_locks(prefix: str) -> Flow[HeldLocks]:
     """Collect the locks with their holders and waiters; ``prefix`` is the setting KEY_PREFIX.
 
-    A lock whose lease is over is free, and listed only if a request waits for it.
+    A lock is found once a request waits for it, or once its lease has been renewed. One whose lease
+    is over is free, and listed only if a request waits for it.
 
     Raises SessionStoreUnavailable.
     """
@@ -95,10 +96,10 @@ def _held(session_id: str, entries: Any, lock: Any, now_ms: int) -> HeldLock | N
     except Damaged:
         return None
     # The lock was read after the queue; it may have been handed off to a waiter.
-    behind = iter(lockers)
-    holder = next((one for one in behind if one.token == found.token), None)
+    places = [one.token for one in lockers]
+    behind = lockers[places.index(found.token) + 1 :] if found.token in places else []
     waiting = [one for one in behind if one.waits_until_ms > now_ms]
     lease_end_ms = found.ends_ms(now_ms)
     if lease_end_ms <= now_ms and not waiting:
         return None
-    return HeldLock(session_id[:12], holder, found.since_ms, lease_end_ms, waiting)
+    return HeldLock(session_id[:12], found.name, found.since_ms, lease_end_ms, waiting)

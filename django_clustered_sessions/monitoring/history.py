@@ -187,7 +187,7 @@ def _start(slot: int) -> datetime:
 
 
 def document(history: History) -> dict[str, Any]:
-    """Return the history as ``docs/sessionstats.md`` describes it, ready for JSON."""
+    """Return the history as ``docs/sessionstats-json.md`` describes it, ready for JSON."""
     return {
         "format": FORMAT,
         "time_ms": _ms(history.now),

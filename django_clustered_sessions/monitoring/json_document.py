@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Any, Final
 
-from django_clustered_sessions.monitoring.counters import NAMES, WAITS
+from django_clustered_sessions.monitoring.counters import AGES, NAMES, WAITS, Histogram
 
 from .held_locks import HeldLocks
 from .server_info import CLOCK_TOLERANCE_MS, Clock, Primary
@@ -19,7 +19,7 @@ FORMAT: Final = 1
 
 
 def locks_document(held: HeldLocks) -> dict[str, Any]:
-    """Return the locks for JSON, in the format of ``docs/sessionstats.md``."""
+    """Return the locks for JSON, in the format of ``docs/sessionstats-json.md``."""
     return {
         "format": FORMAT,
         "time_ms": held.now_ms,
@@ -27,7 +27,7 @@ def locks_document(held: HeldLocks) -> dict[str, Any]:
         "held_locks": [
             {
                 "session": lock.session,
-                "holder": lock.holder and lock.holder.name,
+                "holder": lock.holder,
                 "since_ms": lock.since_ms,
                 "lease_left_ms": lock.lease_end_ms - held.now_ms,
                 "waiting": [
@@ -64,25 +64,35 @@ def acknowledged_after_ms(counts: Counter[str]) -> float | None:
 
 
 def waits(counts: Counter[str]) -> dict[str, int] | None:
-    """Return p50, p95, p99, max and mean wait for locks in ms; None without any.
+    """Return the lengths of waits for locks. See _summary()."""
+    return _summary(counts, WAITS)
 
-    Waits are counted by classes, so the percentiles are upper bounds of classes, capped by the
-    longest wait.
+
+def ages(counts: Counter[str]) -> dict[str, int] | None:
+    """Return the ages of sessions that were read without a trip. See _summary()."""
+    return _summary(counts, AGES)
+
+
+def _summary(counts: Counter[str], durations: Histogram) -> dict[str, int] | None:
+    """Return p50, p95, p99, max and mean of a histogram in ms; None if it is empty.
+
+    The percentiles are upper bounds of classes, capped by the longest duration.
     """
-    count, longest_ms = counts["lock_waits"], counts["lock_longest_wait_ms"]
+    count, longest_ms = counts[durations.number], counts[durations.longest_ms]
     if not count:
         return None
-    up_to = list(accumulate(counts[name] for name, _ in WAITS))
+    bounds_ms = durations.bounds_ms
+    up_to = list(accumulate(counts[name] for name in durations.classes))
     found = {}
     for name, percent in (("p50", 50), ("p95", 95), ("p99", 99)):
         rank = math.ceil(percent * count / 100)
-        bounds = (bound for (_, bound), ranks in zip(WAITS, up_to, strict=True) if ranks >= rank)
-        found[name] = min(next(bounds, longest_ms), longest_ms)
-    return {**found, "max": longest_ms, "mean": round(counts["lock_wait_ms"] / count)}
+        fit = (bound_ms for bound_ms, ranks in zip(bounds_ms, up_to, strict=True) if ranks >= rank)
+        found[name] = min(next(fit, longest_ms), longest_ms)
+    return {**found, "max": longest_ms, "mean": round(counts[durations.total_ms] / count)}
 
 
 def document(figures: Statistics) -> dict[str, Any]:
-    """Return the statistics for JSON, in the format of ``docs/sessionstats.md``."""
+    """Return the statistics for JSON, in the format of ``docs/sessionstats-json.md``."""
     store, memory = figures.store, figures.memory
     records = figures.record_memory
     return {
@@ -118,7 +128,10 @@ def document(figures: Statistics) -> dict[str, Any]:
         "counters": _named(figures.counts),
         "lifetimes_ms": lifetimes(figures.counts),
         "locks": {"waited_ms": waits(figures.counts)},
-        "near_cache": {"hit_ratio": near_hit_ratio(figures.counts)},
+        "near_cache": {
+            "hit_ratio": near_hit_ratio(figures.counts),
+            "read_age_ms": ages(figures.counts),
+        },
         "sync": {"acknowledged_after_ms": acknowledged_after_ms(figures.counts)},
         "nodes": [
             {

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, NamedTuple
 
-from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, WAITS
+from django_clustered_sessions.monitoring.counters import (
+    AGES,
+    MAXIMA,
+    MINIMA,
+    NAMES,
+    WAITS,
+    Histogram,
+)
 
 from .statistics import Node, Statistics
 
@@ -20,8 +27,11 @@ PREFIX: Final = "clustered_sessions"
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-#: Counters exported in another form: the lengths of waits, as a histogram.
-_WAITS: Final = frozenset({"lock_waits", "lock_wait_ms", *(name for name, _ in WAITS)})
+#: Counters exported in another form, as histograms. The number of reads without a trip is exported
+#: as a counter too, as the loads are, of which they are a part.
+_IN_HISTOGRAMS: Final = frozenset(
+    {WAITS.number, WAITS.total_ms, *WAITS.classes, AGES.total_ms, *AGES.classes}
+)
 
 _HELP: Final = {
     "requests": "Requests that passed the middleware.",
@@ -63,6 +73,10 @@ _HELP: Final = {
     "takeover_values_lost": "Values that were left behind in the old engine.",
     "store_longest_away_ms": "The longest time ever that the store was away.",
     "store_last_away_ms": "Time when the store was last found away, by its clock, since the epoch.",
+    "near_reads": "Sessions read without a round trip.",
+    "near_longest_age_ms": "The longest age ever of the proof that such a session was the store's.",
+    "near_invalidations": "Sessions that the store told to have changed.",
+    "near_leases_lost": "Tracked connections lost, with all that was read over them.",
 }
 
 
@@ -99,19 +113,18 @@ def families() -> Iterator[Family]:
         labels=("of",),
     )
     for name in NAMES:
-        if name not in _WAITS:
+        if name not in _IN_HISTOGRAMS:
             yield _of_counter(name)
-    yield Family(
-        f"{PREFIX}_lock_wait_seconds",
-        "histogram",
-        "Waits for locks that were acquired.",
-        "seconds",
-        ("node",),
-        _wait_samples,
+    yield _histogram("lock_wait_seconds", "Waits for locks that were acquired.", WAITS)
+    yield _histogram(
+        "near_age_seconds",
+        "Ages of the proof that a session read without a round trip was the store's.",
+        AGES,
     )
     yield _gauge("node_reported_timestamp_seconds", "Time of a node's last report.", _reported)
     yield _gauge("node_clock_offset_seconds", "A node's clock less the store's.", _offset)
     yield _gauge("store_memory_bytes", "Memory that the store uses.", _used, labels=())
+    yield _gauge("store_memory_limit_bytes", "Memory that the store may use.", _limit, labels=())
     yield _gauge("store_replicas", "Replicas that the store has.", _replicas, labels=())
 
 
@@ -140,23 +153,27 @@ def _of_counter(name: str) -> Family:
     return Family(f"{PREFIX}_{shown}", kind, _HELP[name], unit, ("node",), samples)
 
 
+def _histogram(name: str, help: str, durations: Histogram) -> Family:
+    def samples(figures: Statistics) -> Iterator[Sample]:
+        for node in _nodes(figures):
+            total_s = node.counts[durations.total_ms] / 1000
+            yield Sample((node.name,), total_s, _classes(node.counts, durations))
+
+    return Family(f"{PREFIX}_{name}", "histogram", help, "seconds", ("node",), samples)
+
+
+def _classes(counts: Counter[str], durations: Histogram) -> list[tuple[str, float]]:
+    found, below = [], 0
+    for name, bound_ms in zip(durations.classes, durations.bounds_ms, strict=True):
+        below += counts[name]
+        found.append((str(bound_ms / 1000), float(below)))
+    return [*found, ("+Inf", float(max(counts[durations.number], below)))]
+
+
 def _nodes(figures: Statistics) -> Iterator[Node]:
     """Yield the current nodes, without the sum of former nodes, which would look recent."""
     for _, node in sorted(figures.nodes.items()):
         yield node
-
-
-def _wait_samples(figures: Statistics) -> Iterator[Sample]:
-    for node in _nodes(figures):
-        yield Sample((node.name,), node.counts["lock_wait_ms"] / 1000, _classes(node.counts))
-
-
-def _classes(counts: Counter[str]) -> list[tuple[str, float]]:
-    found, below = [], 0
-    for name, bound_ms in WAITS:
-        below += counts[name]
-        found.append((str(bound_ms / 1000), float(below)))
-    return [*found, ("+Inf", float(max(counts["lock_waits"], below)))]
 
 
 def _sessions(figures: Statistics) -> Iterator[Sample]:
@@ -183,6 +200,12 @@ def _offset(figures: Statistics) -> Iterator[Sample]:
 
 def _used(figures: Statistics) -> Iterator[Sample]:
     if (number := figures.store.number("used_memory")) is not None:
+        yield Sample((), number)
+
+
+def _limit(figures: Statistics) -> Iterator[Sample]:
+    # 0 means that there is no limit, not one of 0 bytes.
+    if number := figures.store.number("maxmemory"):
         yield Sample((), number)
 
 

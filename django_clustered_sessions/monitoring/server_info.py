@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -194,6 +194,17 @@ def store_facts(node: Callable[[], float]) -> Flow[StoreFacts]:
             facts["min_replicas"] = int(least) if least.isdigit() else None
             facts["why_no_config"] = "" if told else "CONFIG GET does not tell"
     return StoreFacts(time.now_ms, time.offset_ms, time.error_ms, **facts)
+
+
+def lacking(words: Sequence[str]) -> Flow[Collection[str] | Refused]:
+    """Ask the store which of some commands it does not have.
+
+    Raises SessionStoreUnavailable.
+    """
+    told = yield from unless_refused((plain("COMMAND", "INFO", *words),))
+    if isinstance(told, Refused):
+        return told
+    return {word for word, found in zip(words, told[0], strict=True) if not found}
 
 
 def primary(address: str, facts: StoreFacts) -> Primary:

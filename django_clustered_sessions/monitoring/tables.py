@@ -126,7 +126,8 @@ def _users(figures: Statistics) -> list[RenderableType]:
 
 def _sizes(figures: Statistics) -> RenderableType:
     measured = figures.sizes.count
-    title = f"Size, of {'all' if figures.exact else 'a sample of'} {measured:,} sessions"
+    sample = "" if figures.exact else "a sample of "
+    title = f"Size, of {sample}{measured:,} session{'' if measured == 1 else 's'}"
     if figures.unreadable:
         title += f" ({figures.unreadable:,} more cannot be read)"
     table = _table(title, "bytes", "min", "median", "p95", "max", "mean")
@@ -313,8 +314,7 @@ def locks_page(held: HeldLocks) -> RenderableType:
     for lock in held.locks:
         left_ms = lock.lease_end_ms - held.now_ms
         lease = _seconds(left_ms) if left_ms > 0 else "over"
-        holder = lock.holder.name if lock.holder else ""
-        add(lock.session, "holds", lock.since_ms, lease, holder or _UNKNOWN)
+        add(lock.session, "holds", lock.since_ms, lease, lock.holder or _UNKNOWN)
         for position, waiter in enumerate(lock.waiting, 1):
             add("", f"{position:,}", waiter.since_ms, "", waiter.name or _UNKNOWN)
     return table
@@ -334,7 +334,15 @@ def _near_share(figures: Statistics) -> list[str]:
     if ratio is None:
         return []
     saved = _bytes(figures.counts["near_bytes_saved"])
-    return [f"Near cache: {ratio:.0%} of the loads had not changed; {saved} were not sent."]
+    lines = [f"Near cache: {ratio:.0%} of the loads had not changed; {saved} were not sent."]
+    if free := figures.counts["near_reads"]:
+        share, ages_ms = free / figures.counts["loads"], json_document.ages(figures.counts) or {}
+        shown = ", ".join(f"{name} {ages_ms[name]:,}" for name in ("p50", "p99", "max"))
+        lines += [
+            f"Tracked reads: {share:.0%} of the loads took no round trip.",
+            f"Ages of what they found, in ms: {shown}.",
+        ]
+    return lines
 
 
 def _sync_share(figures: Statistics) -> list[str]:

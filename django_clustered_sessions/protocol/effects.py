@@ -39,12 +39,12 @@ class Everywhere(Trip):
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """A blocking read of the list ``mailbox``; its reply is True if there was something in it.
+    """A blocking read of the lists ``mailboxes``; its reply is True if there was something in one.
 
     None where the read failed, long before its time perhaps.
     """
 
-    mailbox: str
+    mailboxes: tuple[str, ...]
     seconds: float
 
 

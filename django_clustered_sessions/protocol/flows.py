@@ -52,6 +52,9 @@ from .session_data import SessionData
 
 #: Most moves of a session that are followed.
 _MOST_MOVES: Final = 8
+#: Bytes from which on a session that is known is read by a script, which may leave its values out.
+#: Fewer are copied by the store faster than it gets to run a script.
+_LARGE: Final = 2048
 #: Conflicts in a row after which a writer queues for the lock.
 _PATIENCE: Final = 3
 
@@ -67,6 +70,8 @@ class Read(NamedTuple):
     turn: LockOutcome | None = None
     #: True if the session is as it was known.
     is_known: bool = False
+    #: Bytes of values that were not sent, because they are known.
+    saved: int = 0
     #: Of a session that is gone: the tag of its user when the wait for its lock began.
     whose: bytes = b""
 
@@ -105,7 +110,8 @@ def load(
     """
     # A conditional read omits the lock, so a joining request reads the whole record.
     known = None if joins else known
-    trip = records.fetch(keys, known.version) if known else records.read(keys)
+    left_out = known if known is not None and known.size >= _LARGE else None
+    trip = records.fetch(keys, left_out.version) if left_out else records.read(keys)
     if options:
         trip = (records.touch(keys, options), *trip)
     turn = None
@@ -114,11 +120,13 @@ def load(
     else:
         replies = yield trip
     fields, now_ms = records.parse_read(replies[-2:])
+    packed = fields if isinstance(fields, bytes) else fields.get(META)
     found: Loaded | EndReason
-    if is_known := isinstance(fields, bytes):
-        found = Loaded(Meta.parse(fields), cast(CachedSession, known).values)
+    if known and packed is not None and (meta := Meta.parse(packed)).version == known.version:
+        found = Loaded(meta, known.values, past=known.past)
     else:
-        found = Loaded.parse(fields)
+        known = None
+        found = Loaded.parse(cast(dict[bytes, bytes], fields))
     if isinstance(found, Loaded) and found.meta.deadline_ms <= now_ms:
         # It expired between the two commands of this trip.
         found = EndReason.UNKNOWN
@@ -126,7 +134,8 @@ def load(
         return Read(found, now_ms, turn, whose=_user_in(turn.seen))
     if lock_request and joins and isinstance(found, Loaded):
         turn = _joined(lock_request, cast(dict[bytes, bytes], fields).get(LOCK), now_ms)
-    return Read(found, now_ms, turn, is_known)
+    saved = meta.size if known and left_out else 0
+    return Read(found, now_ms, turn, known is not None, saved)
 
 
 def _user_in(replies: Sequence[Any]) -> bytes:
@@ -172,20 +181,20 @@ def look(keys: SessionKeys) -> Flow[tuple[Meta | None, int]]:
     return (Meta.parse(packed) if packed is not None else None), now_ms
 
 
-def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[SessionKeys | None]:
+def follow(keys: SessionKeys, prefix: str, user: bytes) -> Flow[tuple[SessionKeys, bytes] | None]:
     """Return the keys under which a user's session, by tag, goes on that has left ``keys``.
 
-    None where it does not, or where it is another user's by now. ``prefix`` is the setting
-    KEY_PREFIX.
+    Beside them the session's past, see ``sealing``. None where it does not go on, or where it is
+    another user's by now. ``prefix`` is the setting KEY_PREFIX.
 
     Raises NewerFormat.
     """
     for _ in range(_MOST_MOVES):
         (reply,) = yield records.whereabouts(keys)
-        packed, public_id = records.parse_whereabouts(reply)
+        packed, public_id, past = records.parse_whereabouts(reply)
         try:
             if packed:
-                return keys if Meta.parse(packed).user == user else None
+                return (keys, past) if Meta.parse(packed).user == user else None
             keys = SessionKeys.of_id(prefix, public_id)
         except (Damaged, ValueError):
             break
@@ -254,13 +263,17 @@ def commit(
                 return alive if isinstance(alive, Gone) else Committed(alive, changes, merged, turn)
             expiry = expiry_of(fields) if changes.expiry_changed else None
             token = token_of(changes)
+            sent = fields.sealed(changes)
             user = fields.user if changes.changes_user else b""
             (reply,) = yield (
-                records.commit(keys, token, expiry, changes, options, fence, user, whose),
+                records.commit(keys, token, expiry, sent, options, fence, user, whose),
             )
             queues = False
             match records.parse_commit(reply):
                 case Gone() as gone:
+                    if gone.counters is not None:
+                        # The session has taken it along.
+                        fields.written(sent, token, list(gone.counters))
                     return gone
                 case TooLarge(size=size):
                     raise SessionTooLarge(keys.id, size, options.max_bytes)
@@ -279,7 +292,7 @@ def commit(
                     fields.rebase(theirs)
                     queues = fence.token is None and conflicts >= _PATIENCE
                 case Alive() as alive:
-                    fields.written(changes, token, list(alive.counters))
+                    fields.written(sent, token, list(alive.counters))
                     return Committed(alive, changes, merged, turn, token)
             if queues:
                 lock_request = asks()
@@ -314,13 +327,15 @@ def rotate(
     *,
     apart: bool = False,
     found: Loaded | None = None,
+    past: bytes = b"",
 ) -> Flow[Alive | Gone | Exists]:
     """Move a session to a new key, with everything that the store holds of it.
 
     Raw values move, those included that this release cannot read. While another request holds the
     lock, this one queues for it with ``asks()``. Where the two keys may be ``apart``, on two
     servers, the session is copied, then ended under the old key unless it has changed since;
-    ``found`` is the session as it was loaded, None to read it.
+    ``found`` is the session as it was loaded, None to read it. ``past`` is its past under the new
+    key, see ``sealing``; empty to leave that as it is.
 
     Raises SessionLockLost, SessionLockTimeout.
     """
@@ -328,11 +343,11 @@ def rotate(
     while True:
         if apart:
             moved = yield from _move(
-                old, new, options, token_of(), lock_request or asks(), fence, found
+                old, new, options, token_of(), lock_request or asks(), fence, found, past
             )
             found = None
         else:
-            (reply,) = yield (records.rotate(old, new, token_of(), options, fence),)
+            (reply,) = yield (records.rotate(old, new, token_of(), options, fence, past),)
             moved = records.parse_rotate(reply)
         match moved:
             case Conflict():
@@ -362,6 +377,7 @@ def _move(
     lock_request: LockRequest,
     fence: Fence,
     found: Loaded | None,
+    past: bytes,
 ) -> Flow[Alive | Gone | Exists | Conflict | Held | Lost]:
     """Copy a session to a new key, then end it under the old one: one always exists."""
     if found is None:
@@ -372,7 +388,7 @@ def _move(
         if isinstance(read.found, EndReason):
             return Gone(read.now_ms, read.found)
         found = read.found
-    trip: Trip = (records.copy(new, token, found, options),)
+    trip: Trip = (records.copy(new, token, found, options, past),)
     if fence.token and not fence.release:
         # The lock goes along.
         trip += (lock_queue.acquire(new, fence.token, lock_request.options, 0),)
@@ -380,7 +396,7 @@ def _move(
     copied = records.parse_create(reply)
     if isinstance(copied, Exists):
         return copied
-    leave = records.leave(old, token, found.meta.version, new, options.events_kept, fence)
+    leave = records.leave(old, token, found.meta.version, new, options, fence)
     (reply,) = yield (leave,)
     refusal = records.parse_leave(reply)
     if refusal is None:

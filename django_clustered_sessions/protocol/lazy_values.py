@@ -10,6 +10,7 @@ from . import record
 from .faults import fault_of
 from .merge import MISSING
 from .record import Serializer
+from .sealing import Seal
 
 #: Values of these types cannot change in place.
 _ATOMS: Final = frozenset({str, bytes, int, float, bool, type(None)})
@@ -22,7 +23,7 @@ class LazyValues:
     session key, ``undecoded`` the fields whose values it does not have yet, in order. ``atoms`` are
     those values of ``live`` that are as loaded if they are the same object. ``set_aside`` are the
     fields that cannot be read: invisible, and kept in the store unless the key is set anew.
-    ``guard`` is a reentrant lock.
+    ``guard`` is a reentrant lock. ``seal`` opens encrypted fields, None without encryption.
     """
 
     def __init__(
@@ -31,10 +32,12 @@ class LazyValues:
         stored: Mapping[bytes, bytes] | None,
         on_unreadable: Callable[[Any, Exception], None],
         guard: AbstractContextManager[Any],
+        seal: Seal | None = None,
     ) -> None:
         self.serializer = serializer
         self.on_unreadable = on_unreadable
         self.guard = guard
+        self.seal = seal
         self.stored = dict(stored or {})
         self.live: dict[Any, Any] = {}
         self.undecoded: dict[bytes, None] = dict.fromkeys(self.stored)
@@ -46,7 +49,7 @@ class LazyValues:
         if isinstance(key, str):
             field = record.field_of(key, self.serializer)
             if field in self.undecoded:
-                self._decode(field)
+                self._decode(field, key)
         else:
             # Keys that are equal, such as 1 and 1.0, may be written differently.
             for field in [field for field in self.undecoded if field.startswith(record.ODD_DATA)]:
@@ -64,16 +67,25 @@ class LazyValues:
         self.find(key)
         return record.field_of(key, self.serializer) in self.set_aside
 
-    def read(self, key: Any, stored: bytes) -> Any:
+    def read(self, key: Any, field: bytes, stored: bytes) -> Any:
         """Return the value in a field's bytes; MISSING where they are empty or cannot be read."""
         if not stored:
             return MISSING
         try:
-            return record.unpack(stored, self.serializer)
+            return record.unpack(self.opened(field, stored), self.serializer)
         except Exception as error:
-            fault = fault_of(lambda: record.unpack(stored, self.serializer), error)
+            fault = fault_of(
+                lambda: record.unpack(self.opened(field, stored), self.serializer), error
+            )
             self.on_unreadable(key, fault)
             return MISSING
+
+    def opened(self, field: bytes, stored: bytes) -> bytes:
+        """Return a field's bytes as they would be without encryption.
+
+        Raises Unopened.
+        """
+        return stored if self.seal is None else self.seal.open(field, stored)
 
     def key(self, field: bytes) -> Any:
         """Return the key under which the request knows a field."""
@@ -135,28 +147,33 @@ class LazyValues:
         self.stored, self.undecoded, self.set_aside = {}, {}, set()
         self.live, self.atoms = {}, {}
 
-    def _decode(self, field: bytes) -> None:
+    def _decode(self, field: bytes, key: str | None = None) -> None:
+        """Decode a field's value; ``key`` is its session key, None where that is to be found."""
         with self.guard:
             if field not in self.undecoded:
                 # Another thread has done it meanwhile.
                 return
-            key: Any = field
+            known: Any = field if key is None else key
             try:
-                key = record.key_of(field, self.serializer)
-                value = record.unpack(self.stored[field], self.serializer)
+                if key is None:
+                    known = record.key_of(field, self.serializer)
+                stored = self.stored[field]
+                if self.seal is not None:
+                    stored = self.seal.open(field, stored)
+                value = record.unpack(stored, self.serializer)
             except Exception as error:
                 fault = fault_of(lambda: self._unpacked(field), error)
                 del self.undecoded[field]
-                self._put_aside(key, field, fault)
+                self._put_aside(known, field, fault)
                 return
-            self.live[key] = value
+            self.live[known] = value
             if type(value) in _ATOMS:
-                self.atoms[key] = value
+                self.atoms[known] = value
             del self.undecoded[field]
 
     def _unpacked(self, field: bytes) -> tuple[Any, Any]:
         key = record.key_of(field, self.serializer)
-        return key, record.unpack(self.stored[field], self.serializer)
+        return key, record.unpack(self.opened(field, self.stored[field]), self.serializer)
 
     def _put_aside(self, key: Any, field: bytes, error: Exception) -> None:
         self.set_aside.add(field)

@@ -1,9 +1,9 @@
 """Take a lock: on one trip where it is free, by a place in the store's queue where it is not.
 
 A flow, as those of ``flows``. A lock that is free is taken on the trip of the load. Otherwise the
-store has put the request into its queue, and it sleeps in a blocking read of its own mailbox, a
-slice at a time; after each slice, and after any doubt, it asks whether the lock is its own. A lost
-wake-up costs one question.
+store has put the request into its queue, and it sleeps in a blocking read of two mailboxes, that of
+the one before it and the session's, a slice at a time; after each slice, and after any doubt, it
+asks whether the lock is its own. A lost wake-up costs one question.
 """
 
 from __future__ import annotations
@@ -110,7 +110,13 @@ def _wait(
             raise _timeout(keys, lock_request, held)
         lease_ms = max(held.lease_left_ms, 0) + held.queue_position * _STAGGER_MS
         nap_ms = min(left_ms, lease_ms, lock_request.slice_ms)
-        woken = yield Wait(keys.mailbox(lock_request.token), nap_ms / 1000)
+        if held.queue_position > 1:
+            # A waiter before it may have died: then a lock that goes on over its head wakes nobody,
+            # and is to be taken while it is still this one's. The same holds from when its wait is
+            # over, also of one that lives.
+            nap_ms = min(nap_ms, lock_queue.CLAIM_MS / 2, held.before_left_ms)
+        mailboxes = keys.mailbox(held.before), keys.ended_mailbox
+        woken = yield Wait(mailboxes, nap_ms / 1000)
         if woken is False:
             slept_ms += nap_ms
             left_ms -= nap_ms

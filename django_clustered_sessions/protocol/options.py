@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cache
+from struct import Struct
 from typing import Any, Final, NamedTuple
 
-from .record import LATEST_MS, Mode, milliseconds_of
+from .record import BUCKETS, LATEST_MS, Ages, Mode, milliseconds_of
 
 #: Ages are cut to this, in ms (a century), so that every deadline fits the record.
 _LONGEST_MS: Final = 100 * 365 * 24 * 60 * 60 * 1000
+
+
+_OPTIONS: Final = Struct(">6q?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,16 +31,14 @@ class SyncOptions:
 
 
 class WriteOptions(NamedTuple):
-    """Settings for every write: times in ms, ``max_bytes`` in stored bytes.
+    """Settings for every write: times in ms, bounded, and ``max_bytes`` in stored bytes.
 
     ``on_conflict`` is the setting: ``"merge"``, ``"overwrite"`` or ``"error"``. ``client`` is the
     address and browser that use the session, empty where they are not kept. ``events_kept`` is the
     number of events that the store keeps for workers, 0 for none.
     """
 
-    default_age_ms: int
-    idle_ms: int
-    absolute_ms: int
+    ages: Ages
     max_bytes: int
     replay_ms: int
     on_conflict: str
@@ -42,9 +46,15 @@ class WriteOptions(NamedTuple):
     events_kept: int = 0
 
     @property
-    def ages(self) -> tuple[int, int, int]:
-        """Default age, idle and absolute timeout in ms, as scripts want them: 0 for no timeout."""
-        return bounded(self.default_age_ms), self.idle_ms, self.absolute_ms
+    def packed(self) -> bytes:
+        """One argument of scripts, as ``lua/write.lua`` has it."""
+        return _OPTIONS.pack(
+            self.replay_ms,
+            *self.ages,
+            self.max_bytes,
+            kept_per_bucket(self.events_kept),
+            self.on_conflict == "overwrite",
+        )
 
 
 class LockOptions(NamedTuple):
@@ -107,3 +117,13 @@ class Expiry:
 def bounded(span_ms: int) -> int:
     """Return a span of time, cut so that a deadline after it fits the record; in ms."""
     return max(-_LONGEST_MS, min(span_ms, _LONGEST_MS))
+
+
+@cache
+def kept_per_bucket(events_kept: int) -> int:
+    """Return how many events a bucket has to keep for all to keep that many, 0 for none.
+
+    That is more than its share: sessions are spread over the buckets at random.
+    """
+    share = events_kept / BUCKETS
+    return math.ceil(share + 4 * math.sqrt(share) + 4) if events_kept else 0

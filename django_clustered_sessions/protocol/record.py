@@ -34,6 +34,8 @@ LOCK: Final = b"m:lock"
 #: Address and browser that used a session first and last.
 FIRST: Final = b"m:first"
 LAST: Final = b"m:last"
+#: Names under which fields are sealed that a move brought along: see ``sealing``.
+PAST: Final = b"m:past"
 #: Prefix of the field of a session key that is a string.
 DATA: Final = b"d:"
 #: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
@@ -58,8 +60,8 @@ COMPRESS_FROM: Final = 4096
 _DAMAGE: Final = (StructError, KeyError, TypeError, ValueError)
 
 _META = Struct(">Bc8s6s6s6sI6s8s")
-#: token, end of the lease, since when
-_LOCK = Struct(">16s6s6s")
+#: token, end of the lease, since when, whether it is listed; then the name
+_LOCK = Struct(">16s6s6sB")
 #: token, until when it waits, since when, whether it counts against the caps, length of the name
 _LOCKER = Struct(">16s6s6sBB")
 _LONGEST_NAME = 255
@@ -197,10 +199,12 @@ class HiddenKey:
 
 @dataclass(frozen=True, slots=True)
 class SessionKeys:
-    """The keys of a session's record, and of its bucket's index, locks and users.
+    """The keys of a session's record, and those of its bucket.
 
-    All of a bucket's keys share one hash tag, so that one script can change them together, on
-    Cluster too.
+    ``index``, ``locks`` and ``users`` are of the bucket's sessions. ``events`` is the stream of
+    their events, ``writes`` are the recent writes to them, which take turns, and ``moved`` are the
+    sessions that came from another engine. All of a bucket's keys share one hash tag, so that one
+    script can change them together, on Cluster too.
     """
 
     id: str
@@ -208,13 +212,16 @@ class SessionKeys:
     index: str
     locks: str
     users: str
+    events: str
+    writes: tuple[str, str]
+    moved: str
 
     @staticmethod
     @lru_cache(maxsize=_REMEMBERED)
     def of(prefix: str, session_key: str) -> SessionKeys:
         """Return the place of the session ``session_key`` under the setting KEY_PREFIX."""
         digest = _digest(session_key)
-        return SessionKeys._in(bucket_tag(prefix, digest[0] << 2 | digest[1] >> 6), _text(digest))
+        return SessionKeys._in(prefix, digest[0] << 2 | digest[1] >> 6, _text(digest))
 
     @classmethod
     def of_id(cls, prefix: str, public_id: str) -> SessionKeys:
@@ -225,33 +232,28 @@ class SessionKeys:
         if not _ID.fullmatch(public_id):
             raise ValueError(f"{public_id!r} is no session's public id")
         first, second = base64.urlsafe_b64decode(public_id[:4])[:2]
-        return cls._in(bucket_tag(prefix, first << 2 | second >> 6), public_id)
+        return cls._in(prefix, first << 2 | second >> 6, public_id)
 
     @classmethod
-    def _in(cls, bucket: str, public_id: str) -> SessionKeys:
-        # By position, one string each: every request makes one.
-        return cls(
-            public_id,
-            f"{bucket}:{public_id}",
-            f"{bucket}:index",
-            f"{bucket}:locks",
-            f"{bucket}:users",
-        )
-
-    @property
-    def events(self) -> str:
-        """Key of the stream of events of the bucket's sessions."""
-        return f"{self.index.removesuffix('index')}events"
-
-    @property
-    def writes(self) -> tuple[str, str]:
-        """Keys of the recent writes to the bucket's sessions, which take turns."""
-        start = self.index.removesuffix("index")
-        return f"{start}evenwrites", f"{start}oddwrites"
+    def _in(cls, prefix: str, bucket: int, public_id: str) -> SessionKeys:
+        return cls(public_id, f"{bucket_tag(prefix, bucket)}:{public_id}", *_shared(prefix, bucket))
 
     def mailbox(self, token: str) -> str:
-        """Return the key of the list that wakes the request which waits with ``token``."""
+        """Return the key of the list that wakes the request behind the one with ``token``."""
         return f"{self.record}:{token}"
+
+    @property
+    def ended_mailbox(self) -> str:
+        """Key of the list that wakes all who wait, when the session ends or leaves this key."""
+        return f"{self.record}:ended"
+
+
+@cache
+def _shared(prefix: str, bucket: int) -> tuple[str, str, str, str, tuple[str, str], str]:
+    """Return the keys that all sessions of a bucket share; there are 1,024 buckets."""
+    tag = bucket_tag(prefix, bucket)
+    names = (f"{tag}:index", f"{tag}:locks", f"{tag}:users", f"{tag}:events")
+    return (*names, (f"{tag}:evenwrites", f"{tag}:oddwrites"), f"{tag}:moved")
 
 
 def bucket_tag(prefix: str, bucket: int) -> str:
@@ -262,6 +264,14 @@ def bucket_tag(prefix: str, bucket: int) -> str:
 def claims_key(prefix: str, user: bytes) -> str:
     """Return the key of the logins of a user, by tag, that are not written yet."""
     return f"{bucket_tag(prefix, user[0] << 2 | user[1] >> 6)}:logins-{user.hex()}"
+
+
+class Ages(NamedTuple):
+    """Ages that the settings give a session, in ms; 0 for no timeout."""
+
+    default_ms: int
+    idle_ms: int = 0
+    absolute_ms: int = 0
 
 
 class Meta(NamedTuple):
@@ -294,23 +304,48 @@ class Meta(NamedTuple):
         except _DAMAGE as error:
             raise Damaged("its meta field is damaged") from error
 
+    def renewed_ms(self, now_ms: int, ages: Ages) -> int:
+        """Return the deadline that a use at ``now_ms`` gives it, as ``lua/write.lua`` does."""
+        default_ms, idle_ms, absolute_ms = ages
+        deadline_ms = self.span_ms
+        if self.mode is not Mode.ABSOLUTE:
+            deadline_ms = now_ms + (self.span_ms if self.mode is Mode.SLIDING else default_ms)
+        if idle_ms:
+            deadline_ms = min(deadline_ms, now_ms + idle_ms)
+        if absolute_ms:
+            deadline_ms = min(deadline_ms, self.created_ms + absolute_ms)
+        return deadline_ms
+
 
 class CachedSession(NamedTuple):
-    """A session's values, raw by field, and the version of the record that they are."""
+    """A session's values, raw by field, and the version of the record that they are.
+
+    ``past`` is the field of that name, ``size`` the number of bytes of all, names included.
+    """
 
     version: bytes
     values: Mapping[bytes, bytes]
+    past: bytes
+    size: int
+
+    @classmethod
+    def of(cls, version: bytes, values: Mapping[bytes, bytes], past: bytes = b"") -> CachedSession:
+        """Return the session with these values."""
+        size = sum(map(len, values)) + sum(map(len, values.values())) + len(past)
+        return cls(version, values, past, size)
 
 
 class Loaded(NamedTuple):
     """A session as the store holds it, nothing decoded: raw values by field.
 
-    ``clients`` are the fields with the address and browser that used it, raw too.
+    ``clients`` are the fields with the address and browser that used it, raw too; ``past`` is the
+    field of that name, empty without one.
     """
 
     meta: Meta
     values: Mapping[bytes, bytes]
     clients: Mapping[bytes, bytes] = MappingProxyType({})
+    past: bytes = b""
 
     @classmethod
     def parse(cls, fields: Mapping[bytes, bytes]) -> Loaded | EndReason:
@@ -327,16 +362,22 @@ class Loaded(NamedTuple):
             raise Damaged("its meta field is missing")
         meta = Meta.parse(packed)
         clients = {field: fields[field] for field in (FIRST, LAST) if field in fields}
-        return cls(meta, {f: v for f, v in fields.items() if f[:2] != _OF_META}, clients)
+        values = {f: v for f, v in fields.items() if f[:2] != _OF_META}
+        return cls(meta, values, clients, fields.get(PAST, b""))
 
 
 @dataclass(frozen=True, slots=True)
 class Lock:
-    """A session's lock in its record: the holder's token, end of the lease, beginning; in ms."""
+    """A session's lock in its record: the holder's token, end of the lease, beginning; in ms.
+
+    ``is_listed``: the bucket's hash of locks has an entry of it.
+    """
 
     token: str
     lease_end_ms: int
     since_ms: int
+    is_listed: bool
+    name: str
 
     @classmethod
     def parse(cls, packed: bytes) -> Lock:
@@ -345,19 +386,21 @@ class Lock:
         Raises Damaged.
         """
         try:
-            token, lease_end, since = _LOCK.unpack(packed)
-            return cls(token.decode("ascii"), int.from_bytes(lease_end), int.from_bytes(since))
+            token, lease_end, since, is_listed = _LOCK.unpack_from(packed)
+            times = int.from_bytes(lease_end), int.from_bytes(since)
+            name = packed[_LOCK.size :].decode("utf-8", "replace")
+            return cls(token.decode("ascii"), *times, is_listed == 1, name)
         except _DAMAGE as error:
             raise Damaged("its lock is damaged") from error
 
     def ends_ms(self, now_ms: int) -> int:
-        """Return the end of the lease: now for a future beginning, as for ``lock.lua``."""
+        """Return the end of the lease: now for a future beginning, as for ``lua/queue.lua``."""
         return self.lease_end_ms if self.since_ms <= now_ms else min(self.lease_end_ms, now_ms)
 
 
 @dataclass(frozen=True, slots=True)
 class Locker:
-    """Holder of a session's lock, or waiter for it: as ``lua/lock.lua`` keeps it.
+    """Holder of a session's lock, or waiter for it: as ``lua/queue.lua`` keeps it.
 
     Times are ms by the store's clock; a holder's ``waits_until_ms`` has no meaning. ``locker_name``
     makes the ``name``.
@@ -387,9 +430,12 @@ class Locker:
         return found
 
 
-def locker_name(node: str, route: str) -> bytes:
-    """Return the name under which a request holds a lock or waits: its node and its route."""
-    return f"{node} {route}".strip().encode()[:_LONGEST_NAME]
+def locker_name(node: str, purpose: str) -> bytes:
+    """Return the name under which a lock is held or waited for: its node and what it is for.
+
+    ``purpose`` is a request's route, or says which process it is of and for what.
+    """
+    return f"{node} {purpose.strip()}".strip().encode("utf-8", "replace")[:_LONGEST_NAME]
 
 
 class Serializer(Protocol):
@@ -402,20 +448,17 @@ class Serializer(Protocol):
         """Return the object that ``dumps`` made bytes of."""
 
 
-def _plain(payload: bytes) -> bytes:
-    return payload
-
-
 def _hex_string(payload: bytes) -> bytes:
     return b'"' + payload.hex().encode() + b'"'
 
 
+_PLAIN: Final = b"s"
 #: Codec byte -> how to get the serialiser's bytes back. ``s`` as they are; ``z`` compressed;
 #: ``h`` a JSON string of hexadecimal digits, as Django's session hash is, at half its size: it
 #: keeps a logged-in session's values within the 64 bytes of a compact hash. ``i`` is a counter,
 #: whose digits every serialiser's record holds alike.
 _UNPACK: Final[Mapping[bytes, Callable[[bytes], bytes]]] = {
-    b"s": _plain,
+    _PLAIN: bytes,
     b"z": zlib.decompress,
     b"h": _hex_string,
 }
@@ -430,7 +473,7 @@ def pack(serialized: bytes) -> bytes:
             return b"z" + compressed
     elif match := _HEX_STRING.fullmatch(serialized):
         return b"h" + bytes.fromhex(match[1].decode())
-    return b"s" + serialized
+    return _PLAIN + serialized
 
 
 def is_addable(number: int) -> bool:
@@ -460,7 +503,11 @@ def unpack(stored: bytes, serializer: Serializer) -> Any:
 
     Raises the exceptions of ``serialized`` and of the serialiser.
     """
-    if is_counter(stored):
+    codec = stored[VERSION_BYTES : VERSION_BYTES + 1]
+    if codec == _PLAIN:
+        # As most are: not by way of a function for each step.
+        return serializer.loads(stored[VERSION_BYTES + 1 :])
+    if codec == _COUNTER:
         return int(stored[VERSION_BYTES + 1 :])
     return serializer.loads(serialized(stored))
 
@@ -468,11 +515,6 @@ def unpack(stored: bytes, serializer: Serializer) -> Any:
 def is_counter(stored: bytes) -> bool:
     """Return whether a stored field's bytes are a counter."""
     return stored[VERSION_BYTES : VERSION_BYTES + 1] == _COUNTER
-
-
-def version_of(stored: bytes) -> bytes:
-    """Return the version in a stored field's bytes."""
-    return stored[:VERSION_BYTES]
 
 
 def field_of(key: Any, serializer: Serializer) -> bytes:

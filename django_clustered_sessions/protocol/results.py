@@ -42,10 +42,15 @@ class Alive(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """No such session exists, for a reason."""
+    """No such session exists, for a reason.
+
+    ``counters`` are the new values of the counters that a commit added to which had landed before
+    the session moved to another key; None where it has not landed.
+    """
 
     now_ms: int
     reason: EndReason
+    counters: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +91,9 @@ class Taken(NamedTuple):
 class Held:
     """Another request has the lock, since then.
 
-    ``queue_position`` is this request's, from 1; 0 where it is not in the queue. ``waiting`` is
-    the number of waiters where it is at its limit.
+    ``queue_position`` is this request's, from 1; 0 where it is not in the queue. ``before`` is the
+    token of the one before it there, the holder or a waiter; its lease, or its wait, has
+    ``before_left_ms`` left. ``waiting`` is the number of waiters where it is at its limit.
     """
 
     now_ms: int
@@ -96,6 +102,8 @@ class Held:
     lease_left_ms: int = 0
     queue_position: int = 0
     waiting: int = 0
+    before: str = ""
+    before_left_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,14 +23,16 @@ class Rider(Protocol):
         """Take note that the call did not arrive, as far as is known."""
 
 
-def riding(flow: Flow[T], rider: Rider) -> Flow[T]:
+def riding(flow: Flow[T], rider: Rider, step: Step | None = None) -> Flow[T]:
     """Run ``flow`` and let one more call ride on its first trip.
+
+    ``step`` is the first one of a flow that has begun.
 
     Its reply says only whether it has arrived: an error does not. The passenger goes first: the
     calls behind a script that the store does not know are sent again with it, but not those behind
     a passenger, on which nothing builds.
     """
-    return _between(flow, _Riding(rider))
+    return _between(flow, _Riding(rider), step)
 
 
 def acknowledged(
@@ -105,9 +107,10 @@ class _Acknowledging(_Between):
         return replies
 
 
-def _between(flow: Flow[T], between: _Between) -> Flow[T]:
+def _between(flow: Flow[T], between: _Between, step: Step | None = None) -> Flow[T]:
     try:
-        step = next(flow)
+        if step is None:
+            step = next(flow)
         while True:
             try:
                 reply = yield between.asks(step)

@@ -1,9 +1,8 @@
 """The Lua scripts of ``lua/``, read once as package resources.
 
-A script's source is its own file behind ``prelude.lua``, which packs a record's meta field, and
-behind the files that its header includes: ``write.lua``, ``lock.lua``. Redis runs one text per
-script and has no includes, so the files are joined here. A function that is not called costs the
-store time too, so a script includes no more than it uses.
+Redis runs one text per script and has no includes, so the files are joined here: the text of a file
+stands where a line ``-- Includes: <name>`` names it. Lua makes the functions of a text each time
+that it gets there, so a script includes what it rarely needs in the branch that needs it.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from functools import cache, cached_property
 from hashlib import sha1
 from importlib.resources import files
 
-_INCLUDES = re.compile(rb"^-- Includes: (\w+)$", re.MULTILINE)
+_INCLUDES = re.compile(rb"^ *-- Includes: (\w+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,11 @@ def read(name: str) -> bytes:
 
 @cache
 def script(name: str) -> Script:
-    """Return the script ``name``, its own text behind the files that it includes.
+    """Return the script ``name`` with the files that it includes.
 
     The first line, ``#!lua``, has to stay the first: it makes the store check before the first
     write that it may write at all, so that a full or read-only store changes nothing.
     """
-    shebang, _, body = read(name).partition(b"\n")
-    included = [read(name.decode()) for name in _INCLUDES.findall(body)]
-    source = b"\n".join((shebang, read("prelude"), *included, body))
+    source = _INCLUDES.sub(lambda include: read(include[1].decode()), read(name))
     sha = sha1(source, usedforsecurity=False).hexdigest().encode()
-    return Script(name, source, sha, reads_only=b"no-writes" in shebang)
+    return Script(name, source, sha, reads_only=b"no-writes" in source.partition(b"\n")[0])

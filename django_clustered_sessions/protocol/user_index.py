@@ -19,6 +19,7 @@ from .record import (
     BUCKETS,
     FIRST,
     LAST,
+    PAST,
     USER_FIELD,
     Damaged,
     EndReason,
@@ -37,7 +38,7 @@ class Listed(NamedTuple):
     """A session in the store: its place, its meta field, and the field with the key of its user.
 
     ``user`` is raw, empty without a user; so are ``first`` and ``last``, the address and browser
-    that used it.
+    that used it, and ``past``, see ``sealing``.
     """
 
     keys: SessionKeys
@@ -45,6 +46,7 @@ class Listed(NamedTuple):
     user: bytes
     first: bytes
     last: bytes
+    past: bytes
 
 
 def of_user(prefix: str, user: str, events_kept: int) -> Flow[list[Listed]]:
@@ -92,7 +94,7 @@ def one(keys: SessionKeys) -> Flow[Listed | None]:
 
 def looked_up(all_keys: Sequence[SessionKeys]) -> Flow[list[Listed | None]]:
     """Find some sessions, of any user; None for each that does not exist."""
-    *replies, clock = yield records.described(all_keys, USER_FIELD, FIRST, LAST)
+    *replies, clock = yield records.described(all_keys, USER_FIELD, FIRST, LAST, PAST)
     now_ms = script_calls.milliseconds(clock)
     found: list[Listed | None] = []
     for keys, reply in zip(all_keys, replies, strict=True):

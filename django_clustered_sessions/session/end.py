@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import cast
+from contextlib import suppress
+from typing import Final, cast
 
 from django.contrib.auth import HASH_SESSION_KEY as HASH
 
 from django_clustered_sessions.conf import conf
+from django_clustered_sessions.encryption import seal_of, user_told
 from django_clustered_sessions.importing import on_demand
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
@@ -18,15 +20,17 @@ from django_clustered_sessions.protocol.record import (
     HiddenKey,
     Loaded,
     SessionKeys,
-    user_id,
 )
+from django_clustered_sessions.protocol.sealing import Seal, Unopened
 from django_clustered_sessions.signals import session_ended
 
 from .lifetime import Lifetime
 from .load import follow, move_in
 from .near_cache import near_cache
-from .replication import Replication
+from .replication import Replication, wanted
 from .state import SessionState
+
+_HASH_FIELD: Final = DATA + HASH.encode()
 
 
 def end(state: SessionState, key: HiddenKey | None) -> Flow[None]:
@@ -40,16 +44,16 @@ def end(state: SessionState, key: HiddenKey | None) -> Flow[None]:
     keys, replication = state.keys_of(key.value), Replication()
     near_cache.drop(keys.record)
     ending = flows.end(keys, reason, conf.events_kept)
-    ended = yield from replication.awaited(keys, ending, state.sync_options())
+    ended = yield from replication.awaited(keys, ending, wanted(state.budget))
     if not ended and (
         (yield from _follow_to_end(state, keys)) or (yield from move_in(state, keys, key))
     ):
         # Only what was here leaves a trace that no request in flight gets past.
         keys = state.keys_of(key.value)
         ending = flows.end(keys, reason, conf.events_kept)
-        ended = yield from replication.awaited(keys, ending, state.sync_options())
+        ended = yield from replication.awaited(keys, ending, wanted(state.budget))
     if ended and session_ended.has_listeners(state.sender):
-        user = user_id(ended.user, state.value_serializer)
+        user = user_told(keys.id, ended.user, state.value_serializer)
         state.signals.ended(keys, user, reason)
     yield from on_demand.leave(key)
     near_cache.end(keys.record)
@@ -72,11 +76,19 @@ def _follow_to_end(state: SessionState, keys: SessionKeys) -> Flow[bool]:
     if not (yield from follow(state, keys)):
         return False
     now = (yield from flows.load(cast(SessionKeys, state.keys))).found
-    if before and isinstance(now, Loaded) and _hash_in(now) != _hash_in(before):
+    if (
+        before
+        and isinstance(now, Loaded)
+        and _hash_in(now, state.seal(now.past)) != _hash_in(before, seal_of(keys.id, before.past))
+    ):
         state.vanish(EndReason.ROTATED)
         return False
     return True
 
 
-def _hash_in(found: Loaded) -> bytes:
-    return found.values.get(DATA + HASH.encode(), b"")[VERSION_BYTES:]
+def _hash_in(found: Loaded, seal: Seal | None) -> bytes:
+    stored = found.values.get(_HASH_FIELD, b"")
+    if seal is not None:
+        with suppress(Unopened):
+            stored = seal.open(_HASH_FIELD, stored)
+    return stored[VERSION_BYTES:]

@@ -9,6 +9,8 @@ from typing import Any, Final, cast
 from django.conf import settings
 from django.http import HttpResponse
 from django.template import TemplateDoesNotExist, loader
+from django.utils.functional import Promise
+from django.utils.translation import gettext_lazy
 
 from django_clustered_sessions.exceptions import (
     ClusteredSessionError,
@@ -26,14 +28,16 @@ logger = logging.getLogger("django_clustered_sessions")
 #: Retry-After of a 503 or 429, in seconds.
 RETRY_AFTER_S: Final = 5
 
-_BUSY: Final = "Another request of yours is still under way. Please try again.\n"
-_CHANGED: Final = "Another request changed the same session data. Please try again.\n"
-_AWAY: Final = "Sessions cannot be reached for a moment. Please try again.\n"
-_TOO_MANY: Final = "You are logged in too many times. Please log out elsewhere first.\n"
-_UNSURE: Final = "This was done, but could not be secured. Please look before you repeat it.\n"
+_BUSY: Final = gettext_lazy("Another request of yours is still under way. Please try again.")
+_CHANGED: Final = gettext_lazy("Another request changed the same session data. Please try again.")
+_AWAY: Final = gettext_lazy("Sessions cannot be reached for a moment. Please try again.")
+_TOO_MANY: Final = gettext_lazy("You are logged in too many times. Please log out elsewhere first.")
+_UNSURE: Final = gettext_lazy(
+    "This was done, but could not be secured. Please look before you repeat it."
+)
 
 #: Error -> status and, where the site has no template of that name, the text; the first match.
-_ANSWERS: Final[tuple[tuple[type[ClusteredSessionError], int, str], ...]] = (
+_ANSWERS: Final[tuple[tuple[type[ClusteredSessionError], int, Promise], ...]] = (
     (SessionLockRefused, 429, _BUSY),
     (SessionLockTimeout, 503, _BUSY),
     (SessionLockLost, 409, _CHANGED),
@@ -70,14 +74,15 @@ def answer_to(error: Exception) -> HttpResponse | None:
     return response
 
 
-def _page(status: int, text: str, error: ClusteredSessionError) -> HttpResponse:
+def _page(status: int, words: Promise, error: ClusteredSessionError) -> HttpResponse:
     if settings.DEBUG and isinstance(error, SessionStoreUnavailable):
         # In place of the site's page, as Django does it with 404 and 500.
-        text = f"{_why(error)}\n"
+        text = _why(error)
     else:
         with suppress(TemplateDoesNotExist):
             return HttpResponse(loader.get_template(f"{status}.html").render(), status=status)
-    return HttpResponse(text, status=status, content_type="text/plain; charset=utf-8")
+        text = str(words)
+    return HttpResponse(f"{text}\n", status=status, content_type="text/plain; charset=utf-8")
 
 
 def _why(error: SessionStoreUnavailable) -> str:

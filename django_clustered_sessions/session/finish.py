@@ -18,6 +18,7 @@ from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import EndReason
 
 from . import lock_scope, save
+from .load import answer_of
 from .state import SessionState
 
 #: An answer this long after its session's load is late, in seconds: its key may have been cycled
@@ -57,17 +58,23 @@ def finish(state: SessionState, *, accessed: bool, has_cookie: bool, saves: bool
 
     Raises UpdateError where the session was ended during the request.
     """
-    is_saved, error = False, None
+    is_saved, is_empty, error = False, False, None
     is_usable = state.failure is None or state.goes_on
-    if is_usable and saves and not state.is_empty:
+    if is_usable:
         try:
-            is_saved = yield from _keep(state)
+            is_empty = state.is_empty()
+            if state.needs_values:
+                is_empty = yield from answer_of(state, state.is_empty)
+            if saves and not is_empty:
+                is_saved = yield from _keep(state)
         except SessionNotReplicated as shortfall:
             error = shortfall
         except _FAILURES as failure:
             state.fail(failure)
     yield from lock_scope.close(state)
-    return _decide(state, error, accessed=accessed, has_cookie=has_cookie, is_saved=is_saved)
+    # It may have been found to have ended meanwhile.
+    is_over = has_cookie and (is_empty or state.is_blank)
+    return _decide(state, error, accessed=accessed, is_over=is_over, is_saved=is_saved)
 
 
 def _keep(state: SessionState) -> Flow[bool]:
@@ -91,7 +98,7 @@ def _decide(
     error: ClusteredSessionError | None,
     *,
     accessed: bool,
-    has_cookie: bool,
+    is_over: bool,
     is_saved: bool,
 ) -> Finish:
     if state.failure is not None:
@@ -103,11 +110,11 @@ def _decide(
     if is_saved or (state.replication.shortfall and state.session_key):
         # A write that landed, even if it is not replicated: its key may be a new one.
         return Finish(Cookie.KEEP if state.has_moved_on else Cookie.SET, True, error)
-    if state.is_empty and has_cookie:
+    if is_over:
         # A request that was under way while its session moved to another key must not take
         # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
         # a login may be under way meanwhile.
         is_asked = state.policy.touches or state.ended is None
-        is_over = is_asked and state.ended is not EndReason.ROTATED
-        return Finish(Cookie.DELETE if is_over else Cookie.KEEP, True, error)
+        is_told = is_asked and state.ended is not EndReason.ROTATED
+        return Finish(Cookie.DELETE if is_told else Cookie.KEEP, True, error)
     return Finish(Cookie.KEEP, accessed, error)

@@ -1,8 +1,4 @@
-"""The locks of this process: those it holds, the requests that wait, the renewal of leases.
-
-One renewer per world: a thread for what was taken synchronously, a task of each event loop for
-the rest. It starts with the first lock and ends when none was held for a while.
-"""
+"""The locks of this process: those it holds, the requests that wait, the renewal of leases."""
 
 from __future__ import annotations
 
@@ -16,22 +12,21 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Final
-from weakref import WeakSet
+from weakref import WeakSet, WeakValueDictionary
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.commands import lock_queue
-from django_clustered_sessions.protocol.effects import Flow, Pause
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import SessionKeys
-from django_clustered_sessions.store import runner
+
+from .background import Background, Worlds
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
 #: Leases are looked after so often at least, in seconds.
 _TICK_S: Final = 0.25
-#: A renewer ends after so many looks without a lock.
-_IDLE_TICKS: Final = 40
 
 
 @dataclass(eq=False, slots=True)
@@ -57,6 +52,11 @@ class Grant:
         self.leased_until_s = self.taken_at_s + self.lease_ms / 1000
 
     @property
+    def pace_s(self) -> float:
+        """Seconds after which the lease is renewed: a quarter of it."""
+        return self.lease_ms / 4000
+
+    @property
     def is_leased(self) -> bool:
         """True if no other can have been given the lock, as far as this process knows."""
         return time.monotonic() < self.leased_until_s
@@ -73,9 +73,9 @@ _held: ContextVar[tuple[Grant, ...]] = ContextVar("clustered_sessions_held", def
 
 def hold(grant: Grant) -> None:
     """Take note that this thread or task has a lock, and keep its lease up."""
-    _held.set((*(other for other in _held.get() if other.is_held), grant))
+    _held.set((*[other for other in _held.get() if other.is_held], grant))
     if not grant.is_inside:
-        renewers.renewer().keep(grant)
+        renewers.here().keep(grant)
 
 
 def let_go(grant: Grant) -> None:
@@ -86,14 +86,11 @@ def let_go(grant: Grant) -> None:
 
 def holds(keys: SessionKeys) -> bool:
     """Return whether this thread or task holds a session's lock: it would wait for itself."""
-    return any(grant.is_held and grant.keys.record == keys.record for grant in _held.get())
+    return keys.record in [grant.keys.record for grant in _held.get() if grant.is_held]
 
 
 class _Waiter:
-    """A request that waits for the lock of the session with that record."""
-
-    def __init__(self, record: str) -> None:
-        self.record = record
+    """A request that waits for a lock."""
 
 
 class _WaitingRoom:
@@ -101,12 +98,14 @@ class _WaitingRoom:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        # Weak: a request that is broken off at any line leaves no place taken.
-        self._waiting: WeakSet[_Waiter] = WeakSet()
+        # Weak: a request that is broken off at any line leaves no place taken. By session, so that
+        # they are counted without a walk through a set that other threads change.
+        self._queues: WeakValueDictionary[str, WeakSet[_Waiter]] = WeakValueDictionary()
 
     def waiting(self, record: str) -> int:
         """Return how many wait for a session."""
-        return sum(waiter.record == record for waiter in self._waiting)
+        queue = self._queues.get(record)
+        return 0 if queue is None else len(queue)
 
     def is_full(self, keys: SessionKeys) -> bool:
         return self.waiting(keys.record) >= conf.lock_process_waiters
@@ -114,67 +113,53 @@ class _WaitingRoom:
     @contextmanager
     def entered(self, keys: SessionKeys) -> Iterator[bool]:
         """Wait here; gives whether there was room."""
-        waiter = _Waiter(keys.record)
+        waiter, queue = _Waiter(), WeakSet[_Waiter]()
         try:
             with self._lock:
+                queue = self._queues.setdefault(keys.record, queue)
                 if has_room := not self.is_full(keys):
-                    self._waiting.add(waiter)
+                    queue.add(waiter)
             yield has_room
         finally:
             # Now, and not with the end of an exception that knows this frame.
-            self._waiting.discard(waiter)
+            queue.discard(waiter)
 
 
-class Renewer:
-    """Renews the leases of the locks of one world."""
+class Renewer(Background):
+    """Renews the leases of the locks of one world, each at the pace of its own lease."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    name = "session-lock-renewer"
+    interval_s = _TICK_S
+
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        super().__init__(loop)
         self.grants: set[Grant] = set()
-        self.is_running = False
+
+    @property
+    def has_work(self) -> bool:
+        """See Background.has_work."""
+        return bool(self.grants)
 
     def keep(self, grant: Grant) -> None:
-        with self._lock:
+        """Renew the lease of a lock until it is given up, lost, or held for too long."""
+        with self.lock:
             self.grants.add(grant)
-            starts, self.is_running = not self.is_running, True
-        if starts:
-            self.start()
+            self.interval_s = min(self.interval_s, grant.pace_s)
+        self.start()
 
-    def start(self) -> None:
-        threading.Thread(target=self._run, name="session-lock-renewer", daemon=True).start()
-
-    def _run(self) -> None:
-        runner.run(self.renewing())
-
-    def renewing(self) -> Flow[None]:
-        """Renew what is due, until there is nothing to look after any more."""
-        idle = 0
-        try:
-            while idle < _IDLE_TICKS or not self._ends():
-                yield Pause(min(conf.lock_lease / 4, _TICK_S))
-                due = self._due()
-                idle = 0 if self.grants else idle + 1
-                if due:
-                    yield from self._renewing(due)
-        except BaseException:
-            self.is_running = False
-            raise
-
-    def _ends(self) -> bool:
-        """End, unless a lock has come since the last look."""
-        with self._lock:
-            self.is_running = bool(self.grants)
-            return not self.is_running
-
-    def _due(self) -> list[Grant]:
+    def round(self) -> Flow[None]:
+        """Renew the leases of which a quarter has passed."""
         now_s = time.monotonic()
-        with self._lock:
+        with self.lock:
             self.grants = {grant for grant in self.grants if grant.is_held}
-            return [
-                grant
-                for grant in self.grants
-                if (now_s - grant.renewed_at_s) * 4000 >= grant.lease_ms
-            ]
+            if self.grants:
+                self.interval_s = min(_TICK_S, *(grant.pace_s for grant in self.grants))
+            due = [grant for grant in self.grants if now_s - grant.renewed_at_s >= grant.pace_s]
+        if due:
+            yield from self._renewing(due)
+
+    def stopped(self) -> None:
+        """Let the leases end: the tasks that held the locks have ended with their loop."""
 
     def _renewing(self, due: list[Grant]) -> Flow[None]:
         all_keys = [grant.keys for grant in due]
@@ -205,50 +190,18 @@ class Renewer:
                 "session %s: %s %s, held for %.1f s",
                 *(keys.id[:12], grant.name, problem, grant.held_s),
             )
-            with self._lock:
+            with self.lock:
                 self.grants.discard(grant)
 
 
-class AsyncRenewer(Renewer):
-    """See Renewer; in a task of an event loop."""
-
-    _task: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._arun())
-
-    async def _arun(self) -> None:
-        await runner.arun(self.renewing())
-
-
-class Renewers:
-    """The renewers of this process: one for its threads, one for each event loop."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._sync = Renewer()
-        self._async: dict[asyncio.AbstractEventLoop, AsyncRenewer] = {}
-
-    def renewer(self) -> Renewer:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            return self._sync
-        if loop not in self._async:
-            with self._lock:
-                self._async = {o: r for o, r in self._async.items() if not o.is_closed()}
-                self._async[loop] = AsyncRenewer()
-        return self._async[loop]
-
-
 waiting_room = _WaitingRoom()
-renewers = Renewers()
+renewers = Worlds(Renewer)
 
 
 def _start_anew() -> None:
-    """Forget what the parent of a forked process holds: it is the parent's to renew."""
-    global waiting_room, renewers
-    waiting_room, renewers = _WaitingRoom(), Renewers()
+    """Forget what the parent of a forked process holds, and those that wait there."""
+    global waiting_room
+    waiting_room = _WaitingRoom()
     _held.set(())
 
 

@@ -1,6 +1,6 @@
 """The lifetime of a session as one request knows it, by the store's clock.
 
-What the store said about the time that is left is carried on by a clock that never jumps, so a
+What the store said about the time that is left is carried on by a clock that nobody sets, so a
 node whose own clock is wrong agrees with the others.
 """
 
@@ -11,8 +11,10 @@ import time
 from datetime import datetime, timedelta
 from typing import Any
 
+from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.options import Expiry
-from django_clustered_sessions.protocol.record import LATEST_MS, Mode, moment
+from django_clustered_sessions.protocol.record import LATEST_MS, Ages, Meta, Mode, moment
+from django_clustered_sessions.store import clock
 
 from .near_cache import Life, Renewal
 
@@ -23,7 +25,7 @@ class Lifetime:
     mode: Mode | None = None
     #: The last renewal that is known.
     renewal: Renewal | None = None
-    #: The store's clock as last seen, in ms, and this process's monotonic one then, in s.
+    #: The store's clock as last seen, in ms, and clock.now_s() then, in s.
     seen_ms: int = 0
     seen_at_s: float = -math.inf
     _deadline_ms: int | None = None
@@ -34,11 +36,22 @@ class Lifetime:
 
         Return it for later requests.
         """
-        self.seen_ms, self.seen_at_s = now_ms, time.monotonic()
+        self.seen_ms, self.seen_at_s = now_ms, clock.now_s()
+        counters.clock_offset_ms = round(time.time() * 1000) - now_ms
         # An older release let a session end after the calendar's last day.
         self._deadline_ms = min(deadline_ms, LATEST_MS)
         self.mode = mode or self.mode
         return Life(self.seen_at_s, now_ms, self._deadline_ms, self.mode, self.renewal)
+
+    def renewed(self, meta: Meta, ages: Ages) -> None:
+        """Take note that the store was asked for a renewal, for later requests; after see().
+
+        ``meta`` is the session's as it was loaded. Where the deadline did not move, it counts from
+        an earlier use.
+        """
+        if self._deadline_ms is not None:
+            behind_ms = max(meta.renewed_ms(self.seen_ms, ages) - self._deadline_ms, 0)
+            self.renewal = Renewal(self.seen_ms - behind_ms, ages)
 
     @property
     def life(self) -> Life | None:
@@ -52,9 +65,19 @@ class Lifetime:
         self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal = life
 
     @property
+    def is_told(self) -> bool:
+        """True if the store has said when the session expires."""
+        return self._deadline_ms is not None
+
+    @property
     def seen_s_ago(self) -> float:
         """Seconds since the store last told about this session, infinite if it has not."""
-        return time.monotonic() - self.seen_at_s
+        return clock.now_s() - self.seen_at_s
+
+    @property
+    def now_ms(self) -> int:
+        """The store's clock in ms, carried on since it has told it."""
+        return self.seen_ms + round(self.seen_s_ago * 1000)
 
     @property
     def left_s(self) -> float | None:
@@ -68,7 +91,7 @@ class Lifetime:
         return None if at_ms == math.inf else self._until_s(at_ms)
 
     def _until_s(self, at_ms: float) -> float:
-        return (at_ms - self.seen_ms) / 1000 - (time.monotonic() - self.seen_at_s)
+        return (at_ms - self.seen_ms) / 1000 - (clock.now_s() - self.seen_at_s)
 
     @property
     def deadline(self) -> datetime | None:
@@ -94,7 +117,7 @@ class Lifetime:
         ``value`` is what Django keeps for it, a date that is as wrong as this node's clock.
         """
         if isinstance(setting, timedelta):
-            self._from_now = value, time.monotonic() + setting.total_seconds()
+            self._from_now = value, clock.now_s() + setting.total_seconds()
 
     def expiry(self, value: Any) -> Expiry:
         """Return what the store is to make of a value of ``_session_expiry``.
@@ -102,5 +125,5 @@ class Lifetime:
         Raises ValueError or TypeError for one that is neither a number nor a date.
         """
         if value is not None and self._from_now is not None and self._from_now[0] == value:
-            return Expiry(Mode.FROM_NOW, round((self._from_now[1] - time.monotonic()) * 1000))
+            return Expiry(Mode.FROM_NOW, round((self._from_now[1] - clock.now_s()) * 1000))
         return Expiry.of(value)

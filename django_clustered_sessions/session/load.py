@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-import time
-from typing import Final, cast
+from collections.abc import Callable
+from typing import Final, TypeVar, cast
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.decorators import Access
@@ -17,8 +17,6 @@ from django_clustered_sessions.importing import on_demand
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
-from django_clustered_sessions.protocol.flows import Read
-from django_clustered_sessions.protocol.locks import LockRequest
 from django_clustered_sessions.protocol.options import WriteOptions
 from django_clustered_sessions.protocol.record import (
     CachedSession,
@@ -29,12 +27,18 @@ from django_clustered_sessions.protocol.record import (
     SessionKeys,
 )
 from django_clustered_sessions.protocol.session_data import SessionData
+from django_clustered_sessions.store import clock
 
-from .near_cache import Life, Renewal, near_cache
+from . import near_reads, renewals
+from .near_cache import near_cache
 from .outage import read_without_store
 from .state import SessionState
 
+T = TypeVar("T")
+
 logger = logging.getLogger("django_clustered_sessions")
+
+_IsRenewed = Callable[[SessionKeys, Loaded], bool]
 
 _LOCK_ERRORS: Final = (SessionLockTimeout, SessionLockLost)
 
@@ -46,6 +50,16 @@ def fill(state: SessionState) -> Flow[SessionData]:
     return state.data
 
 
+def answer_of(state: SessionState, question: Callable[[], T]) -> Flow[T]:
+    """Return what the session object says; load first where a subclass needs the values for it."""
+    answer = question()
+    if state.needs_values:
+        state.needs_values = False
+        yield from fill(state)
+        answer = question()
+    return answer
+
+
 def load(state: SessionState) -> Flow[SessionData]:
     """Load the session; with ``renew_on_load`` or an idle timeout, renew it as well."""
     keys = state.keys
@@ -54,15 +68,16 @@ def load(state: SessionState) -> Flow[SessionData]:
     if isinstance(state.failure, _LOCK_ERRORS):
         # The lock already failed in this request, and the caller swallowed the error.
         raise state.failure
-    renews = state.policy.touches and (state.renew_on_load or conf.idle_timeout)
-    options = state.write_options() if renews else None
-    life = _renewed_just_now(state, keys, options) if options else None
-    if life:
-        options = None
-    locks, joins = _locks_on_load(state, keys)
+    access = None if state.lock.grant or state.is_over else state.policy.access
+    locks = access is Access.LOCKED
+    # A view that asks for no lock joins an outer request in its own: that is no reason to wait.
+    joins = access is Access.UNLOCKED and bool(state.policy.outer_token(keys.id))
+    is_near = conf.near_reads == "tracked" and not (locks or joins) and near_reads.is_for(state)
+    renews = (state.renew_on_load or conf.idle_timeout) and state.policy.touches
+    options, is_renewed = _renewing(state, keys, is_near=is_near) if renews else (None, None)
     try:
-        keys, lock_request, found = yield from read(
-            state, options, locks=locks or joins, joins=joins
+        keys, loaded = yield from read(
+            state, keys, options, locks=locks or joins, joins=joins, is_near=is_near
         )
     except SessionLockTimeout as error:
         state.failure = error
@@ -75,79 +90,88 @@ def load(state: SessionState) -> Flow[SessionData]:
         if locks and not state.is_lock_optional:
             raise
         return read_without_store(state, keys, _cached(keys), error)
-    loaded = yield from take(state, keys, lock_request, found)
-    if loaded and options:
-        state.lifetime.renewal = Renewal(loaded.meta.seen_ms, options.ages)
-        state.keep_life(keys)
     if state.is_over:
         # The client left while a thread waited here.
         yield from state.lock.releasing()
-    state.renewed = loaded is not None and (
-        options is not None or (life is not None and loaded.meta.deadline_ms >= life.deadline_ms)
-    )
-    if renews and not state.renewed:
-        # Another request has shortened its life meanwhile: the answer makes up for it.
+    state.renewed = bool(loaded and is_renewed and is_renewed(keys, loaded))
+    if state.renewed:
+        state.keep_life(keys)
+    elif renews:
+        # Another request has shortened its life meanwhile, or the age was not known: the answer
+        # makes up for it.
         state.renew_on_load = True
     return state.new_data(loaded)
 
 
 def read(
-    state: SessionState, options: WriteOptions | None, *, locks: bool, joins: bool = False
-) -> Flow[tuple[SessionKeys, LockRequest | None, Read]]:
-    """Read the session; return where that was, and how its lock was asked for."""
+    state: SessionState,
+    keys: SessionKeys,
+    options: WriteOptions | None = None,
+    *,
+    locks: bool,
+    joins: bool = False,
+    is_near: bool = False,
+) -> Flow[tuple[SessionKeys, Loaded | None]]:
+    """Read the session, from a copy if it ``is_near``; take what was read, and its lock.
+
+    Return where that was, and the session, None if it is gone.
+    """
     while True:
-        keys = cast(SessionKeys, state.keys)
         lock_request = state.lock.request(keys, state.policy, capped=True) if locks else None
-        found = yield from flows.load(keys, options, lock_request, _cached(keys), joins=joins)
-        if not isinstance(found.found, EndReason):
+        if is_near:
+            read = yield from near_reads.load(state, keys)
+        else:
+            read = yield from flows.load(keys, options, lock_request, _cached(keys), joins=joins)
+        found = read.found
+        if not isinstance(found, EndReason):
             break
         # A request that waited for the lock had seen the session before it moved.
-        state.owner = state.owner or found.whose or None
-        if not (yield from find(state, keys, found.found)):
-            return keys, lock_request, found
-    if conf.absolute_timeout is None:
-        return keys, lock_request, found
-    if found.found.meta.created_ms + conf.absolute_timeout * 1000 > found.now_ms:
-        return keys, lock_request, found
-    # Its deadline is from before the timeout was set; a renewal lets it expire.
-    yield from flows.touch(keys, state.write_options())
-    near_cache.end(keys.record)
-    return keys, lock_request, found._replace(found=EndReason.UNKNOWN)
-
-
-def take(
-    state: SessionState, keys: SessionKeys, lock_request: LockRequest | None, read: Read
-) -> Flow[Loaded | None]:
-    """Take what was read, and the lock that came with it; return None if the session is gone."""
+        state.owner = state.owner or read.whose or None
+        if not (yield from find(state, keys, found)):
+            break
+        keys, is_near = cast(SessionKeys, state.keys), False
+    if (
+        conf.absolute_timeout is not None
+        and isinstance(found, Loaded)
+        and found.meta.created_ms + conf.absolute_timeout * 1000 <= read.now_ms
+    ):
+        # Its deadline is from before the timeout was set; a renewal lets it expire.
+        yield from flows.touch(keys, state.write_options())
+        near_cache.end(keys.record)
+        found = EndReason.UNKNOWN
     if lock_request is not None:
         state.lock.take(keys, lock_request, read.turn)
-    found = read.found
     if isinstance(found, EndReason):
-        counters.add(loads=1)
-        if found is EndReason.UNKNOWN and near_cache.misses(keys.record, time.monotonic()):
-            logger.warning(
-                "the session store knows nothing of session %s, which it had a short while "
-                "ago: it has come back without some of its data, or without all of it, and "
-                "whose sessions are gone is logged out",
-                keys.id[:12],
-            )
-        near_cache.drop(keys.record)
-        state.vanish(found)
-        return None
+        _miss(state, keys, found)
+        return keys, None
     if state.is_anothers(found.meta.user):
         yield from state.lock.releasing()
         state.vanish(EndReason.ROTATED)
-        return None
-    state.see(keys, read.now_ms, state.deadline_ms(found.meta), found.meta.mode)
+        return keys, None
+    meta = found.meta
+    life = state.lifetime.see(read.now_ms, state.deadline_ms(meta), meta.mode)
+    counters.add(loads=1, near_hits=int(read.is_known), near_bytes_saved=read.saved)
     if read.is_known:
-        counters.add(loads=1, near_hits=1, near_bytes_saved=found.meta.size)
-    else:
-        counters.add(loads=1)
-        if conf.near_cache_bytes:
-            cached = CachedSession(found.meta.version, found.values)
-            near_cache.put(keys.record, cached, conf.near_cache_bytes, state.lifetime.life)
-    state.version, state.found, state.owner = found.meta.version, found, found.meta.user
-    return found
+        near_cache.renew(keys.record, life)
+    elif conf.near_cache_bytes:
+        cached = CachedSession.of(meta.version, found.values, found.past)
+        near_cache.put(keys.record, cached, conf.near_cache_bytes, life)
+    state.version, state.found, state.owner = meta.version, found, meta.user
+    return keys, found
+
+
+def _miss(state: SessionState, keys: SessionKeys, reason: EndReason) -> None:
+    """Take note that there is no session; tell if that is not as it should be."""
+    counters.add(loads=1)
+    if reason is EndReason.UNKNOWN and near_cache.misses(keys.record, clock.now_s()):
+        logger.warning(
+            "the session store knows nothing of session %s, which it had a short while "
+            "ago: it has come back without some of its data, or without all of it, and "
+            "whose sessions are gone is logged out",
+            keys.id[:12],
+        )
+    near_cache.drop(keys.record)
+    state.vanish(reason)
 
 
 def look(state: SessionState) -> Flow[None]:
@@ -190,11 +214,14 @@ def follow(state: SessionState, keys: SessionKeys) -> Flow[bool]:
     """
     if not state.whose or keys != state.keys:
         return False
-    successor = yield from flows.follow(keys, conf.key_prefix, state.whose)
-    if successor is None:
+    found = yield from flows.follow(keys, conf.key_prefix, state.whose)
+    if found is None:
         return False
+    successor, past = found
     near_cache.end(keys.record)
     state.follow(successor)
+    if state.data is not None:
+        state.data.seal = state.seal(past)
     return True
 
 
@@ -215,25 +242,27 @@ def _cached(keys: SessionKeys) -> CachedSession | None:
     return near_cache.get(keys.record) if conf.near_cache_bytes else None
 
 
-def _renewed_just_now(state: SessionState, keys: SessionKeys, options: WriteOptions) -> Life | None:
-    """Return what is known of a session that was renewed within this second, None of others.
+def _renewing(
+    state: SessionState, keys: SessionKeys, *, is_near: bool
+) -> tuple[WriteOptions | None, _IsRenewed]:
+    """Return with which options a load is to renew the deadline on its trip, None for not there.
 
-    Another renewal would change nothing.
+    Beside them the function that says of what was loaded whether it is renewed, or will be.
     """
+    options = state.write_options()
+    if state.needs_values:
+        # A subclass sets the age by the values: the answer renews, on a trip of its own.
+        return None, lambda keys, loaded: False
+    if is_near:
+        return None, lambda keys, loaded: renewals.renew_later(state, keys, loaded, options)
     life = near_cache.life(keys.record)
-    if life is None or not life.is_renewed(time.monotonic(), options.ages):
-        return None
-    state.lifetime.renewal = life.renewal
-    return life
+    if life is not None and life.is_renewed(clock.now_s(), options.ages):
+        # Just now: another renewal would change nothing.
+        state.lifetime.renewal = life.renewal
+        return None, lambda keys, loaded: loaded.meta.deadline_ms >= life.deadline_ms
 
+    def at_once(keys: SessionKeys, loaded: Loaded) -> bool:
+        state.lifetime.renewed(loaded.meta, options.ages)
+        return True
 
-def _locks_on_load(state: SessionState, keys: SessionKeys) -> tuple[bool, bool]:
-    """Return whether a load takes the lock, and whether it joins an outer request in its own.
-
-    The latter is for a view that asks for none: the header is no reason to wait for anybody.
-    """
-    if state.lock.grant is not None or state.is_over:
-        return False, False
-    access = state.policy.access
-    is_unlocked = access is Access.UNLOCKED
-    return access is Access.LOCKED, is_unlocked and bool(state.policy.outer_token(keys.id))
+    return options, at_once

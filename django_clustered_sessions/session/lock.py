@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import secrets
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Final
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import (
@@ -15,7 +18,7 @@ from django_clustered_sessions.exceptions import (
     SessionLockTimeout,
     SessionStoreUnavailable,
 )
-from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.monitoring.counters import WAITS, counters
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.locks import LockOutcome, LockRequest, Refusal
@@ -29,12 +32,17 @@ from .request_policy import Policy
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
+#: Longer names of ``lock(name)`` are cut, in characters.
+LONGEST_NAME: Final = 100
+
 
 class SessionLock:
     """One session object's hold on its session's lock."""
 
     #: The lock, as far as this object knows.
     grant: Grant | None = None
+    #: The name that ``lock()`` was given, as it is shown, while it asks.
+    name: str = ""
     #: The keys and token of a lock, or of a place in its queue, that was asked for or given up
     #: and not answered yet.
     _asked: tuple[SessionKeys, str] | None = None
@@ -56,7 +64,7 @@ class SessionLock:
             lease_ms=round(conf.lock_lease * 1000),
             hold_ms=round(conf.lock_max_hold * 1000),
             most=conf.lock_max_waiters if capped else -1,
-            name=locker_name(conf.node_name, policy.route),
+            name=locker_name(conf.node_name, self._purpose(policy)),
         )
         token = secrets.token_hex(8)
 
@@ -73,6 +81,12 @@ class SessionLock:
             waiting=partial(_waiting, keys, capped),
             inside=policy.outer_token(keys.id),
         )
+
+    def _purpose(self, policy: Policy) -> str:
+        """Return what the lock is for: the route, or the process outside a request; and a name."""
+        if route := policy.route:
+            return f"{route} {self.name}"
+        return f"{self.name} (pid {os.getpid()}, {threading.current_thread().name})"
 
     def take(self, keys: SessionKeys, lock_request: LockRequest, turn: LockOutcome | None) -> None:
         """Take what came of asking; nothing, if the session is gone."""
@@ -96,7 +110,7 @@ class SessionLock:
         self._asked = None
         counters.add(locks_acquired=1, lock_handoffs=int(turn.handed_on))
         if turn.waited_ms is not None:
-            counters.waited(turn.waited_ms)
+            counters.measure(WAITS, turn.waited_ms)
 
     def fence(self, *, release: bool = False) -> Fence:
         """Return under which lock to write; with ``release`` it ends then."""
@@ -155,7 +169,7 @@ class SessionLock:
         self._asked = None
         is_refusal = isinstance(error, SessionLockRefused)
         counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
-        logger.warning("%s: %s", policy.route or "outside a request", error)
+        logger.warning("%s: %s", policy.route or self.name or "outside a request", error)
         return error
 
     def refused(self, error: SessionLockLost) -> SessionLockLost:
@@ -174,6 +188,11 @@ class SessionLock:
         counters.add(writes_refused=1)
         self.lose()
         return error
+
+
+def shown(name: str) -> str:
+    """Return the name that ``lock()`` was given as it is shown: on one line, and not too long."""
+    return "".join(one if one.isprintable() else " " for one in name[:LONGEST_NAME])
 
 
 def _refusal(keys: SessionKeys, capped: bool) -> Refusal | None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from django.contrib.sessions.backends.base import UpdateError
 
 from django_clustered_sessions.decorators import Access, Marks
 from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.protocol.effects import Flow
-from django_clustered_sessions.protocol.record import Damaged
+from django_clustered_sessions.protocol.record import Damaged, SessionKeys
 
 from . import load
+from .lock import shown
 from .outage import require_store
 from .save import create, save
 from .state import LockScope, SessionState, because
 
 
-def enter(state: SessionState, scope: LockScope) -> Flow[None]:
-    """Begin a block of ``lock()``: take the lock, unless this object has it."""
+def enter(state: SessionState, scope: LockScope, name: str = "") -> Flow[None]:
+    """Begin a block of ``lock(name)``: take the lock, unless this object has it."""
     is_first = not state.lock_scopes
     state.lock_scopes.add(scope)
     if state.lock.grant is None:
@@ -24,7 +27,11 @@ def enter(state: SessionState, scope: LockScope) -> Flow[None]:
         if is_first or not state.lock_ends_with_scopes:
             locks_anyway = state.data is None and state.policy.access is Access.LOCKED
             state.lock_ends_with_scopes = state.is_over or not locks_anyway
-        yield from lock(state)
+        state.lock.name = shown(name)
+        try:
+            yield from lock(state)
+        finally:
+            state.lock.name = ""
     elif is_first:
         state.lock_ends_with_scopes = False
     scope.data, scope.write_count, scope.end_count = state.data, state.write_count, state.end_count
@@ -86,26 +93,26 @@ def lock(state: SessionState) -> Flow[None]:
     require_store(state)
     if state.session_key is None:
         yield from create(state)
+    keys = cast(SessionKeys, state.keys)
     try:
-        keys, lock_request, read = yield from load.read(state, None, locks=True)
+        keys, loaded = yield from load.read(state, keys, locks=True)
     except SessionLockTimeout as error:
         raise state.lock.not_locked(error, state.policy) from None
     except Damaged as damage:
         yield from state.lock.releasing()
         raise UpdateError(f"the session is damaged: {damage}") from damage
-    loaded = yield from load.take(state, keys, lock_request, read)
     if loaded is None:
         raise UpdateError(f"the session is gone{because(state.ended)}")
     if state.data is None:
         state.data = state.new_data(loaded)
     else:
-        state.data.refresh(loaded.values, loaded.meta.user)
+        state.data.refresh(loaded.values, loaded.meta.user, state.seal(loaded.past))
 
 
 def commit(state: SessionState) -> Flow[None]:
     """Write what has changed and give up the lock."""
     try:
-        if state.is_modified and not state.is_empty:
+        if state.is_modified and not (yield from load.answer_of(state, state.is_empty)):
             yield from save(state, release=True)
             state.committed = True
             # Not by mark_modified(): what another task has changed since is still to be written.
@@ -134,11 +141,15 @@ def apply_marks(state: SessionState, marks: Marks) -> Flow[None] | None:
     if marks.nonstop == "exception" and state.outage is not None:
         # A middleware was content with less before the mark was known.
         raise state.outage
-    if state.data is None or state.session_key is None or marks.access is None:
+    if state.data is None or state.session_key is None:
         return None
     grant = state.lock.grant
     if marks.access is Access.LOCKED:
         return None if grant else _lock_late(state)
+    if marks.is_fresh and state.is_copy:
+        return _load_afresh(state)
+    if marks.access is None:
+        return None
     if grant and is_news and not grant.is_inside and not state.lock_scopes:
         return state.lock.releasing()
     return None
@@ -148,3 +159,11 @@ def _lock_late(state: SessionState) -> Flow[None]:
     yield from lock(state)
     if state.is_over:
         yield from state.lock.releasing()
+
+
+def _load_afresh(state: SessionState) -> Flow[None]:
+    """Read what came without a trip from the store; what was not saved yet goes on top."""
+    keys = cast(SessionKeys, state.keys)
+    _, loaded = yield from load.read(state, keys, locks=False)
+    if loaded is not None and state.data is not None:
+        state.data.refresh(loaded.values, loaded.meta.user, state.seal(loaded.past))

@@ -4,6 +4,9 @@ Nothing here is believed: a load asks the store on its one trip whether the vers
 record's. Versions are random and compared for equality, so a store that came back empty, older,
 or with another primary just has another version. Only while the store is away, and only where the
 site wants it, a session is read from here alone, for as long as it lives by the store's clock.
+
+With CLUSTERED_SESSIONS_NEAR_READS a session may have a *copy* beside it: the proof of when it was
+the store's current one. ``near_reads`` decides how long that is good for.
 """
 
 from __future__ import annotations
@@ -12,17 +15,19 @@ import os
 import threading
 from collections import OrderedDict
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
-from django_clustered_sessions.protocol.record import CachedSession
+from django_clustered_sessions.protocol.record import CachedSession, Loaded
 
-#: Memory of Python for a session and for one of its fields, beside the bytes in it.
+#: Memory of Python for a session, for one of its fields and for a copy, beside the bytes in it.
 _SESSION_BYTES: Final = 600
 _FIELD_BYTES: Final = 200
+_COPY_BYTES: Final = 600
 
-#: Renewals within so many ms are one: ``lua/touch.lua`` has the same.
+#: Renewals within so many ms, or within a share of what they give, are one: ``lua/write.lua`` has
+#: the same.
 RENEWED_EACH_MS: Final = 1000
+_RENEWED_SHARE: Final = 0.01
 
 #: An ended session leaves a trace in the store for so long, less what clocks may differ; it must
 #: have had so much life left; and no warning follows another for so long. Seconds.
@@ -36,7 +41,7 @@ ENDED: Final = 2000
 class Renewal(NamedTuple):
     """The last renewal of a session's deadline: its time by the store's clock, and its ages.
 
-    The terms are opaque here.
+    The deadline counts from ``at_ms``. The terms are opaque here.
     """
 
     at_ms: int
@@ -60,11 +65,32 @@ class Life(NamedTuple):
         return (self.deadline_ms - self.seen_ms) / 1000 - (now_s - self.seen_at_s)
 
     def is_renewed(self, now_s: float, options: object) -> bool:
-        """Return whether the store would take another renewal for none: it does once a second."""
+        """Return whether the store would take another renewal for none, as it comes too early."""
         if self.renewal is None or self.renewal.options != options:
             return False
-        now_ms = self.seen_ms + (now_s - self.seen_at_s) * 1000
-        return now_ms < self.renewal.at_ms + RENEWED_EACH_MS
+        since_ms = self.renewal.at_ms
+        step_ms = min(RENEWED_EACH_MS, (self.deadline_ms - since_ms) * _RENEWED_SHARE)
+        return self.seen_ms + (now_s - self.seen_at_s) * 1000 < since_ms + step_ms
+
+
+class Copy(NamedTuple):
+    """A session that was the store's current one at ``current_at_s``, by clock.now_s().
+
+    ``now_ms`` was the store's clock at ``seen_at_s``. ``generation`` is the one of the channel that
+    is told of changes; the copy is worth nothing once the channel has another. Without
+    ``is_tracked`` the channel is not told of changes to this session.
+    """
+
+    found: Loaded
+    now_ms: int
+    seen_at_s: float
+    current_at_s: float
+    generation: object
+    is_tracked: bool
+
+    def is_before(self, other: Copy) -> bool:
+        """Return whether another copy of the session was current later."""
+        return self.generation is other.generation and self.current_at_s < other.current_at_s
 
 
 @dataclass(eq=False, slots=True)
@@ -72,6 +98,7 @@ class _Kept:
     known: CachedSession
     size: int
     life: Life | None
+    copy: Copy | None = None
 
 
 class NearCache:
@@ -102,17 +129,68 @@ class NearCache:
         kept = self._kept.get(record)
         return kept.life if kept else None
 
-    def put(self, record: str, known: CachedSession, limit: int, life: Life | None = None) -> None:
-        """Keep a session; forget those used longest ago beyond ``limit`` bytes."""
-        size = memory(known)
+    def copy(self, record: str) -> Copy | None:
+        """Return the copy of a session, and take note that it was used."""
         with self._lock:
-            self._drop(record)
-            if size > limit or record in self.ended_lately:
-                return
-            self._kept[record] = _Kept(known, size, life)
-            self.bytes += size
-            while self.bytes > limit:
-                self._drop(next(iter(self._kept)))
+            kept = self._kept.get(record)
+            if kept is None or kept.copy is None:
+                return None
+            self._kept.move_to_end(record)
+            return kept.copy
+
+    def put(
+        self,
+        record: str,
+        known: CachedSession,
+        limit: int,
+        life: Life | None = None,
+        copy: Copy | None = None,
+    ) -> None:
+        """Keep a session, unless a copy is kept that was current later than its ``copy``.
+
+        Without a ``copy`` one of the same version stays. The sessions used longest ago are
+        forgotten beyond ``limit`` bytes.
+        """
+        with self._lock:
+            kept = self._kept.get(record)
+            if copy is None and kept and kept.known.version == known.version:
+                copy = kept.copy
+            self._put(record, known, limit, life, copy)
+
+    def hold(self, record: str, copy: Copy, limit: int) -> None:
+        """Keep a session as its copy has it. See put()."""
+        with self._lock:
+            kept = self._kept.get(record)
+            known = CachedSession.of(copy.found.meta.version, copy.found.values, copy.found.past)
+            self._put(record, known, limit, kept.life if kept else None, copy)
+
+    def _put(
+        self, record: str, known: CachedSession, limit: int, life: Life | None, copy: Copy | None
+    ) -> None:
+        kept = self._kept.get(record)
+        if copy and kept and kept.copy and copy.is_before(kept.copy):
+            return
+        size = memory(known) + (_COPY_BYTES if copy else 0)
+        self._drop(record)
+        if size > limit or record in self.ended_lately:
+            return
+        self._kept[record] = _Kept(known, size, life, copy)
+        self.bytes += size
+        while self.bytes > limit:
+            self._drop(next(iter(self._kept)))
+
+    def invalidate(self, record: str) -> None:
+        """Forget a session's copy that is tracked: the store has told that it has changed."""
+        with self._lock:
+            kept = self._kept.get(record)
+            if kept and kept.copy and kept.copy.is_tracked:
+                kept.copy = None
+
+    def forget_copy(self, record: str) -> None:
+        """Forget a session's copy: this process is about to write the session."""
+        # One assignment, and none where there is nothing to forget: each write comes here.
+        if (kept := self._kept.get(record)) and kept.copy:
+            kept.copy = None
 
     def renew(self, record: str, life: Life) -> None:
         """Take note of when a session expires, if it is known."""
@@ -153,8 +231,7 @@ class NearCache:
 
 def memory(known: CachedSession) -> int:
     """Return how many bytes of memory a session takes here, about."""
-    parts = chain(known.values, known.values.values())
-    return sum(map(len, parts)) + len(known.values) * _FIELD_BYTES + _SESSION_BYTES
+    return known.size + len(known.values) * _FIELD_BYTES + _SESSION_BYTES
 
 
 near_cache = NearCache()

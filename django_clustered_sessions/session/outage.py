@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.record import CachedSession, SessionKeys
 from django_clustered_sessions.protocol.session_data import SessionData
+from django_clustered_sessions.store import clock
 
 from .near_cache import near_cache
 from .state import SessionState
@@ -29,7 +29,7 @@ def read_without_store(
         go_on(state, error)
         return state.new_data()
     life = near_cache.life(keys.record)
-    if cached is None or life is None or life.left_s(time.monotonic()) <= 0:
+    if cached is None or life is None or life.left_s(clock.now_s()) <= 0:
         raise error
     go_on(state, error)
     state.is_local = True

@@ -13,6 +13,7 @@ from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.options import SyncOptions
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.protocol.results import Acknowledged
+from django_clustered_sessions.store.budget import Budget
 
 T = TypeVar("T")
 
@@ -23,10 +24,14 @@ logger = logging.getLogger("django_clustered_sessions")
 SHARE: Final = 0.4
 
 
-def wanted(left_s: float) -> SyncOptions | None:
-    """Return what the settings want a write to wait for; ``left_s`` is the store's time for it."""
+def wanted(budget: Budget | None = None) -> SyncOptions | None:
+    """Return what the settings want a write to wait for, None for nothing.
+
+    ``budget`` is the store's time for it, STORE_TIMEOUT where there is none.
+    """
     if not conf.sync_replicas and not conf.sync_fsync:
         return None
+    left_s = budget.left if budget else conf.store_timeout
     timeout_ms = int(SHARE * left_s * 1000)
     # 0 would be for ever.
     return SyncOptions(conf.sync_replicas, conf.sync_fsync, max(timeout_ms, 1))
@@ -37,11 +42,15 @@ class Replication:
 
     #: The error of the last write that landed, where too few acknowledged it.
     shortfall: SessionNotReplicated | None = None
+    #: Time in ms from the last write until its replicas had been waited for, by the store's clock.
+    after_ms: int = 0
 
     def awaited(self, keys: SessionKeys, flow: Flow[T], sync: SyncOptions | None) -> Flow[T]:
-        """Run a flow, and have its writes acknowledged as ``sync`` says."""
-        if sync is None:
-            return (yield from flow)
+        """Return a flow whose writes are acknowledged as ``sync`` says."""
+        self.after_ms = 0
+        return flow if sync is None else self._awaited(keys, flow, sync)
+
+    def _awaited(self, keys: SessionKeys, flow: Flow[T], sync: SyncOptions) -> Flow[T]:
         heard: list[Acknowledged] = []
         try:
             return (yield from riders.acknowledged(flow, sync, heard.append))
@@ -63,6 +72,7 @@ class Replication:
 
     def _take(self, keys: SessionKeys, sync: SyncOptions, heard: list[Acknowledged]) -> None:
         """Count, and remember the worst of the writes; a move to another node is two."""
+        self.after_ms = max(heard[-1].after_ms, 0)
         short = [one for one in heard if not _is_enough(one, sync)]
         counters.add(
             sync_waits=len(heard),

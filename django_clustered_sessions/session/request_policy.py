@@ -30,6 +30,8 @@ class Policy:
     access: Access = Access.UNLOCKED
     #: True if this counts as a use, which renews the session.
     touches: bool = True
+    #: True if the session has to be read from the store.
+    is_fresh: bool = False
     #: The behaviour while the store is away.
     nonstop: Nonstop = "exception"
     #: True if a lock that is asked for without the view's saying so may be done without.
@@ -38,6 +40,8 @@ class Policy:
     route: str = ""
     #: From where the session is used, packed; empty where that is not known.
     client: bytes = b""
+    #: The request, None outside of one.
+    request: HttpRequest | None = None
 
     def apply(self, marks: Marks) -> bool:
         """Take what a view's decorators say, once the view is called.
@@ -62,6 +66,11 @@ class RequestPolicy(Policy):
         # uploaded with it, until Python looks for cycles.
         self._request = ref(request)
         self._headers = request.META
+
+    @property
+    def request(self) -> HttpRequest | None:  # type: ignore[override]
+        """The request, None once it is over."""
+        return self._request()
 
     @property
     def _method(self) -> str | None:
@@ -98,6 +107,11 @@ class RequestPolicy(Policy):
         return self._marks.touches
 
     @property
+    def is_fresh(self) -> bool:  # type: ignore[override]
+        """True if the session has to be read from the store."""
+        return self._marks.is_fresh
+
+    @property
     def nonstop(self) -> Nonstop:  # type: ignore[override]
         """The behaviour while the store is away: the view's, or CLUSTERED_SESSIONS_NONSTOP."""
         return self._marks.nonstop or conf.nonstop
@@ -122,7 +136,8 @@ class RequestPolicy(Policy):
         """Add what a view's decorators say, once the view is called. See Policy.apply()."""
         before = self._marks
         access, touches = marks.access or before.access, marks.touches and before.touches
-        self._marks = Marks(access, touches, marks.nonstop or before.nonstop)
+        is_fresh = marks.is_fresh or before.is_fresh
+        self._marks = Marks(access, touches, marks.nonstop or before.nonstop, is_fresh)
         for name in ("access", "touches"):
             vars(self).pop(name, None)
         return before.access is None

@@ -14,13 +14,15 @@ from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import EndReason, HiddenKey, SessionKeys
 from django_clustered_sessions.protocol.results import Alive, Exists, Gone
+from django_clustered_sessions.protocol.sealing import Seal
 from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.signals import session_ended
 from django_clustered_sessions.store import connections
 
-from .load import find, load
+from .load import answer_of, find, load
 from .near_cache import near_cache
 from .outage import refuse_writes
+from .replication import wanted
 from .save import answer, commit, create, may_write
 from .state import SessionState, because, new_token
 
@@ -30,13 +32,16 @@ def rotate(state: SessionState) -> Flow[None]:
     refuse_writes(state)
     if not may_write(state):
         return
+    # A subclass may need the values to set the session's age.
+    yield from answer_of(state, state.write_options)
     keys, data = state.keys, state.data
     if keys is None and state.ended is EndReason.ROTATED:
         # It has moved before this request came. A new session would take its cookie's place,
         # so there is none before a login.
         return
-    if conf.max_sessions_per_user is not None and keys is not None and data is None:
-        # The user has to be known.
+    needs_data = conf.max_sessions_per_user is not None or conf.encryption_keys
+    if needs_data and keys is not None and data is None:
+        # The user has to be known, or the names under which values are encrypted.
         data = state.data = yield from load(state)
         keys = state.keys
     found: Alive | Gone | Exists | None = None
@@ -50,7 +55,11 @@ def rotate(state: SessionState) -> Flow[None]:
             answer(state)
             return
         new = state.new_key()
-        found = yield from _move(state, keys, state.keys_of(new.value), data)
+        new_keys = state.keys_of(new.value)
+        seal = None
+        if data is not None and data.seal is not None:
+            seal = data.seal.moved(new_keys.id, data.stored)
+        found = yield from _move(state, keys, new_keys, data, seal)
         if isinstance(found, Gone) and (yield from find(state, keys, found.reason)):
             keys = state.keys
             found = None
@@ -64,6 +73,8 @@ def rotate(state: SessionState) -> Flow[None]:
         raise UpdateError(f"the session is gone{because(found.reason)}")
     state.has_moved = True
     if keys is not None and isinstance(found, Alive):
+        if data is not None:
+            data.seal = seal
         yield from _moved(state, keys, new, found)
     else:
         state.lock.let_go()
@@ -71,7 +82,11 @@ def rotate(state: SessionState) -> Flow[None]:
 
 
 def _move(
-    state: SessionState, old: SessionKeys, new: SessionKeys, data: SessionData | None
+    state: SessionState,
+    old: SessionKeys,
+    new: SessionKeys,
+    data: SessionData | None,
+    seal: Seal | None,
 ) -> Flow[Alive | Gone | Exists]:
     rotating = flows.rotate(
         old,
@@ -81,14 +96,16 @@ def _move(
         partial(state.lock.request, old, state.policy, capped=False),
         state.lock.fence(),
         apart=connections.is_cluster(),
-        # What is at hand may not say from where the session was used.
-        found=None if conf.track_clients else state.as_loaded,
+        # What is at hand may not say from where the session was used, or be encrypted with a key
+        # of which sessionrekey has left nothing in the store: that changes no version.
+        found=None if conf.track_clients or conf.encryption_keys else state.as_loaded,
+        past=seal.past if seal else b"",
     )
     near_cache.drop(old.record)
     if data is not None:
         yield from state.login_limit.moving(new, data.user)
     try:
-        return (yield from state.replication.awaited(new, rotating, state.sync_options()))
+        return (yield from state.replication.awaited(new, rotating, wanted(state.budget)))
     except SessionLockTimeout as error:
         raise state.lock.not_locked(error, state.policy) from None
     except SessionLockLost as error:
@@ -104,9 +121,10 @@ def _moved(state: SessionState, old: SessionKeys, new: HiddenKey, found: Alive) 
     new_keys = state.keys_of(new.value)
     state.lock.move(new_keys)
     near_cache.end(old.record)
-    state.lifetime.see(found.now_ms, found.deadline_ms)
+    state.lifetime.see(found.now_ms + state.replication.after_ms, found.deadline_ms)
     state.renewed = True
     state.mark_modified(True)
+    state.signals.moved(old, new_keys)
     if session_ended.has_listeners(state.sender):
         user = state.data.user_id if state.data is not None else None
         state.signals.ended(old, user, EndReason.ROTATED, new_keys)

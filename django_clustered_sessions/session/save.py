@@ -9,9 +9,12 @@ from typing import cast
 from django.conf import settings
 from django.contrib.auth import SESSION_KEY as USER
 from django.contrib.sessions.backends.base import CreateError, UpdateError
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.utils.module_loading import import_string
 
-from django_clustered_sessions.conf import conf
+from django_clustered_sessions.conf import conf, site
 from django_clustered_sessions.decorators import Access
+from django_clustered_sessions.encryption import seal_of
 from django_clustered_sessions.exceptions import (
     SessionLockLost,
     SessionLockTimeout,
@@ -32,11 +35,12 @@ from django_clustered_sessions.protocol.record import (
 )
 from django_clustered_sessions.protocol.results import Exists, Gone
 from django_clustered_sessions.protocol.session_data import SessionData
-from django_clustered_sessions.signals import session_created
+from django_clustered_sessions.signals import session_created, session_login
 
-from .load import find
-from .near_cache import Renewal
+from . import near_reads
+from .load import answer_of, find
 from .outage import go_on, may_drop, refuse_writes, require_store
+from .replication import wanted
 from .state import SessionState, because, is_elsewhere, new_token
 
 logger = logging.getLogger("django_clustered_sessions")
@@ -50,6 +54,32 @@ def create(state: SessionState) -> Flow[None]:
     state.ended = None
     state.mark_modified(True)
     answer(state)
+
+
+def save_as_asked(state: SessionState, must_create: bool) -> Flow[None]:
+    """Save for the site's code, or for Django's middleware, which sets the cookie next.
+
+    The two look alike. Django's would put the old key over the new one, which others have given
+    the session.
+
+    Raises UpdateError once the changes are saved, if Django's middleware would do that.
+    """
+    yield from save(state, must_create)
+    if state.has_moved_on and state.budget is None and _sets_cookie_unasked():
+        raise UpdateError(
+            "the changes are saved, but the session has got a new key meanwhile, and Django's "
+            "SessionMiddleware would set the cookie to the old one: use this package's"
+        )
+
+
+def _sets_cookie_unasked() -> bool:
+    """Return whether the site's session middleware is Django's, or is derived from it alone."""
+    own = f"{__name__.partition('.')[0]}.middleware"
+    for path in site.MIDDLEWARE:
+        found = import_string(path)
+        if isinstance(found, type) and issubclass(found, SessionMiddleware):
+            return all(cls.__module__ != own for cls in found.__mro__)
+    return False
 
 
 def save(state: SessionState, must_create: bool = False, release: bool = False) -> Flow[None]:
@@ -98,10 +128,15 @@ def renew(state: SessionState) -> Flow[None]:
     if keys is None or state.renewed or state.goes_on:
         return
     try:
-        found = yield from flows.touch(keys, state.write_options())
+        options = yield from answer_of(state, state.write_options)
+        if state.ended is not None or state.goes_on:
+            # Found so by a load for the options.
+            return
+        keys = cast(SessionKeys, state.keys)
+        found = yield from flows.touch(keys, options)
         while isinstance(found, Gone) and (yield from find(state, keys, found.reason)):
             keys = cast(SessionKeys, state.keys)
-            found = yield from flows.touch(keys, state.write_options())
+            found = yield from flows.touch(keys, options)
     except SessionStoreUnavailable as error:
         if state.nonstop == "exception":
             raise
@@ -121,17 +156,20 @@ def commit(
     release: bool = False,
     *,
     waits: bool = True,
+    again: bool = False,
 ) -> Flow[Gone | None]:
     """Write the changes; return why not, if the session is gone.
 
     With ``release``, give up the lock as well. Without ``waits``, do not wait for replicas, as a
-    move follows.
+    move follows. With ``again``, write also where nothing has changed, so that they can be waited
+    for.
     """
     options = state.write_options()
+    sending = near_reads.sending(keys) if conf.near_reads == "tracked" else None
     if conf.max_sessions_per_user is not None and data.changes().changes_user:
         if data.user != NOBODY:
             user = str(data[USER])
-            sync = state.sync_options()
+            sync = wanted(state.budget)
             yield from state.login_limit.claiming(keys, user, sync, state.signals)
         state.login_limit.writing()
     try:
@@ -144,10 +182,10 @@ def commit(
             partial(state.lock.request, keys, state.policy, capped=False),
             state.lock.fence(release=release),
             whose=state.whose,
-            again=state.replication.shortfall is not None,
+            again=again or state.replication.shortfall is not None,
         )
         # Others have moved it on, so that no move of this request's comes after.
-        sync = state.sync_options() if waits or state.has_moved_on else None
+        sync = wanted(state.budget) if waits or state.has_moved_on else None
         outcome = yield from state.replication.awaited(keys, committing, sync)
     except SessionLockTimeout as error:
         raise state.lock.not_locked(error, state.policy) from None
@@ -158,11 +196,15 @@ def commit(
     if isinstance(outcome, Gone):
         if (yield from find(state, keys, outcome.reason)):
             here = cast(SessionKeys, state.keys)
-            return (yield from commit(state, here, data, release, waits=waits))
+            again = outcome.counters is not None
+            return (yield from commit(state, here, data, release, waits=waits, again=again))
         state.lock.let_go()
         return outcome
     state.write_count += 1
     if outcome.changes.changes_user:
+        is_login = data.user not in (NOBODY, state.owner)
+        if is_login and outcome.alive.deadline_ms > outcome.alive.now_ms:
+            _note_login(state, keys, data)
         state.owner = data.user
     if outcome.turn:
         # The commit had to take a lock of its own, which ended with it.
@@ -170,18 +212,23 @@ def commit(
     if release:
         state.lock.let_go()
     alive = outcome.alive
-    state.lifetime.see(alive.now_ms, alive.deadline_ms, alive.mode)
-    state.lifetime.renewal = Renewal(alive.now_ms, options.ages)
+    now_ms = alive.now_ms + state.replication.after_ms
+    state.lifetime.see(now_ms, alive.deadline_ms, alive.mode)
+    if state.found is not None:
+        state.lifetime.renewed(state.found.meta, options.ages)
     state.renewed = True
     if outcome.version:
         is_all = alive.before != b"" and alive.before == state.version
-        state.wrote(keys, data, outcome.version, is_all=is_all)
+        copy = None
+        if sending and is_all:
+            copy = near_reads.written(state, keys, data, outcome, sending)
+        state.wrote(keys, data, outcome.version, is_all=is_all, copy=copy)
     else:
         state.keep_life(keys)
     counters.add(
         commits=1,
         fields_written=len(outcome.changes.fields),
-        fields_held=data.size,
+        fields_held=len(data.stored),
         conflicts_merged=outcome.merged,
         conflicts_overwritten=alive.overwritten,
         expired=int(alive.deadline_ms <= alive.now_ms),
@@ -201,7 +248,7 @@ def admit(state: SessionState, data: SessionData, user: object) -> Flow[None]:
         # There has to be a session that can be ended while the login is on its way.
         yield from create(state)
     keys = cast(SessionKeys, state.keys)
-    sync = state.sync_options()
+    sync = wanted(state.budget)
     yield from state.login_limit.claiming(keys, str(user), sync, state.signals)
 
 
@@ -235,20 +282,21 @@ def answer(state: SessionState) -> None:
 
 
 def _insert(state: SessionState, data: SessionData, key: HiddenKey) -> Flow[bool]:
-    values, token, expiry = data.everything(), new_token(), state.expiry(data)
     keys, user = state.keys_of(key.value), data.user
+    seal = seal_of(keys.id) if conf.encryption_keys else None
+    values, token, expiry = data.everything(seal), new_token(), state.expiry(data)
     is_limited = data.user_id is not None and conf.max_sessions_per_user is not None
     if is_limited:
         # A login is a commit, to a session that is there.
         values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
-    creating = flows.create(keys, values, expiry, state.write_options(), token, user)
-    found = yield from state.replication.awaited(keys, creating, state.sync_options())
+    creating = flows.create(keys, values, expiry, state.write_options(seal), token, user)
+    found = yield from state.replication.awaited(keys, creating, wanted(state.budget))
     if isinstance(found, Exists):
         return False
-    data.created(values, token)
+    data.created(values, token, seal)
     state.session_key, state.owner = key.value, user
     state.write_count += 1
-    state.lifetime.see(found.now_ms, found.deadline_ms)
+    state.lifetime.see(found.now_ms + state.replication.after_ms, found.deadline_ms)
     state.wrote(keys, data, token, is_all=True)
     state.renewed = True
     counters.add(
@@ -258,8 +306,17 @@ def _insert(state: SessionState, data: SessionData, key: HiddenKey) -> Flow[bool
         fields_held=len(values),
         expired=found.swept + int(found.deadline_ms <= found.now_ms),
     )
-    if found.deadline_ms > found.now_ms and session_created.has_listeners(state.sender):
-        state.signals.created(keys, data.user_id)
+    if found.deadline_ms > found.now_ms:
+        if session_created.has_listeners(state.sender):
+            state.signals.created(keys, data.user_id, state.client)
+        if user != NOBODY:
+            _note_login(state, keys, data)
     if is_limited and (gone := (yield from commit(state, keys, data))):
         raise UpdateError(f"the session is gone{because(gone.reason)}")
     return True
+
+
+def _note_login(state: SessionState, keys: SessionKeys, data: SessionData) -> None:
+    """Have it told that the user of what was written has logged in."""
+    if session_login.has_listeners(state.sender):
+        state.signals.logged_in(keys, data.user_id, state.client, state.policy.request)

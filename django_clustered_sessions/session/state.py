@@ -5,23 +5,28 @@ from __future__ import annotations
 import logging
 import math
 import secrets
+import threading
 from base64 import b32encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final, cast
-from weakref import proxy
+from types import FunctionType
+from typing import Any, Final, TypeVar, cast
+from weakref import ReferenceType, proxy, ref
 
 from django.contrib.sessions.backends.base import SessionBase
 
-from django_clustered_sessions.conf import Nonstop, conf
+from django_clustered_sessions.conf import Nonstop, conf, site
+from django_clustered_sessions.encryption import seal_of
 from django_clustered_sessions.exceptions import ClusteredSessionError, SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.changes import Changes, Snapshot
-from django_clustered_sessions.protocol.options import Expiry, SyncOptions, WriteOptions
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions, bounded
 from django_clustered_sessions.protocol.record import (
     NOBODY,
     NODE_BYTES,
     VERSION_BYTES,
+    Ages,
     CachedSession,
     EndReason,
     HiddenKey,
@@ -32,23 +37,30 @@ from django_clustered_sessions.protocol.record import (
     SessionKeys,
     node_tag,
 )
+from django_clustered_sessions.protocol.sealing import Seal
 from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.signals import PendingSignals
 from django_clustered_sessions.store.budget import Budget, RequestBudget
 
+from .client_info import Client
 from .lifetime import Lifetime
 from .lock import SessionLock
 from .login_limit import LoginLimit
-from .near_cache import near_cache
+from .near_cache import Copy, near_cache
 from .operation_lock import OperationLock
-from .replication import Replication, wanted
+from .replication import Replication
 from .request_policy import Policy
 from .value_serializer import serializer_of
+
+T = TypeVar("T")
 
 logger = logging.getLogger("django_clustered_sessions")
 
 #: The session key that Django's ``set_expiry()`` sets.
 EXPIRY: Final = "_session_expiry"
+
+#: Not called, for each request asks, unless a class, an object or a test has another one.
+_COOKIE_AGE: Final = SessionBase.get_session_cookie_age
 
 
 @dataclass(eq=False, slots=True)
@@ -72,6 +84,7 @@ class SessionState:
     """The knowledge of one session object: key, values, lock, lifetime, and its request.
 
     ``session`` is the object, which has its state: the state does not keep it alive.
+    ``is_empty`` is the function that says of the object what the state says as well.
     """
 
     # Of the request.
@@ -104,8 +117,13 @@ class SessionState:
 
     # Of the session.
 
+    #: True if it was last read from a copy, without a trip.
+    is_copy: bool = False
+
     #: The serialiser's class, as Django's SessionBase has it.
     serializer: type
+    #: True if the object's last answer to a flow needs values that are not loaded yet.
+    needs_values: bool = False
     #: The session's values, None before the load.
     data: SessionData | None = None
     #: True if ``modified`` was set.
@@ -126,9 +144,12 @@ class SessionState:
     write_count: int = 0
     _successor: tuple[str | None, SessionKeys] | None = None
     _unanswered: tuple[Changes, bytes] | None = None
+    #: The thread in which the object answers a flow.
+    asked_thread: int | None = None
 
-    def __init__(self, session: SessionBase) -> None:
+    def __init__(self, session: SessionBase, is_empty: FunctionType) -> None:
         self._session = cast(SessionBase, proxy(session))
+        self._is_empty = is_empty
         self.sender = type(session)
         self.session_key: str | None = None
         self.lifetime = Lifetime()
@@ -198,9 +219,18 @@ class SessionState:
             loaded.values if loaded else None,
             owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
             cleared=cleared,
-            on_unreadable=partial(_note_unreadable, self.keys),
+            on_unreadable=partial(_note_unreadable, ref(self)),
             guard=self.operations.values,
+            seal=self.seal(loaded.past if loaded else b"") if conf.encryption_keys else None,
         )
+
+    def seal(self, past: bytes = b"") -> Seal | None:
+        """Return the seal of the session's fields; None without encryption, or without a key.
+
+        ``past`` is the record's.
+        """
+        keys = self.keys if conf.encryption_keys else None
+        return seal_of(keys.id, past) if keys else None
 
     def unloaded_data(self) -> SessionData:
         """Return the values that this object has, which are none where nothing was loaded."""
@@ -225,9 +255,41 @@ class SessionState:
             self.data.settle()
 
     @property
+    def is_blank(self) -> bool:
+        """True if there is neither a key nor a value."""
+        return not self.session_key and not self.data
+
     def is_empty(self) -> bool:
-        """True if there is neither a key nor a value, or a subclass says so; never loads."""
-        return self._session.is_empty()
+        """Return whether there is neither a key nor a value, or a subclass says so; never load."""
+        answer = self._session.is_empty
+        if getattr(answer, "__func__", None) is self._is_empty:
+            return self.is_blank
+        return self._ask(answer)
+
+    @property
+    def _age_s(self) -> float:
+        """Seconds that a session lives where nothing else is said."""
+        answer = self._session.get_session_cookie_age
+        if getattr(answer, "__func__", None) is _COOKIE_AGE:
+            return cast(float, site.SESSION_COOKIE_AGE)
+        return self._ask(answer)
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Return the object's answer to a flow, during which it cannot load.
+
+        A subclass that reads values before the load finds none, and ``needs_values`` says so.
+        """
+        self.needs_values, self.asked_thread = False, threading.get_ident()
+        try:
+            return question()
+        finally:
+            self.asked_thread = None
+
+    def is_asked(self) -> bool:
+        """Return whether the object is read to answer a flow, which then needs its values."""
+        is_asked = self.asked_thread == threading.get_ident()
+        self.needs_values = self.needs_values or is_asked
+        return is_asked
 
     @property
     def whose(self) -> bytes:
@@ -256,14 +318,23 @@ class SessionState:
         if life := self.lifetime.life:
             near_cache.renew(keys.record, life)
 
-    def wrote(self, keys: SessionKeys, data: SessionData, version: bytes, *, is_all: bool) -> None:
+    def wrote(
+        self,
+        keys: SessionKeys,
+        data: SessionData,
+        version: bytes,
+        *,
+        is_all: bool,
+        copy: Copy | None = None,
+    ) -> None:
         """Keep at hand what was written, if it ``is_all`` that the record has now."""
         self.version = version if is_all else b""
         if not is_all:
             near_cache.drop(keys.record)
         elif conf.near_cache_bytes:
-            cached = CachedSession(version, data.stored)
-            near_cache.put(keys.record, cached, conf.near_cache_bytes, self.lifetime.life)
+            past = data.seal.past if data.seal else b""
+            cached = CachedSession.of(version, dict(data.stored), past)
+            near_cache.put(keys.record, cached, conf.near_cache_bytes, self.lifetime.life, copy)
 
     @property
     def as_loaded(self) -> Loaded | None:
@@ -286,22 +357,36 @@ class SessionState:
 
     # What an operation is given.
 
-    def write_options(self) -> WriteOptions:
-        """Return what the settings say about a write."""
+    def write_options(self, seal: Seal | None = None) -> WriteOptions:
+        """Return what the settings say about a write, and a subclass about the session's age.
+
+        ``seal`` is that of a session to be created.
+        """
         return WriteOptions(
-            default_age_ms=round(self._session.get_session_cookie_age() * 1000),
-            idle_ms=round((conf.idle_timeout or 0) * 1000),
-            absolute_ms=round((conf.absolute_timeout or 0) * 1000),
+            Ages(
+                bounded(round(self._age_s * 1000)),
+                round((conf.idle_timeout or 0) * 1000),
+                round((conf.absolute_timeout or 0) * 1000),
+            ),
             max_bytes=conf.max_bytes,
             replay_ms=round(conf.store_timeout * 2000),
             on_conflict=conf.on_conflict,
-            client=self.policy.client if conf.track_clients else b"",
+            client=self._client(seal) if conf.track_clients else b"",
             events_kept=conf.events_kept,
         )
 
-    def sync_options(self) -> SyncOptions | None:
-        """Return what a write waits for, None for nothing."""
-        return wanted(self.store_budget().left)
+    @property
+    def client(self) -> Client | None:
+        """From where the session is used; None outside of a request."""
+        return Client.parse(self.policy.client)
+
+    def _client(self, seal: Seal | None) -> bytes:
+        """Return from where the session is used, packed; empty where it cannot be encrypted yet."""
+        client = self.policy.client
+        if not client or not conf.encryption_keys:
+            return client
+        seal = seal or (self.data.seal if self.data is not None else None) or self.seal()
+        return seal.seal_client(client) if seal else b""
 
     def store_budget(self) -> Budget:
         """Return the store's time for an operation."""
@@ -367,12 +452,14 @@ def because(reason: EndReason | None) -> str:
     return f" ({reason.value})" if reason else ""
 
 
-def _note_unreadable(keys: SessionKeys | None, key: Any, error: Exception) -> None:
+def _note_unreadable(of: ReferenceType[SessionState], key: Any, error: Exception) -> None:
     # Not a method: a session that its own values know would live until Python looks for cycles.
+    state = of()
+    public_id = state.public_id if state else None
     counters.add(values_set_aside=1)
     logger.warning(
         "session %s: the value of %r cannot be read and is set aside: %s: %s",
-        keys.id[:12] if keys else "without a key",
+        public_id[:12] if public_id else "without a key",
         key,
         type(error).__name__,
         error,

@@ -10,9 +10,10 @@ thrown the errors. ``exchange`` does it, synchronously and asynchronously.
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Generator, Sequence
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, Protocol, cast
 
 import hiredis
 from redis.exceptions import NoScriptError, ReadOnlyError, RedisError, ResponseError
@@ -25,11 +26,13 @@ from django_clustered_sessions.protocol.record import Damaged
 
 from .circuit_breaker import CircuitBreaker
 from .cluster import Addressed
-from .errors import LOST, is_mended_by_connecting, unavailable
-from .redis_parser import SHORTEST_S
+from .errors import LOST, SHORTEST_S, is_mended_by_connecting, unavailable
 
 #: A command's words, as the protocol has them; hiredis' stubs know of one word only.
 _packed: Final[Any] = cast(Any, hiredis.pack_command)
+
+#: The refusal of a command that a store does not have, in the words of Redis and of others.
+_UNKNOWN_WORD: Final = re.compile(r"unknown command\W+(EVALSHA|EVAL)_RO\b", re.IGNORECASE)
 
 
 class Connect(NamedTuple):
@@ -49,32 +52,57 @@ class Exchange(NamedTuple):
 Attempt = Generator[Connect | Exchange, Any, list[Any]]
 
 
-def attempt(trip: Trip, breaker: CircuitBreaker, seconds: float) -> Attempt:
-    """Ask a node, and return its replies; what is addressed to a node may have errors among them.
+class Node(Protocol):
+    """The knowledge that this process has of a node, kept by a pool of connections to it.
+
+    A store without ``EVALSHA_RO`` and ``EVAL_RO`` is told once: ``has_read_only_words``.
+    """
+
+    breaker: CircuitBreaker
+    has_read_only_words: bool
+
+    def leave(self) -> None:
+        """Use no connection again that is open: they lead to what is no primary any more."""
+
+
+def attempt(
+    trip: Trip,
+    node: Node,
+    deadline: float,
+    first: list[Any] | Exception | None = None,
+) -> Attempt:
+    """Ask a node by a time of time.monotonic(), and return its replies.
+
+    What is addressed to a node may have errors among them. ``first`` is what came of an exchange
+    over a connection that was idle, or that requests share; None without one.
 
     Raises SessionStoreUnavailable.
     """
-    if isinstance(trip, Addressed):
-        seconds = min(seconds, trip.seconds)
-    with breaker.trip() as probe_s:
-        if seconds <= 0:
+    with node.breaker.trip() as probe_s:
+        left_s = deadline - time.monotonic()
+        is_probe = probe_s is not None
+        if first is None and left_s <= 0:
             raise SessionStoreUnavailable(
                 "the session store has used up this request's CLUSTERED_SESSIONS_STORE_TIMEOUT"
             )
-        is_probe = probe_s is not None
         if probe_s is not None:
-            seconds = min(seconds, probe_s)
-        deadline = time.monotonic() + seconds
+            deadline = min(deadline, time.monotonic() + probe_s)
         try:
-            # A probe has no time for a connection that may lead nowhere since.
-            yield Connect(deadline, anew=is_probe)
+            if first is None:
+                # A probe has no time for a connection that may lead nowhere since.
+                yield Connect(deadline, anew=is_probe)
+                # A pool may have kept it waiting, which is no reason to doubt the connection.
+                left_s = deadline - time.monotonic()
             try:
-                return (yield from _asking(trip, deadline if is_probe else deadline - seconds / 2))
+                in_time = deadline if is_probe else deadline - left_s / 2
+                return (yield from _asking(trip, node, in_time, first))
             except (*LOST, ReadOnlyError) as error:
+                if isinstance(error, ReadOnlyError):
+                    node.leave()
                 if is_probe or not is_mended_by_connecting(error):
                     raise
                 yield Connect(deadline, anew=True)
-                return (yield from _asking(trip, deadline))
+                return (yield from _asking(trip, node, deadline))
         except (RedisError, OSError) as error:
             raise unavailable(error) from error
 
@@ -82,7 +110,7 @@ def attempt(trip: Trip, breaker: CircuitBreaker, seconds: float) -> Attempt:
 def blocking_read(wait: Wait) -> bytes:
     """Return the packed command that waits for a mailbox."""
     # A timeout of 0 would be for ever.
-    return cast(bytes, _packed(("BLPOP", wait.mailbox, f"{max(wait.seconds, SHORTEST_S):.3f}")))
+    return cast(bytes, _packed(("BLPOP", *wait.mailboxes, f"{max(wait.seconds, SHORTEST_S):.3f}")))
 
 
 def checked(trip: Trip, replies: list[Any]) -> list[Any]:
@@ -107,13 +135,48 @@ def checked(trip: Trip, replies: list[Any]) -> list[Any]:
     return replies
 
 
-def _asking(trip: Trip, deadline: float) -> Attempt:
-    """Send a trip and return its replies; scripts that the store does not know go as source."""
-    replies: list[Any] = yield Exchange(_pack(trip), deadline)
-    if not _has_error(replies):
+def pack(trip: Sequence[Call], node: Node, *, by_source: bool = False) -> list[bytes]:
+    """Return a trip to a node packed; ``by_source``: the node does not know the scripts."""
+    packed = []
+    command: tuple[Argument | bytes, ...]
+    for script, keys, arguments in trip:
+        if script is None:
+            command = (*str(arguments[0]).split(), *keys, *arguments[1:])
+        else:
+            word, body = script.by_source if by_source else script.by_sha
+            if not node.has_read_only_words:
+                word = word.removesuffix("_RO")
+            command = (word, body, len(keys), *keys, *arguments)
+        # Not numbers: hiredis ends the process where a signal's exception meets it writing one.
+        packed.append(_packed(tuple([str(w) if type(w) is int else w for w in command])))
+    return packed
+
+
+def is_clean(replies: Sequence[Any]) -> bool:
+    """Return whether there is no error among a node's replies."""
+    # No any(): a generator for each trip.
+    for reply in replies:  # noqa: SIM110
+        if isinstance(reply, Exception):
+            return False
+    return True
+
+
+def _asking(
+    trip: Trip, node: Node, deadline: float, first: list[Any] | Exception | None = None
+) -> Attempt:
+    """Send a trip and return its replies; scripts that the store does not know go as source.
+
+    ``first``: see attempt().
+    """
+    if isinstance(first, Exception):
+        raise first
+    replies: list[Any] = (yield Exchange(pack(trip, node), deadline)) if first is None else first
+    if is_clean(replies):
         return replies
+    if any(map(_is_unknown_word, replies)):
+        node.has_read_only_words = False
     if positions := _unknown(trip, replies):
-        packed = _pack([trip[at] for at in positions], by_source=True)
+        packed = pack([trip[at] for at in positions], node, by_source=True)
         again = yield Exchange(packed, deadline)
         for at, reply in zip(positions, again, strict=True):
             replies[at] = reply
@@ -125,40 +188,22 @@ def _asking(trip: Trip, deadline: float) -> Attempt:
     return checked(trip, replies)
 
 
-def _pack(trip: Sequence[Call], *, by_source: bool = False) -> list[bytes]:
-    """Return the trip's commands packed; ``by_source``: the store does not know the scripts."""
-    packed = []
-    command: tuple[Argument | bytes, ...]
-    for script, keys, arguments in trip:
-        if script is None:
-            command = (*str(arguments[0]).split(), *keys, *arguments[1:])
-        else:
-            word, body = script.by_source if by_source else script.by_sha
-            command = (word, body, len(keys), *keys, *arguments)
-        # Not numbers: hiredis ends the process where a signal's exception meets it writing one.
-        packed.append(_packed(tuple([str(w) if type(w) is int else w for w in command])))
-    return packed
-
-
-def _has_error(replies: Sequence[Any]) -> bool:
-    # No any(): a generator for each trip.
-    for reply in replies:  # noqa: SIM110
-        if isinstance(reply, Exception):
-            return True
-    return False
-
-
 def _unknown(trip: Trip, replies: Sequence[Any]) -> list[int]:
     """Return the places of the calls that are sent once more.
 
-    Those are the scripts that the store does not know, and what comes after one, as it may build on
-    it. Nothing builds on a passenger.
+    Those are the scripts that the store does not know, or has no word for, and what comes after
+    one, as it may build on it. Nothing builds on a passenger.
     """
     positions: list[int] = []
     builds = False
     for at, reply in enumerate(replies):
-        is_unknown = isinstance(reply, NoScriptError)
+        is_unknown = isinstance(reply, NoScriptError) or _is_unknown_word(reply)
         if is_unknown or builds:
             positions.append(at)
         builds = builds or (is_unknown and not is_passenger(trip, at))
     return positions
+
+
+def _is_unknown_word(reply: Any) -> bool:
+    """Return whether the store has no command of its own for scripts that only read."""
+    return isinstance(reply, ResponseError) and bool(_UNKNOWN_WORD.search(str(reply)))

@@ -11,17 +11,15 @@ _QUICK: Final = 0.1
 class Budget:
     """Seconds that some trips may take together."""
 
-    def __init__(self, seconds: float) -> None:
-        self._all = self._left = seconds
+    #: A trip that is answered as fast as this, in seconds, takes nothing away.
+    quick_s: float = 0.0
 
-    @property
-    def left(self) -> float:
-        """Seconds that are left, 0 at least."""
-        return max(self._left, 0.0)
+    def __init__(self, seconds: float) -> None:
+        self.all = self.left = seconds
 
     def spend(self, seconds: float) -> None:
         """Take away what a trip took that failed, or a pause."""
-        self._left -= seconds
+        self.left = max(self.left - seconds, 0.0)
 
     def answered(self, seconds: float) -> None:
         """Take away what a trip took that was answered."""
@@ -35,10 +33,14 @@ class RequestBudget(Budget):
     progress ten thousand times has waited for nothing.
     """
 
+    def __init__(self, seconds: float) -> None:
+        self.all = self.left = seconds
+        self.quick_s = seconds * _QUICK
+
     def answered(self, seconds: float) -> None:
         """See Budget.answered()."""
-        if seconds <= self._all * _QUICK:
-            self._left = self._all
+        if seconds <= self.quick_s:
+            self.left = self.all
         else:
             self.spend(seconds)
 

@@ -34,6 +34,7 @@ from django_clustered_sessions.protocol.effects import (
     plain,
 )
 
+from . import clock
 from .budget import Budget
 from .errors import is_lost
 
@@ -91,7 +92,12 @@ class SlotMap:
         self._forget()
 
     def _forget(self) -> None:
-        self.slot_map: dict[int, NodeAddress] = {}
+        #: Never changed, but replaced: other threads read it meanwhile.
+        self.slot_map: Mapping[int, NodeAddress] = {}
+        #: Another one whenever a slot is found to have moved.
+        self.generation = object()
+        #: The time of the last answer, by clock.now_s().
+        self.asked_at_s = float("-inf")
         self._refreshing = threading.Lock()
         #: True if the map has to be asked for anew; and a node that is better not asked.
         self.is_stale = True
@@ -109,22 +115,22 @@ class SlotMap:
     @property
     def primaries(self) -> Sequence[NodeAddress]:
         """All nodes that have slots, in the order of their first one."""
-        return list(dict.fromkeys(self.slot_map[slot] for slot in sorted(self.slot_map)))
+        return list(dict.fromkeys(node for _, node in sorted(self.slot_map.items())))
 
     @property
     def ranges(self) -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
         """Each primary's slots, in ranges with both ends included."""
         found: dict[NodeAddress, list[tuple[int, int]]] = {}
-        for slot in sorted(self.slot_map):
-            its = found.setdefault(self.slot_map[slot], [])
+        for slot, node in sorted(self.slot_map.items()):
+            its = found.setdefault(node, [])
             first = its.pop()[0] if its and its[-1][1] == slot - 1 else slot
             its.append((first, slot))
         return found
 
     def moved(self, slot: int, node: NodeAddress) -> None:
         """Take a node's word for where one slot is; the others may have moved too."""
-        self.slot_map[slot] = node
-        self.is_stale = True
+        self.slot_map = {**self.slot_map, slot: node}
+        self.is_stale, self.generation = True, object()
 
     def doubt(self, node: NodeAddress | None = None) -> None:
         """Ask anew before the next trip, and not ``node``, which does not answer."""
@@ -137,12 +143,15 @@ class SlotMap:
         try:
             candidates = self._candidates()
             for left, node in zip(range(len(candidates) + 1, 1, -1), candidates, strict=True):
+                asked_at_s = clock.now_s()
                 try:
                     (reply,) = yield Addressed.to(node, (_SLOTS,), budget.left / left)
                 except SessionStoreUnavailable:
                     continue
                 if not isinstance(reply, Exception) and (slots := dict(_parse_slots(reply, node))):
-                    self.slot_map, self.is_stale = slots, False
+                    if slots != self.slot_map:
+                        self.generation = object()
+                    self.slot_map, self.is_stale, self.asked_at_s = slots, False, asked_at_s
                     return
         finally:
             self._refreshing.release()
@@ -169,6 +178,9 @@ class Nodes:
     ``build`` makes the pool for an address.
     """
 
+    #: The tracked connections beside them, once there are any: see ``tracking``.
+    channels: Any = None
+
     def __init__(self, slots: SlotMap, build: Callable[[NodeAddress], Any]) -> None:
         self.slot_map, self._build = slots, build
         self._pools: dict[NodeAddress, Any] = {}
@@ -192,7 +204,7 @@ class Nodes:
         if isinstance(step, Addressed):
             node = step.node
         else:
-            node = self.slot_map.node(_slot(cast(Wait, step).mailbox))
+            node = self.slot_map.node(_slot(cast(Wait, step).mailboxes[0]))
         found = self._pools.get(node)
         # Two that make one at the same time: the one that is not kept has no connection yet.
         return self._pools.setdefault(node, self._build(node)) if found is None else found
@@ -329,5 +341,6 @@ def _asking(calls: Iterable[Call]) -> Iterator[Call]:
             yield call
         else:
             # As source: a second call, where it is not known, would lack the word before it.
-            word, source = call.script.by_source
-            yield plain(word, source, len(call.keys), *call.keys, *call.arguments)
+            # By the word that each store has.
+            source = call.script.source
+            yield plain("EVAL", source, len(call.keys), *call.keys, *call.arguments)

@@ -1,7 +1,7 @@
-"""Connection pools of our own, from the django-redis entry of CACHES that names the store.
+"""Connection pools of our own, to what the entry of CACHES says that names the store.
 
-One pool per process for synchronous use, one per event loop for asynchronous use; never
-django-redis' own, which are global per URL and have the cache's timeouts and retries.
+One pool per process for synchronous use, one per event loop for asynchronous use; never those of
+the cache, which have its timeouts and retries.
 """
 
 from __future__ import annotations
@@ -9,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from difflib import get_close_matches
 from functools import cache
 from typing import Any, Final, TypeVar, cast
 
@@ -20,38 +19,35 @@ from django.conf import settings
 from django.core.exceptions import ImproperlyConfigured
 from django.core.signals import setting_changed
 from django.dispatch import receiver
-from redis.asyncio.connection import parse_url as parse_async_url
+from redis import asyncio as aioredis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
-from redis.connection import parse_url
 from redis.retry import Retry
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.protocol.effects import Asks, Wait
 
-from . import exchange, pools, sentinel
+from . import exchange, greeting, pools, sentinel
 from .circuit_breaker import breakers
 from .cluster import NodeAddress, Nodes, SlotMap
-from .redis_parser import TripParser
+from .entries import reading
+from .entries.entry import Entry, Kind, Pooling
 
-#: Backend of a CACHES entry that this package can use.
-BACKEND: Final = "django_redis.cache.RedisCache"
-
-#: Connection factories of django-redis whose meaning this package knows.
-PLAIN: Final = "django_redis.pool.ConnectionFactory"
-SENTINEL: Final = "django_redis.pool.SentinelConnectionFactory"
-CLUSTER: Final = "django_clustered_sessions.cluster.ClusterConnectionFactory"
-FACTORIES: Final = (PLAIN, SENTINEL, CLUSTER)
-
-
-#: The pool classes that exist both for synchronous and for asynchronous use, and ours for them.
-POOLS: Final[Mapping[str, tuple[Any, Any]]] = {
-    "redis.ConnectionPool": (pools.Pool, pools.AsyncPool),
-    "redis.connection.ConnectionPool": (pools.Pool, pools.AsyncPool),
-    "redis.BlockingConnectionPool": (pools.BlockingPool, pools.AsyncBlockingPool),
-    "redis.connection.BlockingConnectionPool": (pools.BlockingPool, pools.AsyncBlockingPool),
-    "redis.sentinel.SentinelConnectionPool": (pools.SentinelPool, pools.AsyncSentinelPool),
+#: The pools for both worlds.
+_POOLS: Final[Mapping[Pooling, tuple[Any, Any]]] = {
+    Pooling.REFUSING: (pools.Pool, pools.AsyncPool),
+    Pooling.BLOCKING: (pools.BlockingPool, pools.AsyncBlockingPool),
 }
+_SENTINEL_POOLS: Final = (pools.SentinelPool, pools.AsyncSentinelPool)
+
+#: Connections to an address: for each world, without TLS and with it.
+_PLAIN: Final = (
+    (greeting.Connection, greeting.SSLConnection),
+    (aioredis.Connection, aioredis.SSLConnection),
+)
+
+#: Connections by a socket in the file system.
+_UNIX: Final = (greeting.UnixConnection, aioredis.UnixDomainSocketConnection)
 
 #: Connections to the primary that Sentinels name: for each world, without TLS and with it.
 _WATCHED: Final = (
@@ -100,6 +96,7 @@ _BUILT_FROM: Final = frozenset(
         "CACHES",
         "CLUSTERED_SESSIONS_STORE_TIMEOUT",
         "DJANGO_REDIS_CONNECTION_FACTORY",
+        "DJANGO_VALKEY_CONNECTION_FACTORY",
         "SESSION_CACHE_ALIAS",
     }
 )
@@ -123,44 +120,12 @@ class UnusableOption(ImproperlyConfigured):
     """An option of the entry, or its value, is nothing that a connection takes."""
 
 
-def entry() -> Mapping[str, Any]:
-    """Return the CACHES entry that SESSION_CACHE_ALIAS names.
+def entry() -> Entry:
+    """Return what the CACHES entry says that SESSION_CACHE_ALIAS names.
 
-    Raises ImproperlyConfigured where it is missing or not django-redis'.
+    Raises ImproperlyConfigured.
     """
-    alias = settings.SESSION_CACHE_ALIAS
-    found: Mapping[str, Any] | None = settings.CACHES.get(alias)
-    if found is not None and found.get("BACKEND") == BACKEND:
-        return found
-    usable = [name for name, one in settings.CACHES.items() if one.get("BACKEND") == BACKEND]
-    what = "has no such entry" if found is None else f"has {found.get('BACKEND')!r} there"
-    if nearest := get_close_matches(alias, usable, n=1, cutoff=0.0):
-        advice = f"The nearest entry of django-redis is {nearest[0]!r}."
-    else:
-        advice = (
-            f"Name an entry of django-redis: 'BACKEND': '{BACKEND}', "
-            "'LOCATION': 'redis://HOST:6379/1'."
-        )
-    raise ImproperlyConfigured(f"SESSION_CACHE_ALIAS is {alias!r}, and CACHES {what}. {advice}")
-
-
-def url(of: Mapping[str, Any]) -> str:
-    """Return the primary's URL: the first of an entry's LOCATION."""
-    return next(iter(_urls(of)), "")
-
-
-def _urls(of: Mapping[str, Any]) -> list[str]:
-    location = of.get("LOCATION") or ""
-    if isinstance(location, str):
-        location = location.split(",")
-    return [str(one).strip() for one in location]
-
-
-def factory(options: Mapping[str, Any]) -> Any:
-    """Return the dotted name of the connection factory that an entry's OPTIONS ask for."""
-    return options.get("CONNECTION_FACTORY") or getattr(
-        settings, "DJANGO_REDIS_CONNECTION_FACTORY", PLAIN
-    )
+    return reading.named(settings.CACHES, settings.SESSION_CACHE_ALIAS)
 
 
 def is_cluster() -> bool:
@@ -177,54 +142,19 @@ def slot_map(start: tuple[NodeAddress, ...]) -> SlotMap:
     return SlotMap(start)
 
 
-def _build(
-    parse: Callable[[str], Mapping[str, Any]],
-    retry: Any,
-    world: int,
-    at: sentinel.Address | None = None,
-) -> Any:
+def _build(world: int, at: sentinel.Address | None = None) -> Any:
     """Build the pool of one world: synchronous (0) or asynchronous (1).
 
     ``at`` is a server that stands for the one that LOCATION or the Sentinels name.
     """
     found = entry()
-    options: Mapping[str, Any] = found.get("OPTIONS", {})
-    named = factory(options)
-    default = POOLS[
-        "redis.sentinel.SentinelConnectionPool" if named == SENTINEL else "redis.ConnectionPool"
-    ]
-    pool_name = options.get("CONNECTION_POOL_CLASS")
-    twins = POOLS.get(pool_name) if pool_name else default
-    if (
-        named not in FACTORIES
-        or twins is None
-        or (named == SENTINEL) != (twins[0] is pools.SentinelPool)
-    ):
-        raise ImproperlyConfigured(
-            f"The sessions' CACHES entry has {pool_name or named}: either there is no "
-            "asynchronous twin of it, or factory and pool do not belong together. Use "
-            f"django-redis' own factories or {CLUSTER}, and redis' own pools."
-        )
+    for foreign in found.foreign:
+        if foreign.decides:
+            raise ImproperlyConfigured(str(foreign))
     timeout_s = conf.store_timeout
-    try:
-        location = parse(url(found))
-        start = tuple(map(NodeAddress.of, _urls(found))) if named == CLUSTER else ()
-    except ValueError as error:
-        raise ImproperlyConfigured(
-            f"The sessions' CACHES entry has no good LOCATION: {error}"
-        ) from error
-    given = {
-        "username": options.get("USERNAME"),
-        "password": options.get("PASSWORD"),
-        **options.get("CONNECTION_POOL_KWARGS", {}),
-        **location,
-    }
-    if given["password"] is None:
-        # As django-redis has it.
-        given["password"] = options.get("PASSWORD")
     ours: dict[str, Any] = {
         "protocol": 2,
-        "retry": retry(NoBackoff(), 0),
+        "retry": (Retry, AsyncRetry)[world](NoBackoff(), 0),
         "socket_connect_timeout": timeout_s,
         # The asynchronous driver has a limit for each trip, and redis-py's would be one more for
         # each reply, and a task for each sending.
@@ -233,53 +163,58 @@ def _build(
     # None is a value like others: of some options, not to do what they would do otherwise.
     keywords = {
         name: value
-        for name, value in given.items()
+        for name, value in found.keywords.items()
         if name not in _OURS and (name not in SYNC_ONLY or value or world == 0)
     } | ours
     if keywords.get("db"):
         # As text: hiredis ends the process where a signal's exception meets it packing a number.
         keywords["db"] = str(keywords["db"])
-    pool_class = twins[world]
-    if world == 0:
-        keywords["parser_class"] = TripParser
-    if named == SENTINEL:
-        sentinels = options.get("SENTINELS", ())
-        # One that hangs leaves time to ask the next one, and the primary.
-        share_s = timeout_s / (len(sentinels) + 1)
-        brief = {"socket_connect_timeout": share_s, "socket_timeout": share_s}
-        asking = {**ours, "retry": Retry(NoBackoff(), 0), **brief}
-        asking |= options.get("SENTINEL_KWARGS") or {}
-        with _named("SENTINEL_KWARGS in the OPTIONS of the sessions' CACHES entry has"):
-            redis.Redis(**asking)
-        keywords["watcher"] = sentinel.watcher(keywords.pop("host"), sentinels, asking)
-        keywords.pop("port", None)
-        # Options of redis-py's pool for Sentinel.
-        keywords.pop("check_connection", None)
-        is_tls = bool(keywords.pop("ssl", False) or keywords.get("connection_class"))
-        keywords["connection_class"] = _WATCHED[world][is_tls]
+    pool_class = _POOLS[found.pooling][world]
+    connection_class: Any = _PLAIN[world][found.is_tls]
     if at is not None:
         pool_class = pools.Pool
-        for name in ("watcher", "path"):
-            if keywords.pop(name, None) is not None:
-                is_tls = keywords.pop("connection_class") is sentinel.WatchedTLSConnection
-                keywords |= {"connection_class": redis.SSLConnection} if is_tls else {}
+        keywords.pop("path", None)
         keywords["host"], keywords["port"] = at
+    elif found.kind is Kind.SENTINEL:
+        pool_class = _SENTINEL_POOLS[world]
+        connection_class = _WATCHED[world][found.is_tls]
+        keywords["watcher"] = _watcher(found, timeout_s)
+    elif "path" in keywords:
+        connection_class = _UNIX[world]
     if keywords.get("max_connections") is None:
         # redis-py's default is 100, and the task after that fails at once.
         is_blocking = issubclass(pool_class, pools.BlockingPool | pools.AsyncBlockingPool)
         keywords["max_connections"] = _WAITED_FOR if is_blocking else _UNLIMITED
+    keywords["connection_class"] = connection_class
     with _named("The sessions' CACHES entry has, in its OPTIONS or in its LOCATION,"):
         built = pool_class(**keywords)
         # A pool takes whatever it is given, and its connections are made by requests.
         built.connection_class(**built.connection_kwargs)
-    if named == CLUSTER and at is None:
+    if found.kind is Kind.CLUSTER and at is None:
         # One node that hangs leaves time to ask another one.
         half = {"socket_connect_timeout": timeout_s / 2}
         keywords |= half if world else {**half, "socket_timeout": timeout_s / 2}
         return Nodes(
-            slot_map(start), lambda node: _with_breaker(pool_class(**keywords | node._asdict()))
+            slot_map(tuple(found.nodes)),
+            lambda node: _with_breaker(pool_class(**keywords | node._asdict())),
         )
     return _with_breaker(built)
+
+
+def _watcher(found: Entry, timeout_s: float) -> sentinel.SentinelWatcher:
+    """Return the watcher of an entry's Sentinels."""
+    # One that hangs leaves time to ask the next one, and the primary.
+    share_s = timeout_s / (len(found.sentinels) + 1)
+    asking = {
+        "protocol": 2,
+        "retry": Retry(NoBackoff(), 0),
+        "socket_connect_timeout": share_s,
+        "socket_timeout": share_s,
+        **found.sentinel_keywords,
+    }
+    with _named("The options for Sentinels in the OPTIONS of the sessions' CACHES entry have"):
+        redis.Redis(**asking)
+    return sentinel.watcher(found.service, found.sentinels, asking)
 
 
 @contextmanager
@@ -296,8 +231,8 @@ def try_out() -> None:
 
     Raises ImproperlyConfigured.
     """
-    _build(parse_url, Retry, 0)
-    _build(parse_async_url, AsyncRetry, 1)
+    _build(0)
+    _build(1)
 
 
 def _with_breaker(pool: Any) -> Any:
@@ -322,7 +257,7 @@ class _Pools:
 
     def pool(self) -> Pool:
         with self._lock:
-            self.sync = self.sync or _build(parse_url, Retry, 0)
+            self.sync = self.sync or _build(0)
             return self.sync
 
     def apool(self) -> AsyncPool:
@@ -331,7 +266,7 @@ class _Pools:
             for loop, changes in list(self.by_loop):
                 if loop.is_closed():
                     self.by_loop.pop((loop, changes), None)
-            pool = _build(parse_async_url, AsyncRetry, 1)
+            pool = _build(1)
             self.by_loop[where] = pool, self._close_with_loop(where, pool)
             _start(self.by_loop[where][1])
         return self.by_loop[where][0]
@@ -347,6 +282,7 @@ class _Pools:
             yield
         finally:
             self.by_loop.pop(where, None)
+            _close_channels(pool)
             for one in pool.pools if isinstance(pool, Nodes) else [pool]:
                 await one.disconnect()
 
@@ -355,7 +291,17 @@ class _Pools:
             pool, self.sync = self.sync, None
             self._changes += 1
         if pool is not None:
+            _close_channels(pool)
             pool.disconnect()
+
+
+def _close_channels(pool: Any) -> None:
+    """Close a pool's tracked connections, without waiting until nothing refers to the pool.
+
+    A session that remembers an outage does, by the traceback of the error.
+    """
+    if pool.channels is not None:
+        pool.channels.close()
 
 
 def _start(generator: AsyncGenerator[None]) -> None:
@@ -417,7 +363,7 @@ def awaiting_pool(step: Asks | None = None) -> AsyncPool:
 
 def pool_at(address: sentinel.Address) -> pools.Pool:
     """Return a new pool of connections to one server, a replica for example. See pool()."""
-    built: pools.Pool = _build(parse_url, Retry, 0, address)
+    built: pools.Pool = _build(0, address)
     return built
 
 

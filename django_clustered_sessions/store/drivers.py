@@ -21,11 +21,12 @@ from django_clustered_sessions.protocol.effects import (
     Wait,
 )
 
-from .attempt import attempt, blocking_read, checked
+from .attempt import blocking_read, checked
 from .budget import Budget
 from .cluster import Addressed, Nodes
-from .exchange import aperform, aread_alone, cancellations, heed, perform, read_alone
+from .exchange import aread_alone, cancellations, heed, perform, read_alone
 from .pools import AsyncPool, Pool
+from .sharing import aperform
 
 T = TypeVar("T")
 
@@ -59,14 +60,20 @@ def run(
                 continue
             started = time.monotonic()
             try:
-                replies = send(step, pool(step), budget.left)
+                at = pool(step)
+                if isinstance(at, Nodes):
+                    replies = _ask_nodes(step, at, budget.left)
+                else:
+                    replies = perform(step, at, budget.left)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
                 # What a trip to a cluster is made of is no trip of its own.
                 counters.add(store_errors=int(not isinstance(step, Addressed)))
                 step = flow.throw(error)
             else:
-                budget.answered(time.monotonic() - started)
+                took_s = time.monotonic() - started
+                if took_s > budget.quick_s or budget.left < budget.all:
+                    budget.answered(took_s)
                 step = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
@@ -95,7 +102,11 @@ async def arun(
                 continue
             started = time.monotonic()
             try:
-                replies = await asend(step, pool(step), budget.left)
+                at = pool(step)
+                if isinstance(at, Nodes):
+                    replies = await _aask_nodes(step, at, budget.left)
+                else:
+                    replies = await aperform(step, at, budget.left)
                 heed(cancels)
             except SessionStoreUnavailable as error:
                 budget.spend(time.monotonic() - started)
@@ -103,7 +114,9 @@ async def arun(
                 counters.add(store_errors=int(not isinstance(step, Addressed)))
                 step = flow.throw(error)
             else:
-                budget.answered(time.monotonic() - started)
+                took_s = time.monotonic() - started
+                if took_s > budget.quick_s or budget.left < budget.all:
+                    budget.answered(took_s)
                 step = flow.send(replies)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
@@ -112,18 +125,16 @@ async def arun(
         flow.close()
 
 
-def send(trip: Trip, pool: Any, seconds: float) -> list[Any]:
-    if isinstance(pool, Nodes):
-        budget = Budget(seconds)
-        return checked(trip, run(pool.asking(trip, budget), pool.pool, budget))
-    return perform(attempt(trip, pool.breaker, seconds), pool)
+def _ask_nodes(trip: Trip, nodes: Nodes, seconds: float) -> list[Any]:
+    """Ask the nodes of a cluster to which a trip goes; return its replies."""
+    budget = Budget(seconds)
+    return checked(trip, run(nodes.asking(trip, budget), nodes.pool, budget))
 
 
-async def asend(trip: Trip, pool: Any, seconds: float) -> list[Any]:
-    if isinstance(pool, Nodes):
-        budget = Budget(seconds)
-        return checked(trip, await arun(pool.asking(trip, budget), pool.pool, budget))
-    return await aperform(attempt(trip, pool.breaker, seconds), pool)
+async def _aask_nodes(trip: Trip, nodes: Nodes, seconds: float) -> list[Any]:
+    """See _ask_nodes()."""
+    budget = Budget(seconds)
+    return checked(trip, await arun(nodes.asking(trip, budget), nodes.pool, budget))
 
 
 def rest(step: Wait | Pause | OutsideCall, pools: Callable[[Asks], Any]) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import builtins
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final, cast
 
 from redis.exceptions import (
     AuthenticationError,
+    BusyLoadingError,
     ConnectionError,
     MaxConnectionsError,
+    NoPermissionError,
     ReadOnlyError,
     RedisError,
     ResponseError,
@@ -37,8 +40,20 @@ _ADVICE: Final = {
     "BUSY": "it is busy with a script: see its slow log",
 }
 
+#: The first word of a reply that redis-py 6 cuts off when it makes an error of it, by what is left:
+#: the error's class, or the beginning of its text. Of an exchange ``refusal`` keeps it; these are
+#: errors of redis-py's greeting.
+_CUT_OFF: Final[dict[type[Exception], str]] = {
+    BusyLoadingError: "LOADING",
+    NoPermissionError: "NOPERM",
+}
+_CUT_OFF_AUTHENTICATION: Final = {"Authentication": "NOAUTH", "invalid": "WRONGPASS"}
+
 #: Of these, the ones by which a store says that it cannot answer anybody.
 _NOT_READY: Final = frozenset({"LOADING", "CLUSTERDOWN", "MASTERDOWN", "BUSY"})
+
+#: The least that a store is given to answer, in seconds: 0 would mean not to wait at all.
+SHORTEST_S: Final = 0.001
 
 #: redis-py's errors for a trip that did not get through. Its TimeoutError is none of Python's.
 LOST: Final = (ConnectionError, TimeoutError, builtins.TimeoutError)
@@ -72,14 +87,23 @@ def is_mended_by_connecting(error: Exception) -> bool:
     return is_lost(plain) or isinstance(plain, ReadOnlyError)
 
 
+def refusal(parse: Callable[[str], Exception], text: str) -> Exception:
+    """Return the error that a reply is; ``parse`` is redis-py's."""
+    try:
+        error: Any = parse(text)
+    except ValueError:
+        # As of a MOVED without an address.
+        return ResponseError(text)
+    if getattr(error, "status_code", None) is None:
+        error.status_code = text.partition(" ")[0]
+    return cast(Exception, error)
+
+
 def unavailable(error: Exception) -> SessionStoreUnavailable:
     """Return the SessionStoreUnavailable for an error of redis-py or of a socket."""
     error = _plain(error)
     text = str(error) or "no reply in time"
-    word = getattr(error, "status_code", None)
-    if word in (None, "ERR"):
-        # Of what has no code of its own, the first word says what it is about.
-        word = text.partition(" ")[0]
+    word = _word(error, text)
     answers = isinstance(error, ResponseError | AuthenticationError)
     if advice := _ADVICE.get(word):
         found = SessionStoreUnavailable(
@@ -93,6 +117,16 @@ def unavailable(error: Exception) -> SessionStoreUnavailable:
     if isinstance(error, MaxConnectionsError | SentinelsSlow):
         found.is_away = None
     return found
+
+
+def _word(error: Exception, text: str) -> str:
+    """Return the first word of the reply that an error was."""
+    word: str | None = getattr(error, "status_code", None) or _CUT_OFF.get(type(error))
+    first = text.partition(" ")[0]
+    if isinstance(error, AuthenticationError) and word is None:
+        word = _CUT_OFF_AUTHENTICATION.get(first)
+    # Of what has no code of its own, the first word says what it is about.
+    return first if word in (None, "ERR") else word
 
 
 def _plain(error: Exception) -> Exception:

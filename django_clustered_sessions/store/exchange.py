@@ -1,77 +1,131 @@
 """Use a connection: lend, connect, send, read, take back. The only twins.
 
-A connection is sound from the end of its greeting or exchange to the beginning of the next one. An
-exchange that is broken off in between, at whatever line, leaves one that is not sound, and that
-connects anew before it is used again: no request reads the replies to another one's commands.
+redis-py connects and greets. From then on the socket, or the transport of an event loop, is used
+here without it: that takes half of the time. A connection is sound from the end of its greeting or
+exchange to the beginning of the next one. An exchange that is broken off in between, at whatever
+line, leaves one that is not sound, and that connects anew before it is used again: no request reads
+the replies to another one's commands.
 """
 
 from __future__ import annotations
 
 import asyncio
+import builtins
+import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from contextlib import closing
+from functools import partial
+from typing import Any, Final
 
-from redis.exceptions import RedisError, ResponseError, TimeoutError
+import hiredis
+from redis.exceptions import (
+    ConnectionError,
+    InvalidResponse,
+    RedisError,
+    TimeoutError,
+)
 
-from .attempt import Attempt, Connect
-from .errors import unavailable
-from .redis_parser import SHORTEST_S, TripParser
+from django_clustered_sessions.protocol.effects import Trip
+
+from .attempt import Connect, attempt, is_clean, pack
+from .cluster import Addressed
+from .errors import SHORTEST_S, refusal, unavailable
+
+#: By how much a socket's timeout may be too short at most, in seconds; and by a tenth. Less than
+#: the grace that a blocking read is given.
+_LITTLE_S: Final = 0.1
+
+#: Largest number of receptions after the deadline, each for SHORTEST_S at most: what came while
+#: this process was stopped is read, and what comes bit by bit is not waited for.
+_MOST_LATE: Final = 1000
+
+_BUFFER_BYTES: Final = 64 * 1024
+
+#: What a reader has before a reply is complete.
+INCOMPLETE: Final = object()
 
 
-def perform(attempt: Attempt, pool: Any) -> list[Any]:
-    """Do what an attempt asks for, over one connection of a pool; return what it returns.
+def perform(trip: Trip, pool: Any, seconds: float) -> list[Any]:
+    """Ask a node of the store, over one connection of its pool; return its replies.
 
-    Raises what the attempt raises.
+    Nearly always one exchange over an idle connection is all that there is to do. Where it is not,
+    ``attempt`` says what else is.
+
+    Raises SessionStoreUnavailable.
     """
     connection: Any = None
+    first: Any = None
+    if type(trip) is Addressed:
+        seconds = min(seconds, trip.seconds)
+    deadline = time.monotonic() + seconds
     try:
-        act = next(attempt)
-        while True:
+        if pool.idle and seconds > 0 and not pool.breaker.failures:
             try:
-                if isinstance(act, Connect):
-                    if connection is None:
-                        connection = pool.lend(act.deadline)
-                    if act.anew or not connection.is_sound or not connection.is_connected:
-                        connect(connection, act.deadline, anew=act.anew)
-                    done: Any = None
-                else:
-                    done = exchange(connection, act.commands, act.deadline)
+                connection = pool.lend(deadline)
+                if connection.is_sound and connection._sock is not None:
+                    first = exchange(connection, pack(trip, pool), deadline - seconds / 2)
+                    if is_clean(first):
+                        return first  # type: ignore[no-any-return]
             except Exception as error:
-                act = attempt.throw(error)
-            else:
-                act = attempt.send(done)
+                first = error
+        with closing(attempt(trip, pool, deadline, first)) as acts:
+            act = next(acts)
+            while True:
+                try:
+                    done: Any = None
+                    if isinstance(act, Connect):
+                        connection = connection or pool.lend(act.deadline)
+                        connect(connection, act.deadline, anew=act.anew)
+                    else:
+                        done = exchange(connection, act.commands, act.deadline)
+                except Exception as error:
+                    act = acts.throw(error)
+                else:
+                    act = acts.send(done)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
-        attempt.close()
         if connection is not None:
             pool.take_back(connection)
 
 
-async def aperform(attempt: Attempt, pool: Any) -> list[Any]:
-    """See perform()."""
+async def aperform(trip: Trip, pool: Any, seconds: float, first: Any = None) -> list[Any]:
+    """See perform(); ``first`` is what came of the trip elsewhere, and is not enough."""
     connection: Any = None
+    if type(trip) is Addressed:
+        seconds = min(seconds, trip.seconds)
+    deadline = time.monotonic() + seconds
     try:
-        act = next(attempt)
-        while True:
+        if first is None and pool.idle and seconds > 0 and not pool.breaker.failures:
             try:
-                if isinstance(act, Connect):
-                    if connection is None:
-                        connection = await pool.lend(act.deadline)
-                    if act.anew or not connection.is_sound or not connection.is_connected:
-                        await aconnect(connection, act.deadline, anew=act.anew)
-                    done: Any = None
-                else:
-                    done = await aexchange(connection, act.commands, act.deadline)
+                connection = await pool.lend(deadline)
+                if connection.is_sound and connection.is_connected:
+                    first = await aexchange(connection, pack(trip, pool), deadline - seconds / 2)
+                    if is_clean(first):
+                        return first  # type: ignore[no-any-return]
             except Exception as error:
-                act = attempt.throw(error)
-            else:
-                act = attempt.send(done)
+                first = error
+        with closing(attempt(trip, pool, deadline, first)) as acts:
+            act = next(acts)
+            while True:
+                try:
+                    done: Any = None
+                    if isinstance(act, Connect):
+                        connection = connection or await pool.lend(act.deadline)
+                        await aconnect(connection, act.deadline, anew=act.anew)
+                    else:
+                        if connection is None:
+                            connection = await pool.lend(act.deadline)
+                            await aconnect(connection, act.deadline)
+                        done = await aexchange(connection, act.commands, act.deadline)
+                except Exception as error:
+                    act = acts.throw(error)
+                else:
+                    act = acts.send(done)
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
-        attempt.close()
         if connection is not None:
             pool.take_back(connection)
 
@@ -136,20 +190,20 @@ def connect(connection: Any, deadline: float, *, anew: bool = False) -> None:
     """
     if anew or not connection.is_sound:
         connection.disconnect()
-    elif connection.is_connected:
+    elif connection._sock is not None:
         return
-    left_s = _left_s(deadline)
-    patience = connection.socket_connect_timeout, connection.socket_timeout
+    _left_s(deadline)
     connection.is_sound = False
     try:
-        connection.socket_connect_timeout = connection.socket_timeout = left_s
+        connection.greeted_by_s = deadline
         connection.connect()
+        connection.reader, connection.buffer = reader_of(connection), bytearray(_BUFFER_BYTES)
     except BaseException:
         # redis-py closes it after its own errors only, and a signal's exception is none.
         connection.disconnect()
         raise
     finally:
-        connection.socket_connect_timeout, connection.socket_timeout = patience
+        connection.greeted_by_s = math.inf
     connection.is_sound = True
 
 
@@ -166,6 +220,7 @@ async def aconnect(connection: Any, deadline: float, *, anew: bool = False) -> N
         async with asyncio.timeout(left_s):
             await connection.connect()
         heed(cancels)
+        connection.replies = _Replies(connection, reader_of(connection))
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
@@ -179,16 +234,34 @@ def exchange(connection: Any, commands: Sequence[bytes], deadline: float) -> lis
     """
     if not commands:
         return []
+    replies: list[Any] = []
+    late = 0
     connection.is_sound = False
     try:
-        parser: TripParser = connection._parser
-        parser.limit(deadline)
-        connection.send_packed_command([b"".join(commands)], check_health=False)
-        replies = parser.read_all(len(commands), deadline)
-    except BaseException:
+        # Another thread may take them from the connection, if settings change.
+        socket, reader, buffer = connection._sock, connection.reader, connection.buffer
+        _limit(socket, deadline)
+        socket.sendall(b"".join(commands))
+        while len(replies) < len(commands):
+            if (late := late + _limit(socket, deadline)) > _MOST_LATE:
+                raise TimeoutError("no reply in time")
+            if not (count := socket.recv_into(buffer)):
+                raise ConnectionError("the store closed the connection")
+            reader.feed(buffer, 0, count)
+            while len(replies) < len(commands) and (reply := reader.gets()) is not INCOMPLETE:
+                if isinstance(reply, ConnectionError):
+                    # A store that is loading: no other reply is worth the wait.
+                    raise reply
+                replies.append(reply)
+    except BaseException as error:
         connection.disconnect()
+        if isinstance(error, builtins.TimeoutError):
+            raise TimeoutError("no reply in time") from error
+        if isinstance(error, OSError):
+            raise ConnectionError(f"the connection is lost: {error}") from error
         raise
-    connection.is_sound = True
+    # A reply too many would be the first one to the next commands.
+    connection.is_sound = not reader.has_data()
     return replies
 
 
@@ -196,24 +269,99 @@ async def aexchange(connection: Any, commands: Sequence[bytes], deadline: float)
     """See exchange()."""
     if not commands:
         return []
-    replies: list[Any] = []
     connection.is_sound = False
     try:
-        # Not redis-py's own limits: one for each reply, and a reply that is late would be None.
-        async with asyncio.timeout(max(deadline - time.monotonic(), SHORTEST_S)):
-            cancels = cancellations()
-            await connection.send_packed_command(b"".join(commands), check_health=False)
-            heed(cancels)
-            for _ in commands:
-                try:
-                    replies.append(await connection.read_response())
-                except ResponseError as error:
-                    replies.append(error)
+        data = b"".join(commands)
+        replies: list[Any] = await connection.replies.to(data, len(commands), deadline)
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
-    connection.is_sound = True
+    connection.is_sound = not connection.replies.are_too_many
     return replies
+
+
+class _Replies(asyncio.Protocol):
+    """The replies that an event loop's transport gets, from when its connection is greeted.
+
+    The streams, by which redis-py greets, learn of the end of it alone.
+    """
+
+    def __init__(self, connection: Any, reader: hiredis.Reader) -> None:
+        self._connection, self._reader = connection, reader
+        self._transport: Any = connection._writer.transport
+        self._streams: Any = self._transport.get_protocol()
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[list[Any]] | None = None
+        self._found: list[Any] = []
+        self._count = 0
+        self._transport.set_protocol(self)
+
+    async def to(self, data: bytes, count: int, deadline: float) -> list[Any]:
+        """Send commands and return as many replies, by a time of time.monotonic()."""
+        if self._transport.is_closing():
+            raise ConnectionError("the store closed the connection")
+        self._waiter, self._found, self._count = self._loop.create_future(), [], count
+        left_s = max(deadline - time.monotonic(), SHORTEST_S)
+        timer = self._loop.call_later(left_s, self._end, TimeoutError("no reply in time"))
+        try:
+            self._transport.write(data)
+            return await self._waiter
+        finally:
+            self._waiter = None
+            timer.cancel()
+
+    @property
+    def are_too_many(self) -> bool:
+        """True if more has come than was asked for."""
+        return bool(self._reader.has_data())
+
+    def data_received(self, data: bytes) -> None:
+        """Take what has come; what nobody has asked for ends the connection."""
+        reader, found, count = self._reader, self._found, self._count
+        try:
+            reader.feed(data)
+            while len(found) < count and (reply := reader.gets()) is not INCOMPLETE:
+                if isinstance(reply, ConnectionError):
+                    raise reply
+                found.append(reply)
+        except Exception as error:
+            self._end(error)
+            return
+        if self._waiter is None:
+            self._connection.is_sound = False
+        elif len(found) == count and not self._waiter.done():
+            self._waiter.set_result(found)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Learn that the connection is no more."""
+        self._connection.is_sound = False
+        self._end(ConnectionError(f"the connection is lost: {error or 'the store closed it'}"))
+        self._streams.connection_lost(error)
+
+    def _end(self, error: Exception) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_exception(error)
+
+
+def reader_of(connection: Any) -> hiredis.Reader:
+    """Return a new reader of replies, with errors of redis-py among them."""
+    return hiredis.Reader(
+        protocolError=InvalidResponse,
+        replyError=partial(refusal, connection._parser.parse_error),
+        notEnoughData=INCOMPLETE,
+    )
+
+
+def _limit(socket: Any, deadline: float) -> bool:
+    """Let no sending or receiving wait beyond a time of time.monotonic(); return if it is over.
+
+    To set a socket's timeout is a call of the system, so one that is a little too short stays.
+    """
+    left_s = max(deadline - time.monotonic(), SHORTEST_S)
+    shortest_s = left_s - min(left_s / 10, _LITTLE_S)
+    if not shortest_s <= (socket.gettimeout() or 0) <= left_s:
+        socket.settimeout(left_s)
+    return left_s <= SHORTEST_S
 
 
 def cancellations() -> int:

@@ -24,6 +24,9 @@ class Pool(redis.ConnectionPool):
     """Connections for synchronous use; as many as ``max_connections``, and one more is refused."""
 
     breaker: CircuitBreaker
+    has_read_only_words = True
+    #: The tracked connections beside it, once there are any: see ``tracking``.
+    channels: Any = None
 
     def reset(self) -> None:
         """Start without connections."""
@@ -53,17 +56,33 @@ class Pool(redis.ConnectionPool):
         """Take a connection back."""
         self.idle.append(connection)
 
+    def leave(self) -> None:
+        """Use no connection again that is open: they lead to what is no primary any more."""
+        for connection in list(self.idle):
+            connection.is_sound = False
+
 
 class AsyncPool(aioredis.ConnectionPool):
     """See Pool; for one event loop."""
 
     breaker: CircuitBreaker
+    has_read_only_words = True
+    channels: Any = None
+    #: True if requests may share connections, as far as is known.
+    shares = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.idle: list[Any] = []
+        #: The connections that are shared, beside those that are lent: see ``sharing``.
+        self.lines: list[Any] = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
         self._tls: Any = None
+
+    @property
+    def lent(self) -> int:
+        """Number of connections that are lent."""
+        return len(self._in_use_connections) - len(self.idle)
 
     async def lend(self, deadline: float) -> Any:
         """See Pool.lend()."""
@@ -71,19 +90,54 @@ class AsyncPool(aioredis.ConnectionPool):
             return self.idle.pop()
         except IndexError:
             pass
-        if len(self._in_use_connections) >= self.max_connections:
-            raise AllLent(self.max_connections)
+        connection = self.make()
+        self._in_use_connections.add(connection)
+        return connection
+
+    def make(self) -> Any:
+        """Return a new connection, which has yet to connect.
+
+        Raises AllLent.
+        """
+        if self._is_full():
+            # One that nobody uses now makes room, or fewer requests at once could be served.
+            if unused := [line for line in self.lines if not line.is_asked]:
+                unused[0].close()
+            if self._is_full():
+                raise AllLent(self.max_connections)
         connection: Any = self.make_connection()  # type: ignore[no-untyped-call]
         connection.is_sound = True
         if hasattr(connection, "ssl_context"):
             # One context for all: to make one keeps the event loop busy for 20 ms.
             connection.ssl_context = self._tls = self._tls or connection.ssl_context
-        self._in_use_connections.add(connection)
         return connection
+
+    def _is_full(self) -> bool:
+        self.lines = [line for line in self.lines if line.is_open]
+        return len(self._in_use_connections) + len(self.lines) >= self.max_connections
+
+    def leads_right(self, connection: Any) -> bool:
+        """Return whether a connection leads to the server that is to be asked."""
+        return True
+
+    async def disconnect(self, inuse_connections: bool = True) -> None:
+        """Close all connections."""
+        for line in self.lines:
+            line.close()
+        await super().disconnect(inuse_connections)
+        # The event loop closes those that were shared in its next turn.
+        await asyncio.sleep(0)
 
     def take_back(self, connection: Any) -> None:
         """See Pool.take_back()."""
         self.idle.append(connection)
+
+    def leave(self) -> None:
+        """See Pool.leave(). The connections that are shared are among them."""
+        for connection in self.idle:
+            connection.is_sound = False
+        for line in self.lines:
+            line.leave()
 
 
 class _Permit:
@@ -131,6 +185,8 @@ class BlockingPool(Pool):
 class AsyncBlockingPool(AsyncPool):
     """See BlockingPool; for one event loop."""
 
+    shares = False
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._free = asyncio.Semaphore(self.max_connections)
@@ -172,3 +228,7 @@ class AsyncSentinelPool(AsyncPool):
         connection = await super().lend(deadline)
         connection.is_sound = connection.is_sound and connection.is_at_primary()
         return connection
+
+    def leads_right(self, connection: Any) -> bool:
+        """See AsyncPool.leads_right()."""
+        return bool(connection.is_at_primary())

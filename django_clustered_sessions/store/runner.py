@@ -18,7 +18,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, Past, counters
 from django_clustered_sessions.protocol import riders
 from django_clustered_sessions.protocol.commands import statistics
-from django_clustered_sessions.protocol.effects import Call, Flow, Trip
+from django_clustered_sessions.protocol.effects import Call, Flow, Step, Trip
 from django_clustered_sessions.protocol.record import bucket_tag
 
 from . import connections, drivers
@@ -37,18 +37,27 @@ def run(flow: Flow[T], budget: Budget | None = None) -> T:
 
     Raises SessionStoreUnavailable, and what the flow raises.
     """
+    try:
+        step: Step | None = next(flow)
+    except StopIteration as stop:
+        # Nothing to ask: so it is with most of the requests' ends.
+        return stop.value  # type: ignore[no-any-return]
     budget = budget or PerTrip(conf.store_timeout)
     if counters.are_due:
-        flow = riders.riding(flow, Figures())
-    return drivers.run(flow, connections.pool, budget, connections.waiting_pool)
+        flow, step = riders.riding(flow, Figures(), step), None
+    return drivers.run(flow, connections.pool, budget, connections.waiting_pool, step)
 
 
 async def arun(flow: Flow[T], budget: Budget | None = None) -> T:
     """See run()."""
+    try:
+        step: Step | None = next(flow)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
     budget = budget or PerTrip(conf.store_timeout)
     if counters.are_due:
-        flow = riders.riding(flow, Figures())
-    return await drivers.arun(flow, connections.apool, budget, connections.awaiting_pool)
+        flow, step = riders.riding(flow, Figures(), step), None
+    return await drivers.arun(flow, connections.apool, budget, connections.awaiting_pool, step)
 
 
 def report_the_rest() -> None:

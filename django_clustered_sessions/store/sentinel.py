@@ -10,19 +10,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import os
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, cast
 
 import redis
 from redis import asyncio as aioredis
 from redis.exceptions import RedisError
 from redis.sentinel import MasterNotFoundError
 
+from . import clock
 from .errors import SentinelsSlow
+from .greeting import Connection, SSLConnection
 
 logger = logging.getLogger("django_clustered_sessions.store")
 
@@ -30,6 +32,8 @@ logger = logging.getLogger("django_clustered_sessions.store")
 INTERVAL_S: Final = 1.0
 #: The watcher ends after so many intervals in which no connection was lent.
 IDLE_INTERVALS: Final = 60
+#: An answer is believed for so many intervals: a process that was stopped has none that is younger.
+BELIEVED_INTERVALS: Final = 3
 #: A Sentinel that did not answer is left alone for so long, in seconds, while others do.
 REST_S: Final = 5.0
 
@@ -63,10 +67,19 @@ class SentinelWatcher:
         self._lock = threading.Lock()
         self._wanted = threading.Event()
         self._asking: list[Future[Address]] = []
-        self.is_running = self._is_used = self._is_closed = False
+        self._thread: threading.Thread | None = None
+        self._is_used = self._is_closed = False
         self._known: Answer | None = None
+        #: Time before the Sentinels were asked that told it, by clock.now_s().
+        self._asked_at_s = -math.inf
         #: True if no Sentinel has answered the last time.
         self._are_silent = False
+
+    @property
+    def is_running(self) -> bool:
+        """True while the thread looks."""
+        # Asked of the thread itself: an exception may have ended it, or a signal's its start.
+        return self._thread is not None and self._thread.is_alive()
 
     def clients(self) -> list[redis.Redis]:
         """Return a new client for each Sentinel."""
@@ -77,7 +90,7 @@ class SentinelWatcher:
         states: list[Mapping[str, Any] | None] = []
         for client in self.clients():
             try:
-                state: Any = client.sentinel_master(self.service)
+                state: Mapping[str, Any] | None = _state(client, self.service)
             except (RedisError, OSError):
                 state = None
             states.append(state)
@@ -85,10 +98,15 @@ class SentinelWatcher:
         return states
 
     def names(self, host: str, port: int) -> bool:
-        """Return whether a connection to that address may be lent."""
+        """Return whether a connection to that address may be lent.
+
+        What was told too long ago is not believed while the Sentinels can be asked.
+        """
         self._is_used = True
-        known = self._known
-        return known is not None and known.address == (host, port)
+        known, age_s = self._known, clock.now_s() - self._asked_at_s
+        if known is None or known.address != (host, port):
+            return False
+        return age_s <= BELIEVED_INTERVALS * INTERVAL_S or self._are_silent
 
     def answer(self) -> Future[Address]:
         """Return the address that the Sentinels will name, or MasterNotFoundError.
@@ -102,18 +120,19 @@ class SentinelWatcher:
                 self._tell([asked], self._known.address)
             else:
                 self._asking.append(asked)
-            starts, self.is_running = not self.is_running, True
+            if not self.is_running:
+                self._start()
         self._wanted.set()
-        if starts:
-            thread = threading.Thread(target=self._run, name="session-store-watcher", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                # The interpreter ends; what counts is reported at its exit.
-                with self._lock:
-                    asking, self._asking, self.is_running = self._asking, [], False
-                self._tell(asking, MasterNotFoundError(str(error)))
         return asked
+
+    def _start(self) -> None:
+        self._thread = threading.Thread(target=self._run, name="session-store-watcher", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            # The interpreter ends; what counts is reported at its exit.
+            asking, self._asking = self._asking, []
+            self._tell(asking, MasterNotFoundError(str(error)))
 
     def close(self) -> None:
         """End the thread with its connections, soon."""
@@ -136,22 +155,25 @@ class SentinelWatcher:
     def _ends(self, idle: int) -> bool:
         """Stop when idle. The next caller finds no cached primary and restarts the thread."""
         with self._lock:
-            if (idle >= IDLE_INTERVALS or self._is_closed) and not self._asking:
-                self.is_running, self._known = False, None
-            return not self.is_running
+            if (idle < IDLE_INTERVALS and not self._is_closed) or self._asking:
+                return False
+            self._thread = self._known = None
+            return True
 
     def _look(self, clients: Sequence[redis.Redis], rests_until: dict[redis.Redis, float]) -> None:
         with self._lock:
             asking, self._asking = self._asking, []
         best, answered, why = None, 0, ""
-        now_s = time.monotonic()
+        now_s = clock.now_s()
         awake = [client for client in clients if rests_until.get(client, now_s) <= now_s]
+        # Those that have not answered lately come last: the others are not to be waited for.
+        awake.sort(key=lambda client: rests_until.get(client, 0.0))
         for client in awake or clients:
             try:
                 found = self._ask(client)
             except Exception as error:
                 # No other code would catch it, and all callers would wait for a dead thread.
-                rests_until[client] = time.monotonic() + REST_S
+                rests_until[client] = clock.now_s() + REST_S
                 why = why or f"{type(error).__name__}: {error}"
                 continue
             answered += 1
@@ -162,17 +184,20 @@ class SentinelWatcher:
                 best = found
             if self._known is None or best.epoch >= self._known.epoch:
                 # At once: the next Sentinel may hang.
-                self._learn(best)
+                self._learn(best, now_s)
                 asking = self._tell(asking, best.address)
         if best is not None and answered * 2 > len(clients):
             # Sentinels that were set up anew count their failovers from 0.
-            self._learn(best)
+            self._learn(best, now_s)
         outcome: Address | MasterNotFoundError
         if self._known is not None and (best is not None or not answered):
             # No Sentinel that can be asked knows better.
             outcome = self._known.address
         else:
             outcome = MasterNotFoundError(f"no primary {self.service!r}: {why}")
+        if answered:
+            # Also if they name none: then they have promoted none.
+            self._asked_at_s = now_s
         with self._lock:
             self._are_silent = not answered
             if self._are_silent:
@@ -182,13 +207,13 @@ class SentinelWatcher:
 
     def _ask(self, client: redis.Redis) -> Answer | None:
         """Return whom a Sentinel names, None where it takes that one for down."""
-        state: Any = client.sentinel_master(self.service)
+        state = _state(client, self.service)
         if state["is_sdown"] or state["is_odown"] or not state["is_master"]:
             return None
         return Answer((state["ip"], state["port"]), state["config-epoch"])
 
-    def _learn(self, answer: Answer) -> None:
-        before, self._known = self._known, answer
+    def _learn(self, answer: Answer, asked_at_s: float) -> None:
+        before, self._known, self._asked_at_s = self._known, answer, asked_at_s
         if before is not None and before.address != answer.address:
             addresses = ["{}:{}".format(*one.address) for one in (before, answer)]
             logger.warning("the primary of %s was %s and is now %s", self.service, *addresses)
@@ -204,6 +229,11 @@ class SentinelWatcher:
             else:
                 asked.set_result(answer)
         return []
+
+
+def _state(client: Any, service: str) -> Mapping[str, Any]:
+    # Not sentinel_master(), which raises TypeError in redis-py 5.1 to 7.0.
+    return cast(Mapping[str, Any], client.execute_command("SENTINEL MASTER", service))
 
 
 class _Watched:
@@ -225,24 +255,19 @@ def _slow(patience_s: float) -> SentinelsSlow:
     return SentinelsSlow(f"the Sentinels have not answered within {patience_s:.1f} s")
 
 
-class WatchedConnection(_Watched, redis.Connection):
+class WatchedConnection(_Watched, Connection):
     """See _Watched; over TCP."""
 
     def _connect(self) -> Any:
         patience: Any = self.socket_connect_timeout
-        deadline = time.monotonic() + patience
         try:
-            try:
-                self.host, self.port = self._watcher.answer().result(patience)
-            except TimeoutError:
-                raise _slow(patience) from None
-            self.socket_connect_timeout = max(deadline - time.monotonic(), 0.001)
-            return super()._connect()  # type: ignore[no-untyped-call]
-        finally:
-            self.socket_connect_timeout = patience
+            self.host, self.port = self._watcher.answer().result(patience)
+        except TimeoutError:
+            raise _slow(patience) from None
+        return super()._connect()
 
 
-class WatchedTLSConnection(WatchedConnection, redis.SSLConnection):
+class WatchedTLSConnection(WatchedConnection, SSLConnection):
     """See _Watched; over TLS."""
 
 

@@ -33,7 +33,8 @@ def shop(request: HttpRequest) -> dict[str, Any]:
         "interface": "ASGI" if isinstance(request, ASGIRequest) else "WSGI",
         "peer_url": f"{request.scheme}://{host}:{settings.PEER['port']}{request.get_full_path()}",
         "lines": lines,
-        "count": sum(line["quantity"] for line in lines),
+        # Not "count": the package's list of devices has a "count" of its own.
+        "pieces": sum(line["quantity"] for line in lines),
         "total": euro(sum(line["product"].cents * line["quantity"] for line in lines)),
         "history": history(request.session.get("seen", [])),
     }

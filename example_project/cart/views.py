@@ -6,16 +6,20 @@ from typing import Any
 
 from django.conf import settings
 from django.contrib import messages
+from django.contrib.auth import get_user_model
 from django.contrib.auth.views import LoginView, LogoutView
 from django.contrib.messages.views import SuccessMessageMixin
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.shortcuts import redirect, render
-from django.urls import reverse
+from django.urls import reverse, reverse_lazy
+from django.utils.decorators import method_decorator
 from django.utils.http import url_has_allowed_host_and_scheme
 from django.views.decorators.cache import never_cache
 from django.views.decorators.http import require_GET, require_POST
+from django.views.generic import UpdateView
 
 from cart.catalogue import PRODUCTS, Product
+from django_clustered_sessions.decorators import recent_login
 
 #: Visits kept in the session.
 SEEN_LENGTH = 40
@@ -85,6 +89,22 @@ class Login(SuccessMessageMixin, LoginView):
     def get_success_message(self, cleaned_data: dict[str, Any]) -> str:
         """Greet the user."""
         return f"Welcome, {self.request.user.get_username()}. Every node knows you now."
+
+
+@method_decorator(recent_login(minutes=settings.CONFIRM_MINUTES), name="dispatch")
+class Email(SuccessMessageMixin, UpdateView):
+    """Change the mail address, after a recent login: who has it can have a new password sent."""
+
+    template_name = "cart/email.html"
+    model = get_user_model()
+    fields = ["email"]
+    success_url = reverse_lazy("email")
+    extra_context = {"minutes": settings.CONFIRM_MINUTES}
+    success_message = "Your mail address is changed."
+
+    def get_object(self, queryset: Any = None) -> Any:
+        """Return the user, not the lazy object that a page has."""
+        return get_user_model().objects.get(pk=self.request.user.pk)
 
 
 class Logout(LogoutView):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import django
+
 BASE_DIR = Path(__file__).resolve().parent.parent
 
 # Sessions in the cluster -------------------------------------------------------------------------
@@ -61,9 +63,16 @@ MESSAGE_STORAGE = "django.contrib.messages.storage.session.SessionStorage"
 # Whoever is away for so long is logged out, after a warning.
 CLUSTERED_SESSIONS_IDLE_TIMEOUT = float(os.environ.get("SHOP_IDLE_TIMEOUT", "1800"))
 
+# Changing the mail address asks for the password again, where it was given longer ago than that.
+CONFIRM_MINUTES = float(os.environ.get("SHOP_CONFIRM_MINUTES", "1"))
+
 # "Your devices" says which browser it was, and from where; SHOP_PROXIES: how many are in front.
 CLUSTERED_SESSIONS_TRACK_CLIENTS = True
 CLUSTERED_SESSIONS_TRUSTED_PROXIES = int(os.environ.get("SHOP_PROXIES", "0"))
+# A sign-in with a browser that the user is not logged in with is told by mail.
+CLUSTERED_SESSIONS_SIGN_IN_MAIL = "new"
+# The first one writes, all of them read. Without any, carts are stored as they are.
+CLUSTERED_SESSIONS_ENCRYPTION_KEYS = os.environ.get("SHOP_ENCRYPTION_KEYS", "").split()
 
 # This node and the other one ---------------------------------------------------------------------
 
@@ -124,6 +133,13 @@ LOGGING = {
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["stderr"], "level": "INFO"},
 }
+
+# Mails are printed; a site names its mail server here.
+MAILER = "shop.mail.EmailBackend"
+if django.VERSION >= (6, 1):
+    MAILERS = {"default": {"BACKEND": MAILER}}
+else:
+    EMAIL_BACKEND = MAILER
 
 LOGIN_URL = "login"
 LOGIN_REDIRECT_URL = "shop"

@@ -81,11 +81,25 @@ def shipped(settings: Any) -> dict[str, str]:
         "has_others": True,
         "track_hint": True,
     }
-    devices = render_to_string("clustered_sessions/devices.html", context)
+    devices = render_to_string("clustered_sessions/devices.html", {"devices": context})
+    sign_in = {
+        "session": entries[0],
+        "browser": "Firefox on Linux",
+        "address": "::1",
+        "password_url": "/",
+        "days": 7,
+    }
+    sign_ins = (
+        render_to_string("clustered_sessions/sign_in.html", {"sign_in": sign_in | {"state": state}})
+        for state in ("open", "expired")
+    )
     return {
         "style": render_to_string("clustered_sessions/devices.css")
         + (STATIC / "clustered_sessions" / "expiry.css").read_text(),
-        "devices": devices[devices.index('<div class="devices">') : devices.index("</main>")],
+        "devices": "".join(
+            html[html.index('<div class="devices') : html.index("</main>")]
+            for html in (devices, *sign_ins)
+        ),
         "expiry": render_to_string("clustered_sessions/expiry.html", request=request),
     }
 

@@ -20,6 +20,7 @@ from django.views.static import serve
 from playwright.sync_api import BrowserContext, Locator, Page, expect
 
 import django_clustered_sessions
+from tests.catalogues import compile_into
 from tests.example import conftest
 from tests.gateways import place
 from tests.request.test_timeouts import aged
@@ -37,7 +38,8 @@ WAIT_MS = 30_000
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:"
 )
-PAGE = """<!DOCTYPE html><html lang="en"><head><title>A page</title><meta charset="utf-8">
+PAGE = """{% load i18n %}{% get_current_language as LANGUAGE_CODE %}<!DOCTYPE html>
+<html lang="{{ LANGUAGE_CODE }}"><head><title>A page</title><meta charset="utf-8">
 <meta name="color-scheme" content="light dark"><link rel="icon" href="data:,"></head><body>
 <h1>{{ title }}</h1><p><label>Text <input id="text"></label></p>
 {% include "clustered_sessions/expiry.html" with logout_url=logout_url login_url="/login/?a=b" %}
@@ -312,6 +314,26 @@ def test_time_left_is_said_once_and_not_each_second(
     )
     (text,) = texts
     assert re.fullmatch(r"(10|[2-9]) seconds left", text)
+
+
+def test_warning_speaks_the_language_of_the_page(
+    site: Site, context: BrowserContext, settings: Any, tmp_path: Path
+) -> None:
+    """The script has no words of its own, the browser only those for seconds."""
+    compile_into(tmp_path, settings)
+    settings.LANGUAGE_CODE = "de"
+    page = context.new_page()
+    page.goto(f"{site.url}/login/")
+    page.goto(f"{site.url}/page/")
+    seen(page.get_by_role("alertdialog", name="Sind Sie noch da?"))
+    assert re.search(
+        r"Sie werden abgemeldet in:\s\d Sekunden?$",
+        page.locator("#session-expiry-warning-text").inner_text(),
+    )
+    page.route("**/sessions/stay/", lambda route: route.fulfill(status=503))
+    page.get_by_role("button", name="Angemeldet bleiben").click()
+    trouble = page.locator(".session-expiry-trouble")
+    expect(trouble).to_have_text("Die Website antwortet nicht. Neuer Versuch …")
 
 
 def test_absolute_end_offers_no_prolongation(

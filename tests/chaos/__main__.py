@@ -29,11 +29,12 @@ def main() -> int:
     parser.add_argument(
         "--topology", choices=get_args(Topology), default="single", help="what the stores are"
     )
+    parser.add_argument("--tracked", action="store_true", help="read without trips")
     options = parser.parse_args()
     seed = random.randrange(10**9) if options.seed is None else options.seed
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "tests.settings")
     django.setup()
-    plan = Plan(seed, options.seconds, options.mutant, options.topology)
+    plan = Plan(seed, options.seconds, options.mutant, options.topology, options.tracked)
     with ExitStack() as started:
         stores: Stores
         if plan.topology == "failing-cluster":

@@ -26,8 +26,13 @@ BRINK_S = 0.5
 NOTHING = ("lost", "refused", "timeout", "away", "dropped")
 
 
-def check(history: History, *, may_lose: bool = False) -> list[str]:
+def check(
+    history: History, *, may_lose: bool = False, max_age_s: float = 0.0, role_s: float = 0.0
+) -> list[str]:
     """Return all violations of a history.
+
+    A read without a lock found what was the store's at some moment of the ``max_age_s`` before it,
+    or later. A server that is no primary any more may be read ``role_s`` longer, under a lock too.
 
     Stores that ``may_lose`` unacknowledged writes must still have each acknowledged one, once and
     whole. There, reads may have returned lost writes, and places in queues may be lost.
@@ -39,9 +44,11 @@ def check(history: History, *, may_lose: bool = False) -> list[str]:
     found = [*history.errors, *_waits(history), *_tokens(history)]
     for (session, log), operations in logs.items():
         final: list[str] = history.final[session].get(log, [])
-        checked = Log(f"session {session[:8]} {log!r}", final, operations)
+        name = f"session {session[:8]} {log!r}"
+        checked = Log(name, final, operations, max_age_s, role_s)
         found += checked.landed_as_told()
         if may_lose:
+            found += checked.reads_of_what_may_be_lost()
             continue
         found += checked.reads()
         if log == "log":
@@ -59,6 +66,8 @@ class Log:
     name: str
     final: list[str]
     operations: list[Operation]
+    max_age_s: float = 0.0
+    role_s: float = 0.0
 
     def __post_init__(self) -> None:
         self.at = {one: at for at, one in enumerate(self.final)}
@@ -81,7 +90,10 @@ class Log:
                 yield f"{self.name}: answered {operation.answer!r} and yet written: {operation}"
 
     def reads(self) -> Iterator[str]:
-        """Check that reads found a prefix of the list with all writes acknowledged before."""
+        """Check that reads found a prefix of the list with all writes acknowledged before.
+
+        Without a lock, those may be missing that were acknowledged within the age that is allowed.
+        """
         running, prefixes = hashlib.sha1(), [hashlib.sha1().hexdigest()]
         for one in self.final:
             running.update(f"{one}\n".encode())
@@ -92,8 +104,8 @@ class Log:
             if operation.answer == "ok" and operation.id in self.at
         )
         at, least = 0, 0
-        for reader in sorted(self.operations, key=lambda operation: operation.began_s):
-            while at < len(acknowledged) and acknowledged[at][0] < reader.began_s:
+        for reader in sorted(self.operations, key=self.must_know_s):
+            while at < len(acknowledged) and acknowledged[at][0] < self.must_know_s(reader):
                 least = max(least, acknowledged[at][1] + 1)
                 at += 1
             seen = reader.seen
@@ -103,6 +115,31 @@ class Log:
                 yield f"{self.name}: found what is no beginning of the list: {reader}"
             elif seen.length < least:
                 yield f"{self.name}: found {seen.length} of {least} acknowledged: {reader}"
+
+    def reads_of_what_may_be_lost(self) -> Iterator[str]:
+        """Check that reads found all writes acknowledged before, among others that may be lost.
+
+        Those count, too, that no replica had: what is there at the end was not lost.
+        """
+        acknowledged = sorted(
+            (operation.done_s or 0.0, operation.id)
+            for operation in self.operations
+            if operation.answer in ("ok", "short") and operation.id in self.at
+        )
+        at, known = 0, set[str]()
+        for reader in sorted(self.operations, key=self.must_know_s):
+            while at < len(acknowledged) and acknowledged[at][0] < self.must_know_s(reader):
+                known.add(acknowledged[at][1])
+                at += 1
+            if reader.seen is not None and (missed := known.difference(reader.seen.ids)):
+                yield (
+                    f"{self.name}: too old, without {len(missed)} of {len(known)} acknowledged: "
+                    f"{reader}"
+                )
+
+    def must_know_s(self, reader: Operation) -> float:
+        """Return up to when a read has to find all writes that were acknowledged, in seconds."""
+        return reader.began_s - self.role_s - (0.0 if reader.is_locked else self.max_age_s)
 
     def exclusive(self, operations: dict[str, Operation]) -> Iterator[str]:
         """Check that no other write came between the read and the write of a lock's holder."""
@@ -184,6 +221,6 @@ def _counters(
         if operation.kind == "blind" and operation.session == session and operation.sent_s
     ]
     least = blind.count("ok")
-    most = least + blind.count("unknown") + blind.count("")
+    most = least + sum(map(blind.count, ("unknown", "short", "")))
     if not least <= data["blind"] <= most:
         yield f"session {session[:8]} 'blind': {data['blind']}, and not {least} to {most}"

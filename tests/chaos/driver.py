@@ -27,7 +27,7 @@ from django.test import override_settings
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLockTimeout, SessionStoreUnavailable
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests.children import ROOT, bound
 from tests.clocks import libfaketime
 from tests.servers import wait_for
@@ -64,6 +64,7 @@ class Outcome:
         lines = [f"chaos: seed {self.plan.seed}: {counts}"]
         if self.violations:
             more = f" --mutant {self.plan.mutant}" if self.plan.mutant else ""
+            more += " --tracked" if self.plan.is_tracked else ""
             more += f" --topology {self.plan.topology}" if self.plan.topology != "single" else ""
             lines += [
                 f"{len(self.violations)} violations; history in {self.folder}; again: "
@@ -153,7 +154,7 @@ class Driver:
         self.dice = Random(f"{self.plan.seed} driver")
         self.counts: Counter[str] = Counter()
         self.history = History()
-        caches = {"sessions": {"BACKEND": connections.BACKEND, **self.stores.entry()}}
+        caches = {"sessions": {"BACKEND": django_redis.BACKEND, **self.stores.entry()}}
         with override_settings(CACHES=caches, SESSION_CACHE_ALIAS="sessions", **self.plan.settings):
             for key in self.plan.sessions:
                 session: Any = SessionStore(key)
@@ -166,7 +167,12 @@ class Driver:
                 self.close(key)
         for path in sorted(self.folder.glob("*.jsonl")):
             self.history.read(path)
-        violations = checker.check(self.history, may_lose=self.plan.may_lose)
+        violations = checker.check(
+            self.history,
+            may_lose=self.plan.may_lose,
+            max_age_s=self.plan.max_age_s,
+            role_s=self.plan.role_s,
+        )
         self.counts += self.stores.counts
         for operation in self.history.operations.values():
             self.counts[operation.answer or "died"] += 1

@@ -17,12 +17,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Seen:
-    """Values that an operation read: length and digest of a list, and the two counters there."""
+    """Values that an operation read: length and digest of a list, and the two counters there.
+
+    ``ids`` is the list itself where stores may lose writes, so that it need be no prefix.
+    """
 
     length: int
     digest: str
     n: int
     hits: int
+    ids: Sequence[str] = ()
 
 
 @dataclass
@@ -30,7 +34,8 @@ class Operation:
     """Use of a session.
 
     ``answer`` is its outcome: "ok"; "lost", "refused", "timeout", "away" or "dropped" if nothing
-    was written; "unknown"; or empty if the worker died before.
+    was written; "short" if the primary has written it, and too few replicas; "unknown"; or empty if
+    the worker died before.
     """
 
     id: str

@@ -12,20 +12,16 @@ from typing import Any, Protocol
 from redis.crc import key_slot
 
 from django_clustered_sessions.protocol.record import SessionKeys
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE
 from tests.topologies import NAME, Replicated
 
-from .plan import ERA_S, Plan
+from .plan import Plan
 from .proxy import CuttingProxy
 
 #: Mean number of seconds between two faults of a primary.
 PEACE_S = 4.0
-
-#: Seconds for which a cut-off primary keeps its clients beside the new primary: clients ask the
-#: Sentinels each second.
-RIVALRY_S = 2.0
 
 #: User with the rights of clients, while the default user is locked out.
 USER, PASSWORD = "site", "secret"
@@ -87,7 +83,8 @@ class Failing:
     def __init__(self, plan: Plan, topology: Replicated) -> None:
         self.counts: Counter[str] = Counter()
         self._dice = Random(f"{plan.seed} stores")
-        self._topology = topology
+        self._topology, self._rivalry_s = topology, plan.rivalry_s
+        self._faults = plan.faults.of_primary
         self._admit()
 
     async def start(self) -> Mapping[str, Any]:
@@ -97,9 +94,7 @@ class Failing:
         self._topology.admit(USER, "on", f">{PASSWORD}", "~*", "+@all")
 
     def entry(self) -> Mapping[str, Any]:
-        sentinels = [("127.0.0.1", sentinel.port) for sentinel in self._topology.sentinels]
-        options = {"CONNECTION_FACTORY": connections.SENTINEL, "SENTINELS": sentinels}
-        options |= {"USERNAME": USER, "PASSWORD": PASSWORD}
+        options = self._topology.options | {"USERNAME": USER, "PASSWORD": PASSWORD}
         return {"LOCATION": f"redis://{NAME}/{DATABASE}", "OPTIONS": options}
 
     def cut(self) -> None:
@@ -110,7 +105,7 @@ class Failing:
         faults = ["cut off"]
         while True:
             await asyncio.sleep(self._dice.uniform(0.5, 1.5) * PEACE_S)
-            faults = faults or self._dice.sample(("kill", "stop", "cut off"), 3)
+            faults = faults or self._dice.sample(self._faults, len(self._faults))
             fault = faults.pop()
             await asyncio.to_thread(self._fail_over, fault)
             self.counts["failovers"] += 1
@@ -132,7 +127,7 @@ class Failing:
             self._topology.take_over()
             if fault == "cut off":
                 # The length of this state is the fault itself.
-                time.sleep(RIVALRY_S)
+                time.sleep(self._rivalry_s)
         finally:
             if fault == "stop":
                 was_primary.resume()
@@ -160,7 +155,7 @@ class _OnCluster:
 
     def entry(self) -> Mapping[str, Any]:
         nodes = [f"redis://127.0.0.1:{server.port}" for server in self._servers.primaries]
-        return {"LOCATION": nodes, "OPTIONS": {"CONNECTION_FACTORY": connections.CLUSTER}}
+        return {"LOCATION": nodes, "OPTIONS": {"CONNECTION_FACTORY": django_redis.CLUSTER}}
 
     def cut(self) -> None:
         """Do nothing: nobody is on the way."""
@@ -175,7 +170,7 @@ class Moving(_OnCluster):
     async def torment(self) -> None:
         began_s = time.monotonic()
         while True:
-            era = int((time.monotonic() - began_s) // ERA_S)
+            era = int((time.monotonic() - began_s) // self._plan.era_s)
             # The first session has most of the work.
             record = SessionKeys.of(
                 "session", self._plan.key(era, self._dice.choice((0, 0, 1)))
@@ -187,7 +182,11 @@ class Moving(_OnCluster):
     def _move(self, record: str) -> None:
         owner = self._servers.owner(record)
         others = [one for one in self._servers.primaries if one is not owner]
-        self._servers.move(key_slot(record.encode()), owner, self._dice.choice(others))
+        moves = [self._servers.move]
+        if self._servers.can_move_at_once:
+            moves.append(self._servers.move_at_once)
+        move = self._dice.choice(moves)
+        move(key_slot(record.encode()), owner, self._dice.choice(others))
 
 
 class FailingNodes(_OnCluster):

@@ -25,6 +25,8 @@ from typing import Any, cast
 import django
 from django.core.handlers.asgi import ASGIHandler
 from django.core.handlers.wsgi import WSGIHandler
+from django.core.signals import got_request_exception
+from django.dispatch import receiver
 from django.http import HttpResponse
 from django.test import AsyncRequestFactory, RequestFactory
 from django.urls import path
@@ -42,10 +44,12 @@ from django_clustered_sessions.protocol import scripts
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.session.request_policy import read_header
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests import settings as test_settings
 from tests.chaos import plan as plans
 from tests.chaos.history import Notebook, Operation, Seen, digest
 from tests.chaos.plan import Plan
+from tests.variants import Variant
 
 #: Kinds of operations, with their frequencies.
 KINDS = {"lock": 12, "drop": 1, "look": 2, "merge": 3, "own": 2, "blind": 2, "read": 2}
@@ -130,7 +134,7 @@ class Actor:
         number = dice.choice((0, 0, *range(plans.SESSIONS)))
         hold_s = dice.choice((0, 0, dice.uniform(0, 0.02)))
         chance = dice.random()
-        era = min(int((time.monotonic() - self.began_s) // plans.ERA_S), self.plan.eras - 1)
+        era = min(int((time.monotonic() - self.began_s) // self.plan.era_s), self.plan.eras - 1)
         operation = Operation(
             f"{self.name}#{self.count}", kind, self.plan.key(era, number), self.name, 0.0
         )
@@ -214,7 +218,8 @@ def take(work: Work, session: Any) -> None:
     operation = work.operation
     operation.took_s = time.monotonic()
     ids = list(session.get(operation.log, []))
-    operation.seen = Seen(len(ids), digest(ids), session.get("n"), session.get("hits"))
+    shown = ids if work.actor.plan.may_lose else ()
+    operation.seen = Seen(len(ids), digest(ids), session.get("n"), session.get("hits"), shown)
     for header in session.lock_headers().values():
         operation.token = read_header(header, SessionKeys.of("session", operation.session).id)
     if work.fault:
@@ -261,7 +266,13 @@ def raise_for(response: Any, request: Any, operation: Operation) -> None:
         session.state.failure
         or session.state.replication.shortfall
         or RuntimeError(f"answered {response.status_code}")
-    )
+    ) from getattr(request, "uncaught", None)
+
+
+@receiver(got_request_exception)
+def keep_uncaught(request: Any, **kwargs: Any) -> None:
+    """Keep the exception that Django answers by 500: only its traceback says where it came from."""
+    request.uncaught = sys.exception()
 
 
 def answer_to(error: BaseException | None, operation: Operation) -> str:
@@ -277,7 +288,7 @@ def answer_to(error: BaseException | None, operation: Operation) -> str:
         case SessionStoreUnavailable():
             return "unknown" if operation.sent_s else "away"
         case SessionNotReplicated():
-            return "unknown"
+            return "short"
         case Dropped():
             return "dropped"
     return "error"
@@ -316,15 +327,19 @@ def watch_waits() -> None:
 
 
 def mutate(name: str) -> None:
-    """Apply the mutant to its script."""
+    """Apply the mutant to its script or module."""
     mutant, read = plans.MUTANTS[name], scripts.read
+    if "." in mutant.where:
+        Variant(mutant.where, mutant.old, mutant.new).apply()
+        return
 
     def mutated(script: str) -> bytes:
         text = read(script)
-        if script != mutant.script:
+        if script != mutant.where:
             return text
-        assert text.count(mutant.old) == 1, f"the mutant {name} does not fit the script any more"
-        return text.replace(mutant.old, mutant.new)
+        old, new = mutant.old.encode(), mutant.new.encode()
+        assert text.count(old) == 1, f"the mutant {name} does not fit the script any more"
+        return text.replace(old, new)
 
     names: Any = scripts
     names.read = mutated
@@ -353,7 +368,7 @@ def main() -> None:
     module: Any = ModuleType("chaos_settings")
     vars(module).update(vars(test_settings), **plan.settings)
     module.CACHES = test_settings.CACHES | {
-        "sessions": {"BACKEND": connections.BACKEND, **told["sessions"]}
+        "sessions": {"BACKEND": django_redis.BACKEND, **told["sessions"]}
     }
     module.MIDDLEWARE = test_settings.MIDDLEWARE[:1]
     module.ROOT_URLCONF = tuple(

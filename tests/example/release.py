@@ -38,7 +38,7 @@ if RELEASE == "1":
 
     @dataclass
     class Theme:
-        """What the old release keeps for each user."""
+        """Value that the old release keeps for each user."""
 
         name: str
 
@@ -47,7 +47,7 @@ else:
 
     @dataclass
     class Coupon:
-        """What the new release keeps for each user."""
+        """Value that the new release keeps for each user."""
 
         code: str
 

@@ -41,13 +41,24 @@ def test_benchmark_compares_engines(tmp_path: Path) -> None:
             r"^\| ([^|]+) \| ([\d.]+) \| ([^|]+) \| (?:yes|\*\*no\*\*) \|$", report, re.MULTILINE
         )
     }
-    assert {"read", "64 kB read, cold", "change, ASGI, 3 at once: client CPU"} <= set(rows)
+    assert {"read", "64 kB read, tracked", "change, ASGI, 3 at once: client CPU"} <= set(rows)
     # What is counted does not depend on the machine.
     assert {
         n: row for n, row in rows.items() if n.startswith("round trips") and row[0] != row[1]
     } == {}
     assert "| 48 additions by 8 threads leave |" in report
+    assert "### read, 2 ms there and back" in report
     assert re.search(r"^\| store away, visitor logged in \|.* 503, cookie kept \|", report, re.M)
+
+
+def test_benchmark_compares_a_trip_with_bare_sockets() -> None:
+    assert "| asyncio, protocol |" in run("benchmarks.trip", "--rounds=2")
+
+
+def test_benchmark_weighs_the_table_of_tracked_reads() -> None:
+    report = run("benchmarks.tracking_table", "--sessions=300", "--processes=2")
+    # Fewer than the table may hold, so none was dropped.
+    assert re.findall(r"^\| (\d) \| 300 \|", report, re.MULTILINE) == ["1", "2"]
 
 
 def test_benchmark_compares_sizes_of_stores() -> None:
@@ -59,11 +70,20 @@ def test_benchmark_compares_primaries() -> None:
     assert "| change, locked |" in run("benchmarks.capacity", "--rounds=2", "--block=1")
 
 
+def test_benchmark_compares_the_stores_cpu() -> None:
+    report = run("benchmarks.store_cpu", "--rounds=2", "--block=2", "--sessions=4")
+    assert report.count("| change, locked |") == 2
+
+
 def test_benchmark_counts_what_is_lost_with_a_primary() -> None:
     report = run(
         "benchmarks.sync_writes", "--rounds=1", "--kills=1", "--seconds=0.05", "--distances=0"
     )
     assert re.search(r"^\| 0 ms \| 1 \| [\d,]+ \| 0 \| [\d,]+ \| 0 \|$", report, re.MULTILINE)
+
+
+def test_benchmark_compares_encrypted_sessions() -> None:
+    assert "| 64 kB change |" in run("benchmarks.encryption", "--rounds=2")
 
 
 def test_hops_are_counted_for_four_kinds_of_request() -> None:
@@ -77,6 +97,9 @@ def test_hops_are_counted_for_four_kinds_of_request() -> None:
         assert calls > functions > modules > 1
         assert functions > depth > 1
     assert rows["read"] < rows["sliding read"] < rows["change"] < rows["locked change"]
+    # A few more than docs/internals-requests.md has: with each version of Python they differ a bit.
+    most = {"read": 83, "sliding read": 119, "change": 181, "locked change": 215}
+    assert {name: calls for name, (calls, *_) in rows.items() if calls > most[name]} == {}
 
 
 def test_hops_can_be_listed_in_order() -> None:

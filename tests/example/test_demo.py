@@ -13,7 +13,9 @@ from importlib import import_module
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
+import redis
 
 from tests.children import bound
 from tests.example.conftest import EXAMPLE, Demo, refuses
@@ -53,7 +55,7 @@ def test_output_names_nodes_that_answer(demo: Demo) -> None:
 
 
 def test_silent_store_is_no_logout(demo: Demo) -> None:
-    """While the store is away the pages are 503 with the cookie kept; then the cart is back."""
+    """Pages are 503 with the cookie kept while the store is away; then the cart is back."""
     with httpx.Client(timeout=20) as client:
         add(client, demo, 0, "mug")
         os.kill(demo.pid("store"), signal.SIGSTOP)
@@ -85,10 +87,13 @@ def test_sigterm_ends_a_verbose_demo(start_demo: StartDemo) -> None:
 
 
 def test_named_folder_keeps_carts_over_a_ctrl_c(start_demo: StartDemo, tmp_path: Path) -> None:
-    """Ctrl-C leaves no process behind, and the next demo with the same folder has the carts."""
-    folder = str(tmp_path / "kept")
+    """Ctrl-C leaves no process behind, and the next demo with the same folder has the carts.
+
+    Also if they are encrypted: the key is in the folder.
+    """
+    arguments = ("--dir", str(tmp_path / "kept"), "--encrypt")
     with httpx.Client() as client:
-        demo = start_demo("--dir", folder).wait_until_started()
+        demo = start_demo(*arguments).wait_until_started()
         add(client, demo, 0, "mug")
         assert len(demo.processes()) >= 4
         demo.ctrl_c()
@@ -96,8 +101,24 @@ def test_named_folder_keeps_carts_over_a_ctrl_c(start_demo: StartDemo, tmp_path:
         assert demo.processes() == []
         assert list(demo.folder.iterdir()) == []
         assert "Traceback" not in demo.output
-        demo = start_demo("--dir", folder).wait_until_started()
+        demo = start_demo(*arguments).wait_until_started()
         assert cart(client, demo, 1) == {"mug": 1}
+
+
+def test_encrypted_carts_are_on_both_nodes_and_not_to_be_read(start_demo: StartDemo) -> None:
+    """The store has the cart's field, and neither a product's name nor the serialiser's braces."""
+    demo = start_demo("--encrypt").wait_until_started()
+    assert re.search("^  store .* encrypted ", demo.output, re.MULTILINE)
+    with httpx.Client() as client:
+        add(client, demo, 0, "mug")
+        assert cart(client, demo, 1) == {"mug": 1}
+    sockets = psutil.Process(demo.pid("store")).net_connections("tcp4")
+    port = next(one.laddr.port for one in sockets if one.status == psutil.CONN_LISTEN)
+    with redis.Redis(port=port) as raw:
+        records = [raw.hgetall(key) for key in raw.scan_iter(_type="hash")]
+    (value,) = [fields[b"d:cart"] for fields in records if b"d:cart" in fields]
+    assert b"mug" not in value
+    assert b"{" not in value[:9]
 
 
 def test_ctrl_c_during_the_start_stops_what_runs(start_demo: StartDemo) -> None:

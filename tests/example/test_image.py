@@ -1,4 +1,4 @@
-"""The image of the example, built from its Dockerfile without a registry of images."""
+"""The image of the example, built without a registry of images, and the composition on it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import os
 import platform
 import re
 import shutil
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.children import ROOT, bound
+from tests.children import ROOT
 from tests.conftest import require
+from tests.example.composition import Builder, Composition, run
 from tests.example.test_deploy import DEPLOY, PATIENCE_S, Process, is_healthy
 from tests.servers import free_port, wait_for
 
@@ -24,37 +25,6 @@ pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="a chroot needs root"),
     pytest.mark.timeout(1800),
 ]
-
-#: Seconds for all packages of the root file system, or of the image.
-DOWNLOAD_S = 900
-
-
-class Builder:
-    """Buildah with a store of its own, whose containers are a chroot: no namespaces, no daemon."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.command = [
-            str(require(shutil.which("buildah"), "buildah")),
-            *("--root", str(folder / "storage"), "--runroot", str(folder / "run")),
-            *("--storage-driver", "vfs"),
-        ]
-
-    def __call__(self, *arguments: str) -> str:
-        """Return what a command of buildah prints; fail with all that it says."""
-        return run([*self.command, *arguments])
-
-    def in_container(self, container: str, *arguments: str, **environment: str) -> list[str]:
-        """Return the command that runs something in a container, in the network of the host."""
-        settings = [f"--env={name}={value}" for name, value in environment.items()]
-        return [*self.command, "run", "--isolation=chroot", *settings, container, "--", *arguments]
-
-
-def run(command: list[str]) -> str:
-    """Return what a command prints; fail with all that it says."""
-    done = subprocess.run(bound(command), capture_output=True, text=True, timeout=DOWNLOAD_S)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    return done.stdout.strip()
 
 
 def suite_and_mirror() -> tuple[str, str]:
@@ -78,14 +48,21 @@ def pip_files() -> set[Path]:
     return {path for path in map(Path, named) if path.exists()}
 
 
-@pytest.fixture
-def builder(tmp_path: Path) -> Iterator[Builder]:
+@pytest.fixture(scope="module")
+def builder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
     """Build the image ``shop:1``."""
-    builder = Builder(tmp_path)
+    folder = tmp_path_factory.mktemp("image")
+    yield built(folder)
+    shutil.rmtree(folder)
+
+
+def built(folder: Path) -> Builder:
+    """Return a builder that has the image ``shop:1``, made from this machine's distribution."""
+    builder = Builder(folder)
     debootstrap = require(
         shutil.which("debootstrap", path=f"{os.environ['PATH']}:/usr/sbin"), "debootstrap"
     )
-    system = tmp_path / "system"
+    system = folder / "system"
     suite, mirror = suite_and_mirror()
     packages = "--include=python3,python3-pip,ca-certificates"
     run([str(debootstrap), "--variant=minbase", packages, suite, str(system), mirror])
@@ -101,8 +78,7 @@ def builder(tmp_path: Path) -> Iterator[Builder]:
     volumes = [f"--volume={path}:{path}:ro" for path in sorted(pip_files())]
     dockerfile = ["--file", str(DEPLOY / "Dockerfile"), "--tag", "shop:1", str(ROOT)]
     builder("bud", "--pull-never", "--isolation=chroot", *volumes, *dockerfile)
-    yield builder
-    shutil.rmtree(tmp_path / "storage")
+    return builder
 
 
 def test_image_is_built_migrates_and_answers(builder: Builder, tmp_path: Path) -> None:
@@ -127,3 +103,46 @@ def test_image_is_built_migrates_and_answers(builder: Builder, tmp_path: Path) -
     with Process(tmp_path / "log", command):
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: is_healthy(url), "a node of the image answers", timeout_s=PATIENCE_S)
+
+
+@pytest.fixture
+def composition(builder: Builder, tmp_path: Path) -> Iterator[Composition]:
+    """Run the whole composition, as its file says."""
+    settings = {"SHOP_SECRET_KEY": "not secret: tests only", "STORE_PASSWORD": "notsecret"}
+    with Composition(DEPLOY / "compose.yaml", tmp_path, builder, **settings) as running:
+        yield running
+        print(running.output())
+
+
+def test_composition_serves_one_session_from_all_nodes(composition: Composition) -> None:
+    """Through the proxy: a cart, a login, and the same after the end of a node."""
+    nodes = {name for name in composition.services if name.startswith("app")}
+    url, host = composition.published()
+    with httpx.Client(
+        base_url=url, headers={"Host": host}, timeout=PATIENCE_S, trust_env=False
+    ) as browser:
+
+        def post(path: str, **data: str) -> int:
+            data["csrfmiddlewaretoken"] = browser.cookies["csrftoken"]
+            return browser.post(path, data=data).status_code
+
+        def states(count: int) -> dict[str, tuple[str, dict[str, int]]]:
+            answers = [browser.get("/Cart/state.json").json() for _ in range(count)]
+            return {answer["node"]: (answer["user"], answer["cart"]) for answer in answers}
+
+        def add(sku: str) -> bool:
+            return post(f"/Cart/{sku}/change/", action="add") == 302
+
+        # The proxy has looked at its nodes, and the primary has a replica.
+        wait_for(lambda: browser.get("/Cart/").status_code == 200, "a page", timeout_s=PATIENCE_S)
+        wait_for(lambda: add("jug"), "the cart takes a jug", timeout_s=PATIENCE_S)
+        wait_for(lambda: states(9).keys() == nodes, "all nodes answer", timeout_s=PATIENCE_S)
+        assert states(9) == dict.fromkeys(nodes, (None, {"jug": 1}))
+        browser.get("/Cart/login/")
+        assert post("/Cart/login/", username="ada", password="fired-clay") == 302
+        assert states(9) == dict.fromkeys(nodes, ("ada", {"jug": 1}))
+        killed = min(nodes)
+        composition.processes[killed].close()
+        browser.get("/Cart/")
+        assert add("bowl")
+        assert states(9) == dict.fromkeys(nodes - {killed}, ("ada", {"jug": 1, "bowl": 1}))

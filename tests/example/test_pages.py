@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import httpx
 import pytest
+import redis
 from axe_playwright_python.sync_playwright import Axe
 from django.contrib.messages import constants
 from django.contrib.messages.storage.base import Message
@@ -27,11 +28,15 @@ from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.registry import SessionInfo
 from tests.conftest import use_store
 from tests.example.conftest import EXAMPLE, Demo
+from tests.servers import wait_for
 
 NewContext = Callable[..., BrowserContext]
 
 #: Where the pictures are shown.
 PAGE = EXAMPLE.parent / "docs" / "pages.md"
+
+#: A browser with which nobody else is logged in.
+FIREFOX = "Mozilla/5.0 (X11; Linux x86_64; rv:144.0) Gecko/20100101 Firefox/144.0"
 
 T = TypeVar("T")
 #: What a login puts into a session, by the user's name.
@@ -93,7 +98,7 @@ def store_of(demo: Demo) -> str:
 
 def cookie_of(demo: Demo, user: str) -> str:
     """Log in, and return the key of the session."""
-    with httpx.Client(follow_redirects=True) as client:
+    with httpx.Client(follow_redirects=True, timeout=30) as client:
         client.get(demo.url(0, "login/"))
         data = {
             "username": user,
@@ -133,6 +138,8 @@ def test_device_is_logged_out_from_another_one(demo: Demo, visitors: Visitors) -
     here.get_by_role("link", name="Devices").click()
     expect(here).to_have_title("Your devices · terracotta")
     expect(here.get_by_text("You are logged in on 3 devices.")).to_be_visible()
+    # The page has variables of its own beside the shop's.
+    expect(here.locator(".to-cart .count")).to_have_text("0")
     assert ["in use now" in row for row in listed(here)] == [True, False, False]
     here.locator(f'form[action*="{public_id(there)}"]').get_by_role("button").click()
     expect(here.get_by_role("status")).to_have_text("That device is logged out.")
@@ -207,8 +214,106 @@ def test_staff_ends_sessions_of_a_user(demo: Demo, visitors: Visitors) -> None:
     expect(staff.get_by_text("Ended 1 session.")).to_be_visible()
 
 
+def test_staff_ends_chosen_sessions_of_the_list(demo: Demo, visitors: Visitors) -> None:
+    """Find a session by the start of its id, choose it, end it; its browser is logged out."""
+    customer, other = visitors.page("ada"), visitors.page("ada")
+    staff = visitors.page("grace", java_script_enabled=False)
+    staff.goto(demo.url(0, "../admin/clustered_sessions/session/"))
+    staff.get_by_role("link", name="All sessions").click()
+    assert any("yours, now" in row for row in listed(staff))
+    start = public_id(customer)[:12]
+    staff.get_by_label("Session", exact=True).fill(start)
+    staff.get_by_role("button", name="Filter").click()
+    (row,) = listed(staff)
+    assert start in row
+    staff.get_by_label(f"Choose session {start}").check()
+    staff.get_by_role("button", name="End the chosen sessions").click()
+    expect(staff.get_by_text("Do you want to end 1 session?")).to_be_visible()
+    staff.get_by_role("button", name="Yes, end").click()
+    expect(staff.get_by_text("1 session has ended.")).to_be_visible()
+    expect(staff.get_by_text("No session passes the filters.")).to_be_visible()
+    customer.goto(demo.url(1))
+    expect(customer.get_by_role("link", name="Log in")).to_be_visible()
+    other.goto(demo.url(1))
+    expect(other.get_by_role("button", name="Log out")).to_be_visible()
+
+
+def login_long_ago(page: Page, demo: Demo) -> None:
+    """Have the login of a page's browser be an hour old."""
+    record = SessionKeys.of_id("session", public_id(page)).record
+    with redis.Redis.from_url(store_of(demo)) as store:
+        packed = store.hget(record, "m:")
+        old_ms = int.from_bytes(packed[10:16]) - 3_600_000
+        store.hset(record, "m:", packed[:10] + old_ms.to_bytes(6) + packed[16:])
+
+
+def test_mail_address_needs_a_recent_login(demo: Demo, visitors: Visitors) -> None:
+    """A recent login passes; an older one is asked for the password, and stays logged in."""
+    page = visitors.page("ada", java_script_enabled=False)
+    page.goto(demo.url(0))
+    page.get_by_role("link", name="Change your mail address").click()
+    expect(page.get_by_role("heading", name="Your mail address")).to_be_visible()
+    expect(page.get_by_text("within the last 1 minute.")).to_be_visible()
+    login_long_ago(page, demo)
+    page.goto(demo.url(1, "email/"))
+    expect(page.get_by_role("heading", name="Confirm it is you")).to_be_visible()
+    page.get_by_label("Password").fill("wrong")
+    page.get_by_role("button", name="Go on").click()
+    expect(page.get_by_role("alert")).to_have_text("That is not your password. Try again.")
+    expect(page.get_by_role("button", name="Log out")).to_be_visible()
+    page.get_by_label("Password").fill("fired-clay")
+    page.get_by_role("button", name="Go on").click()
+    expect(page).to_have_url(demo.url(1, "email/"))
+    page.goto(demo.url(0, "email/"))
+    page.get_by_label("Mail address").fill("ada@example.org")
+    page.get_by_role("button", name="Change it").click()
+    expect(page.get_by_text("Your mail address is changed.")).to_be_visible()
+
+
+def test_mail_about_a_sign_in_ends_it(
+    demo: Demo, visitors: Visitors, new_context: NewContext
+) -> None:
+    """The demo prints the mail; its link asks in another browser, and ends that session once."""
+    page = new_context(user_agent=FIREFOX, java_script_enabled=False).new_page()
+    before = len(demo.output)
+    page.goto(demo.url(0, "login/"))
+    page.get_by_label("Name").fill("ada")
+    page.get_by_label("Password").fill("fired-clay")
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_text("Logged in as ada")).to_be_visible()
+    wait_for(lambda: "good for 7 days" in demo.output[before:], "the mail")
+    mail = demo.output[before:]
+    assert "new sign-in from Firefox on Linux, " in mail and "To: ada@" in mail
+    (link,) = re.findall(r"^ +(http://\S+/sessions/sign-in/\S+/)$", mail, re.MULTILINE)
+    there = new_context().new_page()
+    there.goto(link)
+    expect(there.get_by_role("heading", name="Was this you?")).to_be_visible()
+    expect(there.get_by_text("Firefox on Linux")).to_be_visible()
+    assert_fits_and_is_accessible(there)
+    page.goto(demo.url(1))
+    expect(page.get_by_text("Logged in as ada")).to_be_visible()
+    there.get_by_role("button", name="End this session").click()
+    expect(there.get_by_role("heading", name="The session has ended.")).to_be_visible()
+    assert_fits_and_is_accessible(there)
+    assert [cookie["name"] for cookie in there.context.cookies()] == ["csrftoken"]
+    page.reload()
+    expect(page.get_by_role("link", name="Log in")).to_be_visible()
+    there.goto(link)
+    expect(there.get_by_role("heading", name="That session had ended already.")).to_be_visible()
+
+
+def assert_fits_and_is_accessible(page: Page) -> None:
+    """Fail if a page about sessions scrolls sideways or axe finds something wrong with it."""
+    for width, scheme in ((1280, "light"), (320, "dark")):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        found = Axe().run(page, context=".devices", options=AXE_OPTIONS)
+        assert found.violations_count == 0, found.generate_report()
+
+
 def test_customer_is_not_let_into_the_admin(demo: Demo, visitors: Visitors) -> None:
-    """Who is no staff sees the admin's login page."""
+    """A user who is not staff sees the admin's login page."""
     page = visitors.page("ada")
     page.goto(demo.url(0, "../admin/clustered_sessions/session/"))
     expect(page.get_by_text("not authorized to access this page")).to_be_visible()
@@ -243,8 +348,12 @@ def test_pages_fit_and_are_accessible(
     user = f"{sessions}users/1/"
     pages = [
         (customer, demo.url(0, "devices/"), ".devices"),
+        (customer, demo.url(0, "../sessions/confirm/"), ".devices"),
+        (customer, demo.url(0, "email/"), "main"),
         (staff, sessions, ".sessions"),
         (staff, f"{sessions}?q=a", ".sessions"),
+        (staff, f"{sessions}all/", ".sessions"),
+        (staff, f"{sessions}all/?session=abc", ".sessions"),
         (staff, user, ".sessions"),
         (staff, f"{user}end/", ".sessions"),
         (staff, f"{user}end/{public_id(customer)}/", ".sessions"),
@@ -262,14 +371,15 @@ def test_page_without_a_base_template_is_accessible(page: Page, settings: Any) -
     now = timezone.now()
     entries = [SessionInfo(letter * 43, "1", now, now, now, letter == "A") for letter in "ABC"]
     pages = Paginator(rows(entries), 2)
-    context = {
+    devices = {
         "rows": pages.page(1),
         "page_range": pages.page_range,
         "count": 3,
         "has_addresses": True,
         "has_others": True,
-        "messages": [Message(constants.SUCCESS, "Done."), Message(constants.INFO, "Done before.")],
     }
+    messages = [Message(constants.SUCCESS, "Done."), Message(constants.INFO, "Done before.")]
+    context = {"devices": devices, "messages": messages}
     html = render_to_string("clustered_sessions/devices.html", context)
     # A site's own styles for its header are not for the head of this page.
     assert "<header" not in html

@@ -42,6 +42,7 @@ def follow(page: Page, node: str) -> None:
 def log_in(page: Page) -> None:
     """Log in with the name and the password that the page shows."""
     page.get_by_role("link", name="Log in").click()
+    expect(page.locator("kbd")).to_have_count(2)
     name, password = page.locator("kbd").all_inner_texts()
     page.get_by_label("Name").fill(name)
     page.get_by_label("Password").fill(password)

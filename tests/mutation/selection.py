@@ -1,4 +1,4 @@
-"""Which tests can notice a mutant: those that execute its line.
+"""Tests that can notice a mutant: those that execute its line.
 
 One case of each test comes first, and of these the fastest.
 """
@@ -23,7 +23,7 @@ from .mutants import Mutant
 
 @dataclass
 class Selection:
-    """What a run of the suite on the package as it is has shown.
+    """Result of a run of the suite on the unchanged package.
 
     ``seconds`` has each test that passes; ``hits`` the tests of each line, as places in it: file ->
     line -> places. A Lua script has one line, 0.
@@ -86,9 +86,7 @@ class Selection:
 
 def _scripts_with(path: Path) -> list[str]:
     """Return the names of the scripts whose source has the text of a file."""
-    if path.stem == "prelude":
-        return [other.stem for other in path.parent.glob("*.lua")]
-    including = re.compile(rf"^-- Includes: {path.stem}$", re.MULTILINE)
+    including = re.compile(rf"^ *-- Includes: {path.stem}$", re.MULTILINE)
     return [path.stem] + [
         other.stem for other in path.parent.glob("*.lua") if including.search(other.read_text())
     ]

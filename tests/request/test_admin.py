@@ -23,13 +23,21 @@ from django.urls import include, path
 
 from django_clustered_sessions import registry
 from django_clustered_sessions.admin import SPANS, USERS_PER_PAGE, SessionAdmin
+from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.models import Session
 from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
-from django_clustered_sessions.protocol.record import Mode, SessionKeys, pack, user_tag
+from django_clustered_sessions.protocol.record import (
+    Ages,
+    Mode,
+    SessionKeys,
+    pack,
+    session_id,
+    user_tag,
+)
 from tests.gateways import Browser, load_scripts, place
 
 pytestmark = pytest.mark.django_db
@@ -124,7 +132,7 @@ def log_in_often(user: User, store: redis.Redis, times: int) -> None:
     """Create that many sessions of a user as the engine would, but in few round trips."""
     load_scripts(store)
     fields = [("d:_auth_user_id", pack(JSONSerializer().dumps(str(user.pk))))]
-    terms = WriteOptions(3_600_000, 0, 0, 1 << 20, 4000, "merge")
+    terms = WriteOptions(Ages(3_600_000), 1 << 20, 4000, "merge")
     pipeline = store.pipeline(transaction=False)
     for number in range(times):
         place = SessionKeys.of("session", f"{number:032}")
@@ -450,3 +458,178 @@ def test_user_model_without_a_mail_address_can_be_searched(
     client = staff("view_session")
     assert client.get(SESSIONS, {"q": "example.org"}).status_code == 200
     assert client.get(SESSIONS, {"q": "a"}).status_code == 200
+
+
+ALL = f"{SESSIONS}all/"
+END_CHOSEN = f"{ALL}end/"
+
+
+def listed(client: Client, query: str = "") -> list[str]:
+    """Return the starts of the ids on the page of all sessions."""
+    response = client.get(f"{ALL}?{query}")
+    assert response.status_code == 200
+    return re.findall(r"<code>(.{12})</code>", response.content.decode())
+
+
+def anonymous() -> str:
+    """Return the id of a session of nobody."""
+    session = SessionStore()
+    session["x"] = 1
+    session.save()
+    return str(session.public_id)
+
+
+def choose(client: Client, *ids: str, **data: str) -> Any:
+    return client.post(END_CHOSEN, {"id": ids, "back": "user=ada", **data})
+
+
+def test_all_sessions_are_listed_with_their_users(ada: User) -> None:
+    grace = staff("view_session")
+    hers, nobodys = id_of(logged_in(ada)), anonymous()
+    assert set(listed(grace)) == {hers[:12], nobodys[:12], id_of(grace)[:12]}
+    page = grace.get(ALL)
+    assert "ada" in texts(page)
+    assert "yours, now" in texts(page)
+    assert grace.session.session_key not in page.content.decode()
+    assert ALL in grace.get(SESSIONS).content.decode()
+
+
+def test_filters_choose_among_all_sessions(ada: User, settings: Any, store: redis.Redis) -> None:
+    settings.CLUSTERED_SESSIONS_TRACK_CLIENTS = True
+    grace = staff("view_session")
+    hers, nobodys = id_of(logged_in(ada)), anonymous()
+    record = SessionKeys.of_id("session", nobodys).record
+    store.hset(record, b"m:last", b'["10.0.0.7","Lynx"]')
+    packed = store.hget(record, "m:")
+    store.hset(record, b"m:", packed[:10] + (10**12).to_bytes(6) + packed[16:])
+    assert listed(grace, "user=ada") == [hers[:12]]
+    assert listed(grace, f"user={ada.pk}") == [hers[:12]]
+    assert listed(grace, "address=10.0.0.0/8") == [nobodys[:12]]
+    assert listed(grace, f"session={hers[:12]}") == [hers[:12]]
+    assert listed(grace, "created_before=2010-01-01T00:00") == [nobodys[:12]]
+    assert listed(grace, "idle_since=2010-01-01T00:00") == []
+    assert listed(grace, "created_before=2010-01-01T00:00&user=ada") == []
+    assert "No session passes the filters." in texts(grace.get(f"{ALL}?user=nobody"))
+
+
+@pytest.mark.parametrize(
+    ("query", "error"),
+    [
+        ("address=home", "no IP address"),
+        ("session=abc", "4 characters"),
+        ("session=ab*cd", "4 characters"),
+        ("idle_since=lately", "valid date/time"),
+    ],
+)
+def test_filter_that_cannot_be_used_is_said(settings: Any, query: str, error: str) -> None:
+    settings.CLUSTERED_SESSIONS_TRACK_CLIENTS = True
+    grace = staff("view_session")
+    page = grace.get(f"{ALL}?{query}")
+    assert error in texts(page)
+    assert "<code>" not in page.content.decode()
+
+
+def test_start_of_several_ids_lists_them() -> None:
+    grace = staff("view_session")
+    seen: dict[str, str] = {}
+    for n in range(10**6):
+        key = f"{n:032x}"
+        if (other := seen.setdefault(session_id(key)[:4], key)) != key:
+            break
+    for each in (key, other):
+        SessionStore(each).save(must_create=True)
+    found = listed(grace, f"session={session_id(key)[:4]}")
+    assert set(found) == {session_id(key)[:12], session_id(other)[:12]}
+
+
+def test_pages_of_all_sessions_follow_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(SessionAdmin, "list_per_page", 2)
+    grace = staff("view_session")
+    wanted = {id_of(grace)[:12], *(anonymous()[:12] for _ in range(4))}
+    found, query, pages = [], "", 0
+    while True:
+        found += listed(grace, query)
+        pages += 1
+        html = grace.get(f"{ALL}?{query}").content.decode()
+        assert ("First page" in html) == bool(query)
+        following = re.search(r'href="\?([^"]+)" rel="next"', html)
+        if not following:
+            break
+        query = following[1].replace("&amp;", "&")
+    assert pages == 3
+    assert (len(found), set(found)) == (5, wanted)
+    assert grace.get(f"{ALL}?after=nowhere").status_code == 302
+
+
+def test_chosen_sessions_end_once_confirmed(ada: User) -> None:
+    grace = staff("view_session", "delete_session")
+    hers, nobodys, kept = id_of(logged_in(ada)), anonymous(), anonymous()
+    mine = id_of(grace)
+    page = choose(grace, hers, nobodys, mine)
+    assert "Do you want to end 2 sessions?" in texts(page)
+    assert hers[:12] in texts(page)
+    assert mine[:12] not in texts(page)
+    assert registry.find(hers)
+    assert registry.find(nobodys)
+    done = choose(grace, hers, nobodys, mine, confirmed="yes")
+    assert done.url == f"{ALL}?user=ada"
+    assert "2 sessions have ended." in texts(grace.get(ALL))
+    assert {entry.id for entry in registry.matching()} == {mine, kept}
+    assert sorted(logs()) == sorted(
+        [
+            (
+                "grace",
+                "Authentication and Authorization | user",
+                "ada",
+                f"Ended session {hers[:12]}.",
+            ),
+            (
+                "grace",
+                "Sessions | session",
+                nobodys[:12],
+                f"Ended session {nobodys[:12]}.",
+            ),
+        ]
+    )
+    assert grace.get(INDEX).status_code == 200
+
+
+@pytest.mark.parametrize("ids", [(), ("A" * 43,), ("A" * 12,), ("ä",)])
+def test_choosing_nothing_ends_nothing(ids: tuple[str, ...]) -> None:
+    grace = staff("view_session", "delete_session")
+    assert choose(grace, *ids, confirmed="yes").status_code == 302
+    assert "There is no session to end." in texts(grace.get(ALL))
+
+
+def test_start_of_an_id_ends_nothing_in_the_admin(ada: User) -> None:
+    grace = staff("view_session", "delete_session")
+    hers = id_of(logged_in(ada))
+    choose(grace, hers[:12], confirmed="yes")
+    grace.post(f"{page_of(ada)}end/{hers[:12]}/")
+    assert registry.find(hers)
+
+
+def test_list_of_all_needs_the_permissions(ada: User) -> None:
+    hers = id_of(logged_in(ada))
+    for permissions, sees in (([], 403), (["view_session"], 200)):
+        User.objects.filter(username="grace").delete()
+        grace = staff(*permissions)
+        assert grace.get(ALL).status_code == sees
+        assert choose(grace, hers, confirmed="yes").status_code == 403
+        assert 'type="checkbox"' not in grace.get(ALL).content.decode()
+    assert Client().get(ALL).status_code == 302
+    assert registry.find(hers)
+
+
+def test_ending_chosen_sessions_needs_the_csrf_token(ada: User) -> None:
+    grace = staff("view_session", "delete_session", enforce_csrf_checks=True)
+    hers = id_of(logged_in(ada))
+    assert choose(grace, hers, confirmed="yes").status_code == 403
+    assert registry.find(hers)
+
+
+def test_way_back_leads_to_the_list_only() -> None:
+    grace = staff("view_session", "delete_session")
+    nobodys = anonymous()
+    done = choose(grace, nobodys, confirmed="yes", back="//evil.example/?x=//evil.example")
+    assert done.url.startswith(f"{ALL}?")

@@ -291,7 +291,7 @@ def name_of(value: Any) -> str | None:
 
 
 class Watch:
-    """What the store says of one session; all in ms by its clock."""
+    """The store's times of one session, all in ms by its clock."""
 
     def __init__(self, store: redis.Redis, key: str) -> None:
         self.store = store

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import redis
 from django.contrib.auth.models import User
+from django.http import HttpRequest
 from django.test import AsyncClient, Client
 from django.urls import include, path
 from django.utils import translation
@@ -66,13 +67,34 @@ def texts(response: Any) -> str:
     return " ".join(re.sub(r"<[^>]+>", " ", html).split())
 
 
+def names_of_the_site(request: HttpRequest) -> dict[str, str]:
+    """Return what a site's context processor may give, under plain names."""
+    names = ("rows", "count", "state", "session", "browser", "address", "days")
+    return dict.fromkeys((*names, "has_others", "page_range", "password_url"), "the site's")
+
+
+@pytest.mark.parametrize("url", [LIST, "/sessions/sign-in/none/"])
+def test_pages_hide_no_name_of_the_site(ada: User, settings: Any, url: str) -> None:
+    (engine,) = settings.TEMPLATES
+    processors = [*engine["OPTIONS"]["context_processors"], f"{__name__}.names_of_the_site"]
+    options = engine["OPTIONS"] | {"context_processors": processors}
+    settings.TEMPLATES = [engine | {"OPTIONS": options}]
+    settings.ROOT_URLCONF = (
+        *settings.ROOT_URLCONF,
+        path("sessions/", include("django_clustered_sessions.urls")),
+    )
+    context = logged_in(ada).get(url).context
+    for name in names_of_the_site(HttpRequest()):
+        assert context[name] == "the site's"
+
+
 def test_own_sessions_are_listed_and_no_others(ada: User, bob: User) -> None:
     here, there, others = logged_in(ada), logged_in(ada), logged_in(bob)
     page = here.get(LIST)
     html = page.content.decode()
     assert "You are logged in on 2 devices." in texts(page)
-    assert [row.entry.is_current for row in page.context["rows"]] == [True, False]
-    assert [row.entry.id for row in page.context["rows"]] == [id_of(here), id_of(there)]
+    assert [row.entry.is_current for row in page.context["devices"]["rows"]] == [True, False]
+    assert [row.entry.id for row in page.context["devices"]["rows"]] == [id_of(here), id_of(there)]
     assert id_of(others) not in html
     assert "in use now" in html
     assert str(here.session.session_key) not in html
@@ -171,7 +193,7 @@ def test_session_that_is_over_is_a_friendly_message(ada: User, store: redis.Redi
         assert end(here, id_).url == LIST
         page = here.get(LIST)
         assert "That device was logged out already." in texts(page)
-    assert len(page.context["rows"]) == 1
+    assert len(page.context["devices"]["rows"]) == 1
 
 
 @pytest.mark.parametrize("middleware", [True, False])
@@ -220,9 +242,9 @@ def test_many_sessions_come_in_pages(ada: User) -> None:
         page = here.get(LIST, {"page": number})
         assert ("in use now" in texts(page)) is (number == 1)
         assert 'aria-current="page"' in page.content.decode()
-        seen += [row.entry.id for row in page.context["rows"]]
+        seen += [row.entry.id for row in page.context["devices"]["rows"]]
     assert len(set(seen)) == len(seen) == 46
-    assert here.get(LIST, {"page": "4x"}).context["rows"].number == 1
+    assert here.get(LIST, {"page": "4x"}).context["devices"]["rows"].number == 1
 
 
 def test_pages_work_without_messages(ada: User, settings: Any) -> None:

@@ -20,9 +20,8 @@ from django.contrib.auth.models import AnonymousUser
 from django.contrib.sessions.backends.signed_cookies import SessionStore as OtherStore
 from django.core.exceptions import ImproperlyConfigured
 
-from django_clustered_sessions import endings
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.channels import EndsWithSession
+from django_clustered_sessions.channels import EndsWithSession, endings
 from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.record import EndReason, SessionKeys
 from tests.clusters import ClusterServers

@@ -25,10 +25,13 @@ from django_clustered_sessions.decorators import (
     Access,
     Marks,
     marks_of,
+    recent_login,
+    session_fresh,
     session_locked,
     session_no_touch,
     session_nonstop,
     session_read_only,
+    session_unlocked,
 )
 from tests.gateways import GATEWAYS, Browser
 from tests.locking import BOUND_S, Threads, new_session, outcome, owner
@@ -252,6 +255,24 @@ async def test_view_without_a_request_is_refused(decorate: Decorator) -> None:
             decorate(takes_none)(*arguments, name="request")
         with pytest.raises(TypeError, match=r"takes_none was called without a Django request"):
             await decorate(atakes_none)(*arguments, name="request")
+
+
+@pytest.mark.parametrize(
+    "decorator",
+    [session_locked, session_read_only, session_unlocked, session_no_touch, session_fresh],
+)
+def test_decorator_with_empty_parentheses_is_told(decorator: Any) -> None:
+    with pytest.raises(TypeError, match="without parentheses, as in @session_locked"):
+        decorator()
+
+
+def test_decorator_without_its_parentheses_is_told() -> None:
+    decorators: Any = (session_nonstop, recent_login)
+    for decorator in decorators:
+        with pytest.raises(ValueError, match="This decorator needs parentheses"):
+            decorator(takes_none)
+    with pytest.raises(ValueError, match=r"session_nonstop\(behaviour\): None is none of"):
+        decorators[0]()
 
 
 def test_class_that_is_no_view_is_refused() -> None:

@@ -8,6 +8,7 @@ import inspect
 import re
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from http.cookies import Morsel
 from typing import Any
@@ -711,6 +712,55 @@ def test_subclass_with_its_own_hooks_has_them_called(
     assert browser.visit(aread).content == b"1"
 
 
+# A view that puts another session into the request.
+
+
+@pytest.mark.parametrize("change", [True, False])
+def test_session_put_into_the_request_is_saved(
+    browser: Browser, settings: Any, store: redis.Redis, change: bool
+) -> None:
+    """And the lock of the one that was there is free."""
+    settings.CLUSTERED_SESSIONS_LOCKING = "all"
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    browser.visit(write)
+    old = place(browser.key).record
+
+    def replace(request: HttpRequest) -> HttpResponse:
+        assert request.session["n"] == 1
+        assert store.hget(old, "m:lock")
+        request.session = SessionStore(request.session.session_key)
+        if change:
+            request.session["n"] = 2
+        return HttpResponse()
+
+    response = browser.visit(replace)
+    assert (response.status_code, cookie_of(response).value) == (200, browser.key)
+    assert store.hget(old, "m:lock") is None
+    assert SessionStore(browser.key)["n"] == (2 if change else 1)
+
+
+@pytest.mark.parametrize("end", ["answer", "error", "interrupt"])
+def test_lock_of_a_session_that_is_taken_away_is_free(
+    browser: Browser, settings: Any, store: redis.Redis, end: str
+) -> None:
+    settings.CLUSTERED_SESSIONS_LOCKING = "all"
+    browser.visit(write)
+
+    def take_away(request: HttpRequest) -> HttpResponse:
+        assert request.session["n"] == 1
+        request.session = None if end == "answer" else SessionStore()
+        if end == "interrupt":
+            raise KeyboardInterrupt
+        if end == "error":
+            raise ValueError
+        return HttpResponse()
+
+    browser.client.raise_request_exception = False
+    with suppress(KeyboardInterrupt):
+        browser.visit(take_away)
+    assert store.hget(place(browser.key).record, "m:lock") is None
+
+
 # Other engines, and Django's own middleware.
 
 ENGINES = "django.contrib.sessions.backends."
@@ -842,7 +892,7 @@ async def test_synchronous_use_on_an_event_loop_names_its_twin(
 
 
 async def test_session_that_a_twin_has_loaded_is_used_without(store: redis.Redis) -> None:
-    """What the advice says: the same call does not meet the same error again."""
+    """The advice holds: the same call does not meet the same error again."""
     stored = SessionStore()
     await stored.aset("n", 1)
     await stored.acreate()
@@ -935,14 +985,19 @@ async def test_asynchronous_request_ends_with_its_answer(
 def test_app_that_is_not_installed_is_told_in_the_log(
     browser: Browser, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def told() -> list[str]:
+        # Not all messages: in development mode a loop on a busy machine complains of slow steps.
+        ours = [record for record in caplog.records if record.name == "django_clustered_sessions"]
+        return [record.getMessage() for record in ours]
+
     assert browser.visit(write).status_code == 200
-    assert caplog.messages == []
+    assert told() == []
     settings.INSTALLED_APPS = [
         app for app in settings.INSTALLED_APPS if app != "django_clustered_sessions"
     ]
     another = browser.another_tab()
     assert another.visit(read).status_code == 200
     assert another.visit(read).status_code == 200
-    (line,) = caplog.messages
+    (line,) = told()
     assert line.startswith("django_clustered_sessions is not in INSTALLED_APPS")
     assert "add it there" in line

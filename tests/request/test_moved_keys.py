@@ -13,9 +13,11 @@ from django.contrib.auth import (
     update_session_auth_hash,
 )
 from django.contrib.auth.models import User
+from django.contrib.sessions.middleware import SessionMiddleware
 from django.http import HttpRequest, HttpResponse
 
 from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.session import finish
 from tests.gateways import GATEWAYS, Browser, place, records
 from tests.pairs import pairwise
@@ -116,6 +118,35 @@ def test_parallel_request_goes_on_and_keeps_its_cookie(
     assert records(store) == [place(tab.key).record.encode()]
     stored = SessionStore(tab.key)
     assert stored.get("cart") == (["tea"] if use == "change" else None)
+    assert tab.visit(page).content == b"ada"
+
+
+class Derived(SessionMiddleware):
+    """Django's session middleware, as a site may have changed it."""
+
+
+@pytest.mark.parametrize("middleware", [SessionMiddleware, Derived])
+@pytest.mark.parametrize("moves", [page, cycle])
+def test_djangos_middleware_puts_no_old_key_over_a_new_one(
+    browser: Browser, store: redis.Redis, settings: Any, moves: Any, middleware: type
+) -> None:
+    """It sets the cookie after each save, so the request is refused; what it wrote has landed."""
+    name = f"{ClusteredSessionMiddleware.__module__}.{ClusteredSessionMiddleware.__name__}"
+    stock = f"{middleware.__module__}.{middleware.__name__}"
+    settings.MIDDLEWARE = [stock if path == name else path for path in settings.MIDDLEWARE]
+    tab = browser.another_tab()
+    if moves is page:
+        settings.SECRET_KEY, settings.SECRET_KEY_FALLBACKS = "new" * 20, [settings.SECRET_KEY]
+
+    def view(request: HttpRequest) -> HttpResponse:
+        request.session["cart"] = ["tea"]
+        assert tab.visit(moves).status_code == 200
+        return HttpResponse()
+
+    response = browser.visit(view)
+    assert response.status_code == 400
+    assert COOKIE not in response.cookies
+    assert SessionStore(tab.key)["cart"] == ["tea"]
     assert tab.visit(page).content == b"ada"
 
 

@@ -1,11 +1,10 @@
-"""What requests get while the store is away, by CLUSTERED_SESSIONS_NONSTOP: docs/outages.md."""
+"""Requests while the store is away, by CLUSTERED_SESSIONS_NONSTOP: docs/outages.md."""
 
 from __future__ import annotations
 
 import io
 import json
 import re
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import cycle
@@ -27,6 +26,7 @@ from django_clustered_sessions.decorators import session_locked, session_nonstop
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.session import near_cache
+from django_clustered_sessions.store import clock
 from django_clustered_sessions.store.circuit_breaker import breakers
 from django_clustered_sessions.store.runner import report_the_rest
 from tests.conftest import DATABASE, use_store
@@ -416,11 +416,10 @@ def test_template_that_swallows_a_refusal_is_replaced(
 
 @contextmanager
 def later(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
-    """Let this process's clocks be later, the one that sessions are measured by too."""
-    now = time.monotonic
+    """Let the clock be later that sessions are measured by."""
+    now = clock.now_s
     with monkeypatch.context() as patch:
-        patched = "django_clustered_sessions.session.outage.time.monotonic"
-        patch.setattr(patched, lambda: now() + seconds)
+        patch.setattr(clock, "now_s", lambda: now() + seconds)
         yield
 
 
@@ -790,16 +789,19 @@ def test_figures_tell_of_it_afterwards(
     browser.visit(first)
     counters.drain(now=True)
     proxy.refuse()
-    for _ in range(5):
+    visits = 0
+    # The more slowly they come, the more of them may ask whether the store is back.
+    while not counters.counts["nonstop_trips"]:
         browser.visit(read)
+        visits += 1
     back(proxy)
     report_the_rest()
     stdout = io.StringIO()
     call_command("sessionstats", format="json", stdout=stdout)
     (node,) = json.loads(stdout.getvalue())["nodes"]
     told = {name: node["counters"][name] for name in ("local_reads", "breaker_opened")}
-    assert told == {"local_reads": 5, "breaker_opened": 1}
-    assert 0 < node["counters"]["nonstop_trips"] <= 2
+    assert told == {"local_reads": visits, "breaker_opened": 1}
+    assert node["counters"]["nonstop_trips"] == 1
     assert abs(node["reported_ms"] - node["counters"]["store_last_away_ms"]) < 60_000
     stdout = io.StringIO()
     call_command("sessionstats", stdout=stdout)

@@ -574,7 +574,7 @@ def test_wait_for_a_lock_is_not_cut_off_by_an_older_limit(
         return receive(self, *args)
 
     def waiting(seconds: float) -> Any:
-        return (yield Wait("mailbox", seconds))
+        return (yield Wait(("mailbox",), seconds))
 
     monkeypatch.setattr(socket.socket, "recv_into", noting)
     for seconds in (before_s, 8.0):

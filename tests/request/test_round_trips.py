@@ -1,4 +1,4 @@
-"""What a request may cost: round trips to the store, counted between the two."""
+"""Costs of a request: round trips to the store, counted between the two."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.commands import lock_queue
-from django_clustered_sessions.session import finish
+from django_clustered_sessions.session import finish, renewals
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.exchange import address, aread_alone
@@ -31,13 +31,17 @@ from tests.round_trips import (
     CASES,
     COOKIE,
     LOCKED_CASES,
+    TRACKED_CASES,
     AsyncUse,
     Use,
     achange,
     acost,
+    aread,
     change,
     cost,
+    nothing,
     read,
+    read_all,
     session_before,
     warm,
 )
@@ -66,6 +70,21 @@ def test_request_takes_that_many_round_trips(
     _ause: AsyncUse,
     expected: int,
 ) -> None:
+    settings.SESSION_SAVE_EVERY_REQUEST = every_request
+    assert cost(warm, before, use) == (expected, 0)
+
+
+@pytest.mark.parametrize(("before", "every_request", "use", "_ause", "expected"), CASES)
+def test_encryption_takes_no_round_trip_more(
+    warm: CountingProxy,
+    settings: Any,
+    before: str | None,
+    every_request: bool,
+    use: Use,
+    _ause: AsyncUse,
+    expected: int,
+) -> None:
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = ["01" * 32]
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
     assert cost(warm, before, use) == (expected, 0)
 
@@ -116,6 +135,56 @@ async def test_async_locked_request_takes_that_many_round_trips(
     settings.SESSION_SAVE_EVERY_REQUEST = every_request
     assert await acost(warm, before, ause) == (expected, 0)
     assert store.keys("*:locks") == []
+
+
+@pytest.fixture
+def tracked(settings: Any) -> None:
+    """Read without trips, however slow the machine is."""
+    settings.CLUSTERED_SESSIONS_NEAR_READS = "tracked"
+    settings.CLUSTERED_SESSIONS_NEAR_MAX_AGE = 60.0
+
+
+@pytest.mark.usefixtures("tracked")
+@pytest.mark.parametrize(("before", "use", "_ause", "expected"), TRACKED_CASES)
+def test_tracked_request_takes_that_many_round_trips(
+    warm: CountingProxy, before: str | None, use: Use, _ause: AsyncUse, expected: int
+) -> None:
+    # Opens the channel.
+    cost(warm, "anonymous", read)
+    assert cost(warm, before, use, reads_first=True) == (expected, 0)
+
+
+@pytest.mark.usefixtures("tracked")
+@pytest.mark.parametrize(("before", "_use", "ause", "expected"), TRACKED_CASES)
+async def test_async_tracked_request_takes_that_many_round_trips(
+    warm: CountingProxy, before: str | None, _use: Use, ause: AsyncUse, expected: int
+) -> None:
+    await acost(warm, "anonymous", aread)
+    assert await acost(warm, before, ause, reads_first=True) == (expected, 0)
+
+
+@pytest.mark.usefixtures("tracked")
+@pytest.mark.parametrize(("use", "expected"), [(nothing, 1), (read, 0), (read_all, 0), (change, 1)])
+def test_tracked_sliding_request_takes_no_more(
+    warm: CountingProxy,
+    settings: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    use: Use,
+    expected: int,
+) -> None:
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    # What is due leaves apart from the requests.
+    monkeypatch.setattr(renewals.Batch, "add", lambda *arguments: None)
+    cost(warm, "anonymous", read)
+    assert cost(warm, "anonymous", use, reads_first=True) == (expected, 0)
+
+
+@pytest.mark.usefixtures("tracked")
+def test_locked_change_takes_two_round_trips_beside_a_copy(
+    warm: CountingProxy, settings: Any
+) -> None:
+    settings.CLUSTERED_SESSIONS_LOCKING = "all"
+    assert cost(warm, "anonymous", change, reads_first=True) == (2, 0)
 
 
 def test_idle_timeout_rides_on_a_locked_load(warm: CountingProxy, settings: Any) -> None:

@@ -1,4 +1,4 @@
-"""When a session ends, as pages and their scripts are told: ``docs/timeouts.md``."""
+"""The end of a session, as pages and their scripts are told it: ``docs/timeouts.md``."""
 
 from __future__ import annotations
 

@@ -205,7 +205,7 @@ class Node:
 
     @property
     def notes(self) -> list[str]:
-        """What the consumers have written down, in order."""
+        """Return the lines that the consumers have written, in order."""
         return self._notes.read_text().splitlines() if self._notes.exists() else []
 
 

@@ -1,4 +1,4 @@
-"""What is stored of one user never reaches another one, whatever a release can read of it.
+"""Values of one user never reach another one, whatever a release can read of them.
 
 Two releases share a session: one reads pickled values, the other JSON, and both read counters.
 """
@@ -182,7 +182,7 @@ def test_failed_lock_block_gives_an_unreadable_user_back(settings: Any, key: str
 
 @pytest.mark.parametrize("name", [None, "2"], ids=["nobody", "somebody"])
 def test_what_cannot_be_read_stays_behind(store: redis.Redis, key: str, name: str | None) -> None:
-    """Where the user can be read, what else can be read is the view's to keep, as in Django."""
+    """Other readable values are the view's to keep if the user can be read, as in Django."""
     store.hset(place(key).record, "d:odd", b"8 bytes.?of another release")
     session = SessionStore(key)
     if name is None:

@@ -12,10 +12,12 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import hiredis
 import pytest
 import redis
 from asgiref.sync import async_to_sync
@@ -25,9 +27,10 @@ from django.test import override_settings
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store import connections, exchange
 from django_clustered_sessions.store.budget import Budget
 from django_clustered_sessions.store.circuit_breaker import FAILURES
+from django_clustered_sessions.store.entries import django_redis
 from tests.conftest import DATABASE, require, store_binary, use_store
 from tests.locking import BOUND_S
 from tests.servers import CountingProxy, StoreServer, alent, free_port, lent, wait_for
@@ -279,6 +282,44 @@ def test_pool_without_a_connection_to_spare_opens_no_breaker(
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 15.0
         use(False)
     assert counters.counts["breaker_opened"] == before
+
+
+def test_wait_for_a_connection_leaves_its_exchange_time(
+    store: redis.Redis, proxy: CountingProxy, settings: Any, is_async: bool
+) -> None:
+    """A connection that comes late is used, and not closed as one whose reply is late."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 8.0
+    name = "redis.BlockingConnectionPool"
+    options = {"max_connections": 1}
+    use_store(
+        settings,
+        f"{proxy.url}/{DATABASE}",
+        CONNECTION_POOL_CLASS=name,
+        CONNECTION_POOL_KWARGS=options,
+    )
+    wait_s = 4.5
+
+    def hold(pool: Any, connection: Any) -> None:
+        proxy.reset()
+        proxy.stall()
+        pool.take_back(connection)
+        threading.Timer(0.2, proxy.resume).start()
+
+    async def go() -> None:
+        await ause(nothing)
+        pool: Any = connections.apool()
+        connection = await alent(pool)
+        asyncio.get_running_loop().call_later(wait_s, hold, pool, connection)
+        await ause(nothing)
+
+    if is_async:
+        asyncio.run(go())
+    else:
+        use(False)
+        pool: Any = connections.pool()
+        threading.Timer(wait_s, hold, (pool, lent(pool))).start()
+        use(False)
+    assert proxy.connections == 0
 
 
 @pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
@@ -583,10 +624,51 @@ def test_new_connection_has_what_is_left_of_the_budget(settings: Any, is_async: 
         assert time.monotonic() - began_s < 30.0
 
 
+def test_greeting_that_comes_bit_by_bit_is_left_in_time(settings: Any, is_async: bool) -> None:
+    """Each bit is in time, and all of them together are not."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.5
+    most, sent = 200, 0
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def drip() -> None:
+            nonlocal sent
+            caller, _ = listener.accept()
+            with caller, suppress(OSError):
+                caller.sendall(b"+")
+                while sent < most:
+                    caller.sendall(b"O")
+                    sent += 1
+                    time.sleep(0.1)
+
+        thread = threading.Thread(target=drip)
+        thread.start()
+        use_store(settings, f"redis://127.0.0.1:{listener.getsockname()[1]}/0")
+        with pytest.raises(SessionStoreUnavailable):
+            use(is_async)
+        thread.join(BOUND_S)
+    assert sent < most
+
+
+def test_reply_that_comes_bit_by_bit_is_left_after_its_time() -> None:
+    """There is always one more bit, and after the deadline too."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        theirs.sendall(b"$9999\r\n" + bytes(5000))
+        connection: Any = SimpleNamespace(
+            _sock=ours,
+            reader=hiredis.Reader(notEnoughData=exchange.INCOMPLETE),
+            buffer=bytearray(1),
+            disconnect=nothing,
+        )
+        with pytest.raises(redis.TimeoutError):
+            exchange.exchange(connection, [b"any"], time.monotonic() - 1.0)
+        assert len(ours.recv(9999)) > 3000
+
+
 def test_short_budget_does_not_stay_with_the_connection(
     store: redis.Redis, proxy: CountingProxy, is_async: bool, settings: Any
 ) -> None:
-    """What was left to one request is not what the next ones have for connecting."""
+    """The next requests connect with their own budget, not with the rest of the first one's."""
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
 
     async def go() -> list[float]:
@@ -625,7 +707,7 @@ def test_changed_settings_lead_elsewhere(
     def elsewhere(database: int) -> Any:
         location = f"{store_server.url}/{database}"
         return override_settings(
-            CACHES={"other": {"BACKEND": connections.BACKEND, "LOCATION": location}},
+            CACHES={"other": {"BACKEND": django_redis.BACKEND, "LOCATION": location}},
             SESSION_CACHE_ALIAS="other",
         )
 
@@ -721,6 +803,31 @@ def test_failover_needs_no_restart(topology: Replicated, settings: Any, is_async
         topology.primary.kill()
         topology.promoted()
         use(False)
+
+
+@pytest.mark.full
+def test_shared_connection_to_an_old_primary_is_left(topology: Replicated, settings: Any) -> None:
+    """It is stopped, so that its connections stay open."""
+    use_sentinel(settings, *topology.sentinels)
+
+    async def all_at_once() -> set[Any]:
+        await asyncio.gather(*(ause(nothing) for _ in range(20)))
+        pool: Any = connections.apool()
+        return {line for line in pool.lines if line.is_open}
+
+    async def go() -> None:
+        before = await all_at_once()
+        assert before
+        topology.primary.pause()
+        try:
+            await asyncio.to_thread(topology.promoted)
+            after = await all_at_once()
+        finally:
+            topology.primary.resume()
+        assert after
+        assert not after & before
+
+    asyncio.run(go())
 
 
 @pytest.mark.full

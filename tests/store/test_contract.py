@@ -1,4 +1,4 @@
-"""What the engine promises beyond Django's own tests of engines: each once sync, once async."""
+"""Promises beyond Django's own tests of engines: each once sync, once async."""
 
 from __future__ import annotations
 
@@ -340,7 +340,7 @@ def test_modified_and_accessed_as_django_has_them(new: New) -> None:
 
 @pytest.mark.parametrize("method", ["save", "create", "cycle_key"])
 def test_session_that_is_made_was_accessed(new: New, method: str) -> None:
-    """So its response varies by the cookie, whatever became of it."""
+    """Its response varies by the cookie, whatever became of the session."""
     session = new()
     getattr(session, method)()
     assert session.accessed is True

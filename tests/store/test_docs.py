@@ -1,4 +1,4 @@
-"""What the documentation shows is what a store gets and gives."""
+"""The documentation shows the commands that a store gets and the replies that it gives."""
 
 from __future__ import annotations
 
@@ -40,17 +40,17 @@ def test_json_of_sessionstats_is_as_documented(store: redis.Redis) -> None:
         (2**47).to_bytes(6),
         bytes(6),
     )
-    store.hset(at.record, "m:lock", b"a" * 16 + future + since)
+    store.hset(at.record, "m:lock", b"a" * 16 + future + since + b"\1web-1")
     lockers = (token * 16 + future + since + b"\1\5web-1" for token in (b"a", b"b"))
     store.hset(at.locks, at.id, b"".join(lockers))
     found = []
     slot = int(time.time() * 1000) // statistics.SLOT_MS
     store.hset("session:{000}:history", f"{slot} web-1", " ".join("1" for _ in KEPT))
-    for option in ({"locks": True}, {"history": 1}, {"exact": True}):
+    for option in ({"exact": True}, {"locks": True}, {"history": 1}):
         stdout = io.StringIO()
         call_command("sessionstats", format="json", stdout=stdout, **option)
         found.append(shape(json.loads(stdout.getvalue())))
-    examples = re.findall(r"^```json\n(.*?)^```", page("sessionstats.md"), re.DOTALL | re.M)
+    examples = re.findall(r"^```json\n(.*?)^```", page("sessionstats-json.md"), re.DOTALL | re.M)
     assert found == [shape(json.loads(example)) for example in examples]
 
 
@@ -82,7 +82,7 @@ def assert_waiters_are_woken(session: SessionStore) -> None:
 def test_access_rule_is_enough(
     store_server: StoreServer, settings: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (rule,) = re.findall(r"^ACL SETUSER site .*$", page("settings.md"), re.MULTILINE)
+    (rule,) = re.findall(r"^ACL SETUSER site .*$", page("caches.md"), re.MULTILINE)
     with StoreServer("--appendonly", "yes", binary=store_server.binary) as server:
         with server.client() as client:
             client.execute_command(*rule.replace(">PASSWORD", ">secret").split())

@@ -34,9 +34,10 @@ from django_clustered_sessions.protocol.changes import Changes
 from django_clustered_sessions.protocol.commands import event_stream, records, users
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
-from django_clustered_sessions.protocol.options import Expiry, WriteOptions
+from django_clustered_sessions.protocol.options import Expiry, WriteOptions, kept_per_bucket
 from django_clustered_sessions.protocol.record import (
     NOBODY,
+    Ages,
     EndReason,
     Mode,
     SessionKeys,
@@ -263,7 +264,7 @@ def test_taking_a_session_over_tells_of_expired_ones(events: redis.Redis) -> Non
     session = new_session(user=5)
     expired_by_now(events, session)
     handled_before = waiting(events)
-    terms = WriteOptions(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
+    terms = WriteOptions(Ages(60_000), 100_000, 4000, "merge", events_kept=KEPT)
     place = SessionKeys.of("session", key_in(place_of(session)))
     expiry, field = Expiry(Mode.DEFAULT, 0), [(b"d:n", b"s1")]
     ask(records.adopt(place, b"token--1", expiry, field, terms, NOBODY, 60_000, 60_000))
@@ -344,7 +345,7 @@ def test_session_in_its_last_millisecond_is_not_told_of(
     place = place_of(session)
     handled()
     source = scripts.script("sweep").source.replace(
-        b"local now = store_clock()\nreturn", b"local now = tonumber(ARGV[2])\nreturn"
+        b"\nreturn {DONE", b"\nnow = tonumber(ARGV[2])\nreturn {DONE"
     )
     ((_, score),) = events.zrange(place.index, 0, -1, withscores=True)
     deadline = abs(score)
@@ -356,7 +357,7 @@ def test_session_in_its_last_millisecond_is_not_told_of(
 
 def test_a_write_that_is_repeated_tells_once(events: redis.Redis) -> None:
     """The driver repeats a trip whose reply is lost."""
-    terms = WriteOptions(60_000, 0, 0, 100_000, 4000, "merge", events_kept=KEPT)
+    terms = WriteOptions(Ages(60_000), 100_000, 4000, "merge", events_kept=KEPT)
     first, second, third, other = (SessionKeys.of("session", name * 32) for name in "abcd")
     expiry, at_once = Expiry(Mode.DEFAULT, 0), Expiry(Mode.ABSOLUTE, 0)
     field = [(b"d:n", b"s1")]
@@ -365,7 +366,7 @@ def test_a_write_that_is_repeated_tells_once(events: redis.Redis) -> None:
         records.rotate(first, second, b"token--2", terms),
         records.end(second, EndReason.FLUSHED, KEPT),
         records.create(third, b"token--3", expiry, field, terms),
-        records.leave(third, b"token--4", b"token--3", other, KEPT),
+        records.leave(third, b"token--4", b"token--3", other, terms),
         records.create(other, b"token--5", expiry, field, terms),
         records.commit(other, b"token--6", at_once, Changes((), True), terms),
     ]
@@ -443,9 +444,9 @@ def idle_ms(client: redis.Redis, place: SessionKeys) -> int:
 
 def test_as_many_events_as_the_setting_says_can_wait() -> None:
     for kept in (1, 1000, KEPT, 1_000_000):
-        share, most = kept / 1024, event_stream.per_bucket(kept)
+        share, most = kept / 1024, kept_per_bucket(kept)
         assert share + 4 * share**0.5 <= most <= share + 4 * share**0.5 + 5
-    assert event_stream.per_bucket(0) == 0
+    assert kept_per_bucket(0) == 0
 
 
 # Workers.
@@ -875,7 +876,7 @@ def test_page_says_what_an_event_has_and_how_many_are_kept() -> None:
         (100_000, "142", "145 408"),
         (1_000_000, "1106", "1 132 544"),
     ):
-        assert event_stream.per_bucket(kept) == int(each)
+        assert kept_per_bucket(kept) == int(each)
         assert int(each) * 1024 == int(all_.replace(" ", ""))
         assert re.search(rf"`{kept:_}`\s+(?:that is )?{each}, or {all_}", text)
     for number in (sessionevents.SWEEP_S, LEASE_S):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -141,3 +143,47 @@ def test_new_key_is_told_though_the_block_around_it_fails(browser: Browser) -> N
     browser.visit(view)
     assert browser.key != old
     assert SessionStore(browser.key)["n"] == 1
+
+
+def pop(session: Any) -> None:
+    session.pop("n")
+
+
+def change_in_place(session: Any) -> None:
+    session["cart"].append("jug")
+
+
+def count(session: Any) -> None:
+    session.increment("n")
+
+
+@pytest.mark.parametrize(
+    ("change", "changed"),
+    [
+        (pop, {"cart": ["tea"]}),
+        (change_in_place, {"n": 1, "cart": ["tea", "jug"]}),
+        (count, {"n": 2, "cart": ["tea"]}),
+    ],
+)
+def test_failing_block_leaves_what_was_not_to_be_saved(
+    browser: Browser, change: Callable[[Any], None], changed: dict[str, Any]
+) -> None:
+    """``modified = False`` before the block holds after it, until something else is changed."""
+    browser.key = new_session(n=1, cart=["tea"])
+
+    def view(request: HttpRequest) -> HttpResponse:
+        session: Any = request.session
+        change(session)
+        session.modified = False
+        with suppress(Failed), session.lock():
+            session["inside"] = 1
+            raise Failed
+        assert dict(session.items()) == changed
+        if request.GET:
+            session["later"] = 1
+        return HttpResponse()
+
+    browser.visit(view)
+    assert SessionStore(browser.key).load() == {"n": 1, "cart": ["tea"]}
+    browser.visit(view, data={"later": 1})
+    assert SessionStore(browser.key).load() == changed | {"later": 1}

@@ -24,7 +24,13 @@ from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.locks import LockRequest
 from django_clustered_sessions.protocol.login_limit import Limit
 from django_clustered_sessions.protocol.options import LockOptions, WriteOptions
-from django_clustered_sessions.protocol.record import EndReason, HiddenKey, SessionKeys, user_tag
+from django_clustered_sessions.protocol.record import (
+    Ages,
+    EndReason,
+    HiddenKey,
+    SessionKeys,
+    user_tag,
+)
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.session.state import SessionState
 from tests.gateways import place
@@ -34,7 +40,7 @@ from tests.store.test_registry_truth import BUCKETS, Keys
 pytestmark = pytest.mark.each_server
 
 ANN = User(pk=1, username="ann")
-TERMS = WriteOptions(60_000, 0, 0, 1 << 20, 30_000, "merge")
+TERMS = WriteOptions(Ages(60_000), 1 << 20, 30_000, "merge")
 LAPSE_MS = 60_000
 ASKING = LockRequest(
     "a" * 16, LockOptions(60_000, 10_000, 120_000, 16, b"web-1"), 1000, lambda: None, nullcontext

@@ -27,6 +27,7 @@ from django_clustered_sessions.protocol.record import EndReason
 from django_clustered_sessions.protocol.results import Gone, Held, Taken
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session import leases
+from django_clustered_sessions.session.background import Worlds
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.drivers import Budget
 from tests.children import forked
@@ -89,6 +90,7 @@ def test_free_lock_is_taken_at_once_and_leaves_nothing_behind(store: redis.Redis
     with SessionStore(key).lock():
         (holder,) = queue(store, key)
         assert holder.token == owner(store, key)
+        assert store.keys("*:locks") == []
     assert owner(store, key) == ""
     assert store.keys("*:locks") == []
 
@@ -128,7 +130,7 @@ def test_newcomer_cannot_overtake_one_who_has_not_woken_up_yet(store: redis.Redi
     assert claim(key, first).queue_position == 1
     free(key, token)
     assert owner(store, key) == first
-    assert store.lrange(place(key).mailbox(first), 0, -1) == [b"1"]
+    assert store.lrange(place(key).mailbox(token), 0, -1) == [b"1"]
     found = claim(key, newcomer)
     assert isinstance(found, Held)
     assert (found.queue_position, found.holder) == (1, ELSEWHERE)
@@ -151,7 +153,6 @@ def test_one_whose_patience_is_over_is_skipped(store: redis.Redis) -> None:
     wait_for(lambda: now_ms(store) > found.now_ms + 20, "its patience to end")
     free(key, token)
     assert owner(store, key) == next_one
-    assert not store.exists(place(key).mailbox(late))
 
 
 def test_one_who_gave_up_leaves_the_queue(
@@ -169,6 +170,16 @@ def test_one_who_gave_up_leaves_the_queue(
     assert owner(store, key) == next_one
 
 
+def test_one_that_gives_up_wakes_the_one_behind_it(store: redis.Redis) -> None:
+    key, first, second = new_session(), new_token(), new_token()
+    token = seize(key)
+    assert claim(key, first).before == token
+    assert claim(key, second).before == first
+    free(key, first)
+    assert store.lrange(place(key).mailbox(first), 0, -1) == [b"1"]
+    assert claim(key, second).before == token
+
+
 def test_one_who_gave_up_when_its_turn_came_hands_on(store: redis.Redis) -> None:
     key, first, second = new_session(), new_token(), new_token()
     token = seize(key)
@@ -177,8 +188,7 @@ def test_one_who_gave_up_when_its_turn_came_hands_on(store: redis.Redis) -> None
     assert owner(store, key) == first
     free(key, first)
     assert owner(store, key) == second
-    assert store.lrange(place(key).mailbox(second), 0, -1) == [b"1"]
-    assert not store.exists(place(key).mailbox(first))
+    assert store.lrange(place(key).mailbox(first), 0, -1) == [b"1"]
 
 
 def test_dead_waiter_costs_no_more_than_the_claim_lease(
@@ -193,7 +203,7 @@ def test_dead_waiter_costs_no_more_than_the_claim_lease(
     assert owner(store, key) == dead
     assert 0 < lease_end_ms(store, key) - now_ms(store) <= lock_queue.CLAIM_MS
     # Nobody reads its mailbox, which goes by itself.
-    assert 0 < store.pttl(place(key).mailbox(dead)) <= lock_queue.CLAIM_MS
+    assert 0 < store.pttl(place(key).mailbox(token)) <= lock_queue.CLAIM_MS
     outcome(living)
     assert stored(key)["order"] == ["living"]
     assert isinstance(claim(key, dead), Taken)
@@ -236,11 +246,43 @@ def test_wake_up_that_was_lost_costs_one_question(store: redis.Redis) -> None:
     sleep = step(flow, [ask(*trip)])
     assert isinstance(sleep, Wait)
     free(key, token)
-    assert store.delete(sleep.mailbox) == 1
+    assert store.delete(*sleep.mailboxes) == 1
     trip = step(flow, False)
     turn, _ = step(flow, [ask(*trip)])
     assert isinstance(turn, LockOutcome) and isinstance(turn.found, Taken)
     assert owner(store, key) == mine
+
+
+def test_one_behind_a_dead_waiter_asks_before_its_turn_is_over(store: redis.Redis) -> None:
+    """Nobody pushes into a dead one's mailbox, and the lock goes on over its head."""
+    key, dead, mine = new_session(), new_token(), new_token()
+    seize(key)
+    claim(key, dead)
+    flow = locks.take(place(key), asking(mine))
+    sleep = step(flow, [ask(*step(flow))])
+    assert isinstance(sleep, Wait)
+    assert sleep.mailboxes[0] == place(key).mailbox(dead)
+    assert sleep.seconds * 1000 < lock_queue.CLAIM_MS
+
+
+def test_one_behind_a_waiter_whose_wait_is_over_gets_its_turn(
+    store: redis.Redis, settings: Any, threads: Threads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder pushes into its own mailbox, at which the one that is skipped was to wake up."""
+    # Nothing else is to wake it up in time.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 10 * BOUND_S
+    settings.CLUSTERED_SESSIONS_LOCK_WAIT = 5 * BOUND_S
+    monkeypatch.setattr(lock_queue, "CLAIM_MS", round(10_000 * BOUND_S))
+    key, late = new_session(), new_token()
+    token = seize(key)
+    found = claim(key, late, wait_ms=500)
+    waiting = threads.start(append, key, 1)
+    wait_for_queue(store, key, 2)
+    wait_for_sleepers(store, 1)
+    wait_for(lambda: now_ms(store) > found.now_ms + 500, "its wait to end")
+    free(key, token)
+    outcome(waiting)
+    assert stored(key)["order"] == [1]
 
 
 def test_wait_ends_with_its_bound_and_no_place_is_left(store: redis.Redis) -> None:
@@ -442,9 +484,8 @@ def set_back(store: redis.Redis, key: str) -> None:
     """Let a session's lock be as if the store's clock had been an hour ahead until now."""
     packed = store.hget(place(key).record, "m:lock") or b""
     times = (int.from_bytes(packed[at : at + 6]) + HOUR_MS for at in (16, 22))
-    store.hset(
-        place(key).record, "m:lock", packed[:16] + b"".join(time.to_bytes(6) for time in times)
-    )
+    moved = b"".join(time.to_bytes(6) for time in times)
+    store.hset(place(key).record, "m:lock", packed[:16] + moved + packed[28:])
 
 
 @pytest.mark.parametrize("asks", ["acquire", "save", "cycle_key", "waiting", "leave"])
@@ -507,11 +548,12 @@ def test_lock_of_before_the_clock_was_set_back_is_told_as_over(store: redis.Redi
     def told() -> Sequence[HeldLock]:
         return drivers.run(collect_locks("session"), connections.pool, Budget(5.0)).locks
 
-    assert told() == []
     waits_until = (now_ms(store) + HOUR_MS).to_bytes(6)
-    entry = b"w" * 16 + waits_until + bytes(6) + b"\1\0"
-    holder = store.hget(place(key).locks, place(key).id) or b""
-    store.hset(place(key).locks, place(key).id, holder + entry)
+    holder = store.hget(place(key).record, "m:lock")[:16] + bytes(12) + b"\1\0"
+    waiter = b"w" * 16 + waits_until + bytes(6) + b"\1\0"
+    store.hset(place(key).locks, place(key).id, holder)
+    assert told() == []
+    store.hset(place(key).locks, place(key).id, holder + waiter)
     (lock,) = told()
     assert lock.lease_end_ms <= now_ms(store)
 
@@ -660,7 +702,7 @@ def renewers() -> int:
 def test_renewer_starts_with_the_first_lock_and_is_the_only_one(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(leases, "renewers", leases.Renewers())
+    monkeypatch.setattr(leases, "renewers", Worlds(leases.Renewer))
     before = renewers()
     keys = [new_session() for _ in range(3)]
     stored(keys[0])
@@ -679,7 +721,7 @@ def test_forked_child_has_no_locks_and_no_renewer(
 
     def look() -> bytes:
         seen = b"held" if leases.holds(place(key)) else b"free"
-        renewer = leases.renewers.renewer()
+        renewer = leases.renewers.here()
         return seen + b" %d %d" % (len(renewer.grants), renewer.is_running)
 
     with session.lock():
@@ -967,5 +1009,14 @@ def test_there_is_no_lock_on_a_session_that_is_not_there(store: redis.Redis) -> 
 
 def test_locks_whose_holders_died_are_forgotten(store: redis.Redis) -> None:
     token = seize(key := new_session())
+    claim(key, new_token())
     assert 0 < store.pttl(place(key).locks) <= 2 * 120_000 + 60_000
     assert token == owner(store, key)
+
+
+def test_a_wait_for_the_lock_is_no_offset_of_the_clock(store: redis.Redis) -> None:
+    key = new_session()
+    seize(key, lease_ms=2000)
+    with SessionStore(key).lock():
+        # It came back for the end of the lease, and half of that was counted.
+        assert abs(counters.clock_offset_ms) < 500

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.monitoring import collect, metrics
-from django_clustered_sessions.monitoring.counters import MAXIMA, MINIMA, NAMES, WAITS
+from django_clustered_sessions.monitoring.counters import AGES, MAXIMA, MINIMA, NAMES, WAITS
 from django_clustered_sessions.opentelemetry import instrument
 from django_clustered_sessions.prometheus import SessionCollector
 from django_clustered_sessions.store import runner
@@ -34,9 +34,11 @@ def busy(store: redis.Redis) -> list[SessionStore]:
     """Let two nodes have counted something different of each, and have some sessions."""
     for number, node in enumerate(("web-1", "web-2"), 1):
         counts = [number * 1000 + place for place in range(len(NAMES))]
-        waits = {name: number * (place + 1) for place, (name, _) in enumerate(WAITS)}
-        waits["lock_waits"] = sum(waits.values()) + 2
-        counts = [waits.get(name, n) for name, n in zip(NAMES, counts, strict=True)]
+        known: dict[str, int] = {}
+        for durations in (WAITS, AGES):
+            classes = {name: number * at for at, name in enumerate(durations.classes, 1)}
+            known |= classes | {durations.number: sum(classes.values()) + 2}
+        counts = [known.get(name, n) for name, n in zip(NAMES, counts, strict=True)]
         line = " ".join(map(str, (1_700_000_000_000 + number, -2500 * number, *counts)))
         store.hset("session:{000}:figures", node, line)
     store.hset("session:{000}:figures", "", "900 0 77")
@@ -69,7 +71,8 @@ def test_each_counter_is_told_as_the_store_has_it(busy: list[SessionStore]) -> N
     found = parsed(printed(format="prometheus"))
     told = json.loads(printed(format="json"))
     assert [node["name"] for node in told["nodes"]] == ["web-1", "web-2"]
-    in_histogram = {"lock_waits", "lock_wait_ms", *(name for name, _ in WAITS)}
+    histograms = {"lock_wait_seconds": WAITS, "near_age_seconds": AGES}
+    in_histogram = {"lock_waits", "lock_wait_ms", *WAITS.classes, "near_age_ms", *AGES.classes}
     for node in told["nodes"]:
         label = (("node", node["name"]),)
         for name, count in node["counters"].items():
@@ -79,17 +82,18 @@ def test_each_counter_is_told_as_the_store_has_it(busy: list[SessionStore]) -> N
             shown = f"clustered_sessions_{name.removesuffix('_ms')}{'_seconds' * is_time}"
             number = found.pop((shown if is_extreme else f"{shown}_total", label))
             assert number == (count / 1000 if is_time else count), name
-        wait = "clustered_sessions_lock_wait_seconds"
-        below = 0
-        for name, bound_ms in WAITS:
-            below += node["counters"][name]
-            at = (("le", str(bound_ms / 1000)), *label)
-            assert found.pop((f"{wait}_bucket", at)) == below
-        waits = node["counters"]["lock_waits"]
-        assert waits == below + 2
-        assert found.pop((f"{wait}_bucket", (("le", "+Inf"), *label))) == waits
-        assert found.pop((f"{wait}_count", label)) == waits
-        assert found.pop((f"{wait}_sum", label)) == node["counters"]["lock_wait_ms"] / 1000
+        for short, durations in histograms.items():
+            shown, below = f"clustered_sessions_{short}", 0
+            for name, bound_ms in zip(durations.classes, durations.bounds_ms, strict=True):
+                below += node["counters"][name]
+                at = (("le", str(bound_ms / 1000)), *label)
+                assert found.pop((f"{shown}_bucket", at)) == below
+            number = node["counters"][durations.number]
+            assert number == below + 2
+            assert found.pop((f"{shown}_bucket", (("le", "+Inf"), *label))) == number
+            assert found.pop((f"{shown}_count", label)) == number
+            total_ms = node["counters"][durations.total_ms]
+            assert found.pop((f"{shown}_sum", label)) == total_ms / 1000
         reported = found.pop(("clustered_sessions_node_reported_timestamp_seconds", label))
         assert reported == node["reported_ms"] / 1000
         offset = found.pop(("clustered_sessions_node_clock_offset_seconds", label))
@@ -219,7 +223,7 @@ def test_opentelemetry_reads_the_same_numbers(busy: list[SessionStore]) -> None:
     expected = {}
     for (name, labels), number in parsed(printed(format="prometheus")).items():
         short = name.replace("clustered_sessions_", "clustered_sessions.").removesuffix("_total")
-        if "lock_wait_seconds" in short:
+        if "lock_wait_seconds" in short or "near_age_seconds" in short:
             if short.endswith("_bucket"):
                 continue
             short = short.replace("_seconds_", ".")
@@ -262,7 +266,7 @@ def test_opentelemetry_asks_once_for_all_and_tells_of_an_outage(
 def test_every_counter_has_a_metric_or_a_place_in_the_histogram() -> None:
     told = {family.name for family in metrics.families()}
     for name in NAMES:
-        if not name.startswith(("lock_wait_", "lock_waits")):
+        if not name.startswith(("lock_wait_", "lock_waits", "near_ages_")):
             shown = f"{name.removesuffix('_ms')}_seconds" if name.endswith("_ms") else name
             assert f"clustered_sessions_{shown}" in told
 

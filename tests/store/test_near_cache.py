@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from importlib.resources import files
 from typing import Any
 
@@ -13,17 +13,20 @@ import pytest
 import redis
 from django.http import HttpRequest, HttpResponse
 from django.test import RequestFactory
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol.record import CachedSession
+from django_clustered_sessions.protocol.record import CachedSession, Meta, Mode
 from django_clustered_sessions.session import near_cache
+from django_clustered_sessions.session.lifetime import Lifetime
 from django_clustered_sessions.session.near_cache import Life, NearCache, Renewal, memory
 from tests.children import forked
 from tests.gateways import load_scripts, place
+from tests.locking import now_ms
 from tests.pairs import pairwise
 from tests.servers import CountingProxy
 
@@ -69,12 +72,21 @@ def read(request: HttpRequest) -> HttpResponse:
     return HttpResponse(str(request.session.get("n")))
 
 
+def change(request: HttpRequest) -> HttpResponse:
+    request.session["n"] = request.session["n"] + 1
+    return read(request)
+
+
+def nothing(request: HttpRequest) -> HttpResponse:
+    return HttpResponse()
+
+
 def hits() -> int:
     return counters.counts["near_hits"]
 
 
 @pairwise(large=[False, True], sliding=[False, True], locking=["off", "all"])
-def test_unchanged_session_costs_one_trip_of_under_200_bytes(
+def test_unchanged_session_costs_one_trip_and_is_not_sent_if_large(
     proxy: CountingProxy, settings: Any, large: bool, sliding: bool, locking: str
 ) -> None:
     settings.SESSION_SAVE_EVERY_REQUEST = sliding
@@ -87,7 +99,7 @@ def test_unchanged_session_costs_one_trip_of_under_200_bytes(
     def view(request: HttpRequest) -> HttpResponse:
         response = read(request)
         assert (proxy.round_trips, proxy.connections) == (1, 0)
-        assert proxy.bytes_received < 200
+        assert proxy.bytes_received < (200 if large else 600)
         return response
 
     assert visit(key, view).content == b"1"
@@ -125,7 +137,7 @@ def test_own_write_is_at_hand(store: redis.Redis) -> None:
 
 
 def test_hit_is_a_load_with_a_lock_too(store: redis.Redis) -> None:
-    key = stored({"n": 1})
+    key = stored({"n": 1} | LARGE)
     before = Counter(counters.counts)
     with SessionStore(key).lock():
         pass
@@ -257,7 +269,7 @@ def test_values_set_aside_stay(store: redis.Redis) -> None:
 
 
 def known(size: int) -> CachedSession:
-    return CachedSession(b"12345678", {b"d:a": b"x" * size})
+    return CachedSession.of(b"12345678", {b"d:a": b"x" * size})
 
 
 def test_what_was_used_longest_ago_goes_first() -> None:
@@ -386,5 +398,63 @@ def test_renewal_counts_for_a_second_on_the_same_terms() -> None:
     assert not life.is_renewed(100.9, "terms")
     assert not life.is_renewed(100.0, "other terms")
     assert not life._replace(renewal=None).is_renewed(100.0, "terms")
-    script = files("django_clustered_sessions.protocol").joinpath("lua", "touch.lua").read_text()
-    assert f"now - seen) >= {near_cache.RENEWED_EACH_MS} then" in script
+    script = files("django_clustered_sessions.protocol").joinpath("lua", "write.lua").read_text()
+    assert f"local step = math.min({near_cache.RENEWED_EACH_MS}, (deadline - now) / 100)" in script
+
+
+def test_renewal_counts_for_a_share_of_a_short_life() -> None:
+    life = Life(100.0, 5000, 7000, None, Renewal(5000, "terms"))
+    assert life.is_renewed(100.019, "terms")
+    assert not life.is_renewed(100.021, "terms")
+
+
+def test_renewal_that_moved_no_deadline_counts_from_the_one_that_did() -> None:
+    """As of a change just after another node's read, or the next use may come too late."""
+    ages = (10**9, 200_000, 0)
+    meta = Meta(Mode.DEFAULT, b"version!", 0, 1_200_000, 0, 10, 1_000_000, bytes(8))
+    lifetime = Lifetime()
+    lifetime.see(1_000_900, 1_200_000)
+    lifetime.renewed(meta, ages)
+    assert lifetime.life is not None
+    assert lifetime.life.is_renewed(lifetime.seen_at_s + 0.05, ages)
+    assert not lifetime.life.is_renewed(lifetime.seen_at_s + 0.15, ages)
+
+
+#: What a request does with a session, each of which is a use.
+USES: dict[str, Any] = {"read": read, "change": change, "nothing": nothing}
+
+
+@pytest.mark.parametrize("near_reads", ["checked", "tracked"])
+@pytest.mark.parametrize("span", ["idle", "sliding"])
+@hypothesis_settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(uses=st.lists(st.tuples(st.sampled_from(list(USES)), st.booleans()), max_size=40))
+def test_short_life_lasts_from_the_last_use(
+    store: redis.Redis,
+    settings: Any,
+    other_node: Callable[[], Any],
+    span: str,
+    near_reads: str,
+    uses: Any,
+) -> None:
+    """Whichever node the use is of, and whatever it knows of uses of the other one."""
+    settings.CLUSTERED_SESSIONS_NEAR_READS = near_reads
+    settings.SESSION_SAVE_EVERY_REQUEST = True
+    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 4 if span == "idle" else None
+    session = SessionStore()
+    session["n"] = 1
+    if span == "sliding":
+        session.set_expiry(4)
+    session.save()
+    key = str(session.session_key)
+    record = place(key).record
+    slowest_ms = 0
+    for use, is_elsewhere in uses:
+        before_ms = now_ms(store)
+        with other_node() if is_elsewhere and near_reads == "checked" else nullcontext():
+            response = visit(key, USES[use])
+        deadline_ms = Meta.parse(store.hget(record, "m:") or b"").deadline_ms
+        after_ms = now_ms(store)
+        # A process takes a renewal for as young as its reply is, by whole ms.
+        assert before_ms + 4000 - 40 - 2 - slowest_ms <= deadline_ms <= after_ms + 4000
+        slowest_ms = max(slowest_ms, after_ms - before_ms)
+        assert response.cookies["sessionid"]["max-age"] <= 4

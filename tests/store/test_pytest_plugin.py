@@ -108,6 +108,50 @@ def test_unittest_of_the_docs_passes(project: pytest.Pytester) -> None:
     result.stderr.fnmatch_lines(["Ran 1 test in *", "OK"])
 
 
+SHOP = """
+    from django.http import HttpResponse, JsonResponse
+    from django.urls import path
+    from django_clustered_sessions.decorators import session_locked
+    from site_settings import *
+
+    def add(request):
+        request.session.setdefault("cart", []).append(request.POST["product"])
+        return HttpResponse()
+
+    def cart(request):
+        request.session["seen"] = True
+        return JsonResponse({"cart": request.session.get("cart")})
+
+    @session_locked
+    def checkout(request):
+        request.session["paid"] = True
+        return HttpResponse()
+
+    ROOT_URLCONF = "shop_settings"
+    urlpatterns = [
+        path("Cart/", cart),
+        path("Cart/add/", add),
+        path("about/", lambda request: HttpResponse()),
+        path("checkout/", checkout),
+    ]
+"""
+
+
+@pytest.mark.full
+def test_tests_of_the_docs_pass(project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DJANGO_SETTINGS_MODULE", "shop_settings")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page("testing.md"), re.DOTALL | re.MULTILINE)
+    tests = [text for text in blocks if "def test_" in text]
+    (conftest,) = [text for text in blocks if "autouse" in text]
+    assert len(tests) == 3
+    project.makepyfile(shop_settings=SHOP, test_project="\n".join(tests))
+    project.makeconftest(f"import pytest\n{conftest}")
+    others = ("-W", "error", "-p", "no:randomly", "-o", "asyncio_mode=strict")
+    defaults = ("-o", "asyncio_default_fixture_loop_scope=function")
+    result = project.runpytest_subprocess(*others, *defaults, timeout=60)
+    result.assert_outcomes(passed=4)
+
+
 @pytest.mark.full
 def test_missing_server_says_what_to_install(
     project: pytest.Pytester, monkeypatch: pytest.MonkeyPatch

@@ -3,7 +3,7 @@
 Requests come and go at random, some begin long before they save, and a process may die before or
 after any of its trips to the store, or lose a reply. After every step the records have to be what
 the model expects, every bucket's index and its counts of users what the records are, and the
-registry's answer for each user the same once more.
+registry's answers for each user and for all the same once more.
 
 A failure prints the steps, and the command that replays them.
 """
@@ -31,7 +31,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionLimitReached
-from django_clustered_sessions.protocol import user_index
+from django_clustered_sessions.protocol import all_sessions, user_index
 from django_clustered_sessions.protocol.record import (
     ID_LENGTH,
     META,
@@ -49,7 +49,6 @@ from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.session.state import SessionState
 from django_clustered_sessions.store import drivers
 from django_clustered_sessions.store import exchange as exchanging
-from django_clustered_sessions.store.cluster import Nodes
 from tests import machines
 from tests.clusters import ClusterServers
 from tests.conftest import DATABASE, use_store
@@ -70,7 +69,7 @@ class Killed(BaseException):
 
 @dataclass
 class Fault:
-    """What happens on one of the next trips, after so many that go well."""
+    """A fault on one of the next trips, after ``trips`` that go well."""
 
     kind: str = ""
     trips: int = 0
@@ -181,6 +180,10 @@ class RegistryAndTruth(RuleBasedStateMachine):
         listed = {bucket for client in self.clients for bucket in self.check_buckets(client, truth)}
         assert {SessionKeys.of_id("session", public_id).index for public_id in truth} <= listed
         self.evicted.clear()
+        everyone = list(registry.matching())
+        assert {entry.id: entry.user_id for entry in everyone} == truth
+        in_order = sorted(everyone, key=lambda entry: (entry.expires, entry.id), reverse=True)
+        assert list(registry.page(len(truth) + 1).sessions) == in_order
         for pk, user in USERS.items():
             entries = registry.sessions_of(user)
             assert len(entries) == registry.count_of(user)
@@ -512,15 +515,12 @@ def run(
     name: str,
 ) -> None:
     """Let the machine run, with a store that these raw clients see."""
-    send, exchange, keys = drivers.send, exchanging.exchange, Keys()
+    perform, exchange, keys = drivers.perform, exchanging.exchange, Keys()
 
-    def send_or_die(trip: Any, pool: Any, seconds: float) -> Any:
-        if isinstance(pool, Nodes):
-            # It is made of trips of its own.
-            return send(trip, pool, seconds)
+    def perform_or_die(trip: Any, pool: Any, seconds: float) -> Any:
         if fault.happens("killed before"):
             raise Killed
-        replies = send(trip, pool, seconds)
+        replies = perform(trip, pool, seconds)
         if fault.happens("killed after"):
             raise Killed
         return replies
@@ -535,10 +535,11 @@ def run(
             raise redis.ConnectionError("cut after the store has done it")
         return replies
 
-    monkeypatch.setattr(drivers, "send", send_or_die)
+    monkeypatch.setattr(drivers, "perform", perform_or_die)
     monkeypatch.setattr(exchanging, "exchange", exchange_or_lose)
     monkeypatch.setattr(SessionState, "new_key", lambda state: HiddenKey(keys.draw()))
-    monkeypatch.setattr(user_index, "BUCKETS", BUCKETS)
+    for module in (all_sessions, user_index):
+        monkeypatch.setattr(module, "BUCKETS", BUCKETS)
     monkeypatch.setattr(User, "save", lambda self, **kwargs: None)
     settings.CLUSTERED_SESSIONS_MAX_SESSIONS_PER_USER = most
 

@@ -23,18 +23,19 @@ from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Call
 from django_clustered_sessions.protocol.flows import Flow
 from django_clustered_sessions.protocol.options import Expiry, WriteOptions
-from django_clustered_sessions.protocol.record import EndReason, Meta, Mode, SessionKeys
+from django_clustered_sessions.protocol.record import Ages, EndReason, Meta, Mode, SessionKeys
 from django_clustered_sessions.protocol.results import Alive, Conflict, Exists, Gone
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store.budget import Budget
 from tests.gateways import load_scripts
+from tests.locking import now_ms
 from tests.servers import CountingProxy, wait_for
 
 pytestmark = pytest.mark.each_server
 
 WINDOW_MS = 4000
-TERMS = WriteOptions(60_000, 0, 0, 100_000, WINDOW_MS, "merge")
+TERMS = WriteOptions(Ages(60_000), 100_000, WINDOW_MS, "merge")
 DEFAULT = Expiry(Mode.DEFAULT, 0)
 
 
@@ -202,7 +203,7 @@ def test_versions_are_compared_for_equality_only(store: redis.Redis, place: Sess
 
 
 def test_the_window_is_long_enough_and_ends(store: redis.Redis, place: SessionKeys) -> None:
-    short = WriteOptions(60_000, 0, 0, 100_000, 300, "merge")
+    short = WriteOptions(Ages(60_000), 100_000, 300, "merge")
     create(place, token())
     mine = token()
     commit(place, mine, count("n", 1), terms=short)
@@ -235,6 +236,20 @@ def test_record_does_not_grow_with_the_rate_of_writes(
         again = commit(place, tokens[at], count("n", 1))
         assert isinstance(again, Alive)
         assert again.counters == (at + 1,)
+
+
+def test_session_that_is_written_now_and_then_needs_no_notes(
+    store: redis.Redis, place: SessionKeys
+) -> None:
+    create(place, first := token())
+    short = TERMS._replace(replay_ms=20)
+    answer = commit(place, second := token(), put("a", b"s1"), terms=short)
+    assert isinstance(answer, Alive)
+    assert recent(store, place) <= {first}
+    wait_for(lambda: now_ms(store) >= answer.now_ms + 20, "the end of the window")
+    store.delete(*place.writes)
+    assert isinstance(commit(place, token(), put("a", b"s2", second), terms=short), Alive)
+    assert recent(store, place) == set()
 
 
 def test_writes_are_forgotten_where_nobody_writes_any_more(
@@ -300,10 +315,9 @@ def test_a_write_that_let_the_session_expire_comes_again(
         assert raw(store, place) == {b"m:end": b""}
         assert 0 < store.pttl(place.record) <= WINDOW_MS
         assert store.zcard(place.index) == 0
-    for other in (first, token()):
-        gone = expire(other)
-        assert isinstance(gone, Gone)
-        assert gone.reason is EndReason.UNKNOWN
+    gone = expire(token())
+    assert isinstance(gone, Gone)
+    assert gone.reason is EndReason.UNKNOWN
     store.delete(place.record)
     create(place, first, n=b"i1")
     expire(token(), 1)
@@ -338,17 +352,41 @@ def test_rotate_again_brings_no_ended_session_back(
     assert raw(store, other_place) == {b"m:end": b"flushed"}
 
 
-def test_commit_again_after_a_rotation_changes_nothing(
+def test_rotate_again_is_the_first_answer_after_others_wrote(
     store: redis.Redis, place: SessionKeys, other_place: SessionKeys
 ) -> None:
+    """The tombstone of a user's session leads others to its new key before the reply is there."""
+    user = secrets.token_bytes(8)
+    ask(records.create(place, token(), DEFAULT, [], TERMS, user))
+    call = records.rotate(place, other_place, token(), TERMS)
+    ask(call)
+    assert isinstance(commit(other_place, token(), put("a", b"s1")), Alive)
+    assert isinstance(records.parse_rotate(ask(call)), Alive)
+    assert data(store, other_place)[b"d:a"][8:] == b"s1"
+
+
+@pytest.mark.parametrize("move", ["rotate", "leave"])
+def test_commit_again_after_a_move_is_told_that_it_landed(
+    store: redis.Redis, place: SessionKeys, other_place: SessionKeys, move: str
+) -> None:
     create(place, token())
-    mine = token()
-    commit(place, mine, count("n", 1))
-    ask(records.rotate(place, other_place, token(), TERMS))
-    again = commit(place, mine, count("n", 1))
-    assert isinstance(again, Gone)
-    assert again.reason is EndReason.ROTATED
-    assert data(store, other_place)[b"d:n"][8:] == b"i1"
+    counted, mine, late = token(), token(), put("a", b"s1")
+    commit(place, counted, count("n", 1))
+    commit(place, mine, late)
+    if move == "rotate":
+        ask(records.rotate(place, other_place, token(), TERMS))
+    else:
+        left = records.leave(place, token(), mine, other_place, TERMS)
+        assert records.parse_leave(ask(left)) is None
+    before = raw(store, other_place)
+    for again, counted_to in (
+        (commit(place, counted, count("n", 1)), (1,)),
+        (commit(place, mine, late), ()),
+        (commit(place, token(), late), None),
+    ):
+        assert isinstance(again, Gone)
+        assert (again.reason, again.counters) == (EndReason.ROTATED, counted_to)
+    assert raw(store, other_place) == before
 
 
 def test_end_again_changes_nothing(store: redis.Redis, place: SessionKeys) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.servers import CountingProxy, StoreServer, raw_client, wait_for
+from tests.servers import CountingProxy, StoreServer, free_port, raw_client, wait_for
 
 
 @pytest.fixture
@@ -135,8 +135,8 @@ def test_bundled_server_runs_as_replica_and_sentinel() -> None:
     ):
         primary.client().set("name", "value")
         wait_for(lambda: replica.client().get("name") == b"value", "the replica follows")
-        address = sentinel.client(decode_responses=True).sentinel_get_master_addr_by_name("main")
-        assert address == ("127.0.0.1", primary.port)
+        state = sentinel.client(decode_responses=True).execute_command("SENTINEL MASTER", "main")
+        assert (state["ip"], state["port"]) == ("127.0.0.1", primary.port)
 
 
 def test_server_with_a_password_is_ready_when_it_asks_for_it() -> None:
@@ -144,3 +144,9 @@ def test_server_with_a_password_is_ready_when_it_asks_for_it() -> None:
         with pytest.raises(redis.AuthenticationError):
             server.client().ping()
         assert server.client(password="secret").ping()
+
+
+def test_ports_are_given_to_threads_at_once() -> None:
+    with ThreadPoolExecutor(8) as threads:
+        ports = list(threads.map(lambda _: free_port(), range(64)))
+    assert len(set(ports)) == 64

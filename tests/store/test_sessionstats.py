@@ -14,16 +14,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from random import Random
 from typing import Any
 
 import pytest
 import redis
+from asgiref.sync import sync_to_async
 from django.conf import settings as django_settings
 from django.core.management import CommandError, call_command
 from django.http import HttpResponse
-from django.test import RequestFactory
+from django.test import RequestFactory, override_settings
 from django.urls import re_path
 from rich.console import Console
 
@@ -32,15 +34,19 @@ from django_clustered_sessions.exceptions import SessionLockTimeout
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring import json_document, server_info, tables
 from django_clustered_sessions.monitoring import statistics as ours
-from django_clustered_sessions.monitoring.counters import MAXIMA, NAMES, WAITS
+from django_clustered_sessions.monitoring.counters import AGES, MAXIMA, NAMES, WAITS, Counters
 from django_clustered_sessions.protocol.record import Locker, Meta, SessionKeys
 from django_clustered_sessions.store import connections, drivers, runner
 from django_clustered_sessions.store.budget import Budget
 from tests.children import LIFE_S, line, python
 from tests.conftest import use_store
+from tests.locking import queue
 from tests.pages import page, shape
 from tests.servers import CountingProxy, StoreServer, wait_for
 from tests.topologies import Replicated
+
+#: The name of the lock that ``busy`` takes.
+HOLDER = f"web-1 (pid {os.getpid()}, holder)"
 
 #: What a child process runs: a script that finds the store in its environment.
 CHILD = """
@@ -233,6 +239,7 @@ def test_sample_stands_for_all(store: redis.Redis) -> None:
     mean = found["memory_bytes"]["record"]["mean"]
     assert abs(found["memory_bytes"]["records"] - 100 * mean) <= 100
     assert "a sample of 25 sessions" in printed(sample=25)
+    assert re.search(r"Size, of a sample of 1 session\b", printed(sample=1))
 
 
 def test_sample_takes_no_session_twice_and_none_always(store: redis.Redis) -> None:
@@ -350,7 +357,7 @@ def report(**counts: int) -> str:
 
 def lockers(store: redis.Redis, session: SessionStore) -> list[Locker]:
     """Return who holds a session's lock, and who waits for it."""
-    return Locker.parse_all(store.hget(place(session).locks, place(session).id) or b"")
+    return queue(store, session.session_key or "")
 
 
 class Urls:
@@ -385,7 +392,7 @@ def busy(session: SessionStore, waiting: int = 0) -> Iterator[None]:
         request.COOKIES["sessionid"] = session.session_key
         statuses.append(ClusteredSessionMiddleware(view)(request).status_code)
 
-    threads = [threading.Thread(target=hold)]
+    threads = [threading.Thread(target=hold, name="holder")]
     threads += [threading.Thread(target=ask) for _ in range(waiting)]
     with redis.Redis.from_url(django_settings.CACHES["sessions"]["LOCATION"]) as store:
         for place_in_queue, thread in enumerate(threads):
@@ -432,7 +439,7 @@ def test_locks_are_counted(store: redis.Redis, locking: Any) -> None:
         "writes_refused": 0,
     }
     assert {name: found["counters"][name] for name in expected} == expected
-    assert sum(found["counters"][name] for name, _ in WAITS) == 3
+    assert sum(found["counters"][name] for name in WAITS.classes) == 3
     assert found["counters"]["lock_longest_hold_ms"] > 0
     waited = found["locks"]["waited_ms"]
     assert waited == node["locks"]["waited_ms"]
@@ -493,17 +500,35 @@ def test_percentiles_of_waits_come_from_their_classes() -> None:
     assert json_document.waits(Counter()) is None
 
 
+def test_percentiles_of_ages_come_from_their_classes() -> None:
+    told = Counters()
+    for age_ms in (*[0] * 49, 10, 11, *[240] * 47, 251, 480):
+        told.measure(AGES, age_ms)
+    assert json_document.ages(Counter(told.counts)) == {
+        "p50": 10, "p95": 250, "p99": 480, "max": 480, "mean": 120
+    }  # fmt: skip
+    # A setting's largest age has a class, too.
+    told.measure(AGES, 60_000)
+    assert sum(told.counts[name] for name in AGES.classes) == told.counts["near_reads"] == 101
+    assert json_document.ages(Counter()) is None
+
+
 def test_holders_and_waiters_are_shown(store: redis.Redis, locking: Any) -> None:
-    idle, first, second = make(3)
+    locking.CLUSTERED_SESSIONS_LOCK_LEASE = 4
+    idle, brief, first, second = make(4)
     with busy(first), busy(second, waiting=2):
+        # Once its lease was renewed.
+        wait_for(lambda: store.hexists(place(first).locks, place(first).id), "a lock held for long")
+        with busy(brief):
+            assert len(stats(locks=True)["held_locks"]) == 2
         found = stats(locks=True)
         table = printed(locks=True)
     assert list(found) == ["format", "time_ms", "key_prefix", "held_locks"]
     one, two = found["held_locks"]
-    assert (one["session"], one["holder"]) == (place(first).id[:12], "web-1")
+    assert (one["session"], one["holder"]) == (place(first).id[:12], HOLDER)
     assert one["waiting"] == []
     assert two["session"] == place(second).id[:12]
-    assert 0 < two["lease_left_ms"] <= 8000
+    assert 0 < two["lease_left_ms"] <= 4000
     assert [(waiter["place"], waiter["name"]) for waiter in two["waiting"]] == [
         (1, f"web-1 {ROUTE}"),
         (2, f"web-1 {ROUTE}"),
@@ -514,7 +539,7 @@ def test_holders_and_waiters_are_shown(store: redis.Redis, locking: Any) -> None
     assert "Locks: 2 held, 2 waiting" in table
     number = r"\d+\.\d s"
     assert re.search(
-        rf"^{place(second).id[:12]} +holds +{number} +{number} +web-1 *\n"
+        rf"^{place(second).id[:12]} +holds +{number} +{number} +{re.escape(HOLDER)} *\n"
         rf" +1 +{number} +web-1 {re.escape(ROUTE)} *\n"
         rf" +2 +{number} +web-1 {re.escape(ROUTE)} *$",
         table,
@@ -534,11 +559,11 @@ def test_leftovers_are_no_locks(store: redis.Redis, locking: Any) -> None:
 
     with busy(session, waiting=1):
         lock, entries = store.hget(at.record, "m:lock"), store.hget(at.locks, at.id)
-    token, _, since = lock[:16], lock[16:22], lock[22:]
+    token, since_and_name = lock[:16], lock[22:]
     now_ms = held_now_ms()
-    over = token + (now_ms - 1).to_bytes(6) + since
-    good = token + (now_ms + 60_000).to_bytes(6) + since
-    first = entries[: 30 + len("web-1")]
+    over = token + (now_ms - 1).to_bytes(6) + since_and_name
+    good = token + (now_ms + 60_000).to_bytes(6) + since_and_name
+    first = entries[: 30 + len(HOLDER)]
     store.hset(at.locks, at.id, entries)
     # Nobody holds it.
     assert held() == []
@@ -556,7 +581,7 @@ def test_leftovers_are_no_locks(store: redis.Redis, locking: Any) -> None:
     assert [one["waiting"] for one in held()] == [[]]
     # The lock has gone to the one who waited, between the two questions.
     store.hset(at.locks, at.id, dead + first)
-    assert [(one["holder"], one["waiting"]) for one in held()] == [("web-1", [])]
+    assert [(one["holder"], one["waiting"]) for one in held()] == [(HOLDER, [])]
     # Damage.
     store.hset(at.locks, at.id, b"short")
     assert held() == []
@@ -579,7 +604,7 @@ def test_locks_only_read_in_small_trips(
     proxy: CountingProxy, store: redis.Redis, settings: Any
 ) -> None:
     made = make(150)
-    lock = b"a" * 16 + (2**47).to_bytes(6) + (1000).to_bytes(6)
+    lock = b"a" * 16 + (2**47).to_bytes(6) + (1000).to_bytes(6) + b"\1web-1"
     for at in map(place, made):
         store.hset(at.record, "m:lock", lock)
         store.hset(at.locks, at.id, b"a" * 16 + bytes(12) + b"\1\5web-1")
@@ -613,7 +638,9 @@ def test_watch_shows_locks_as_they_come(store: redis.Redis, locking: Any) -> Non
 def test_table_of_locks_fits_eighty_columns(store: redis.Redis) -> None:
     (session,) = make(1)
     at, name = place(session), b"web-1.eu.example.net POST /" + b"n" * 200
-    store.hset(at.record, "m:lock", b"a" * 16 + (2**47).to_bytes(6) + (1).to_bytes(6))
+    store.hset(
+        at.record, "m:lock", b"a" * 16 + (2**47).to_bytes(6) + (1).to_bytes(6) + b"\1" + name
+    )
     store.hset(at.locks, at.id, b"a" * 16 + bytes(12) + b"\1" + bytes([len(name)]) + name)
     with running("--locks") as process:
         stdout, _ = end(process)
@@ -658,9 +685,11 @@ def test_forbidden_commands_leave_gaps_only(store_server: StoreServer, settings:
 
 
 def documented_topology() -> Any:
-    """Return the example with Sentinels of ``docs/sessionstats.md``."""
+    """Return the example with Sentinels of ``docs/sessionstats-json.md``."""
     found = re.findall(
-        r'^(    "topology": \{\n.*?^    \}\n)', page("sessionstats.md"), re.DOTALL | re.MULTILINE
+        r'^(    "topology": \{\n.*?^    \}\n)',
+        page("sessionstats-json.md"),
+        re.DOTALL | re.MULTILINE,
     )
     (text,) = found
     return json.loads(f"{{{text}}}")["topology"]
@@ -875,3 +904,61 @@ def test_watch_stays_while_the_store_is_away(store: redis.Redis, proxy: Counting
         process.send_signal(signal.SIGINT)
         _, stderr = end(process)
     assert "Traceback" not in stderr
+
+
+def holder() -> str:
+    """Return who holds the only lock, once the list has it."""
+    wait_for(lambda: stats(locks=True)["held_locks"], "the lock to be listed")
+    (one,) = stats(locks=True)["held_locks"]
+    return str(one["holder"])
+
+
+def test_lock_outside_of_a_request_is_named(store: redis.Redis, locking: Any) -> None:
+    (session,) = make(1)
+
+    with session.lock(name="nightly-invoice"):
+        assert holder() == f"web-1 nightly-invoice (pid {os.getpid()}, MainThread)"
+        with session.lock(name="inner"):
+            assert "nightly-invoice" in holder()
+        names: list[str] = []
+
+        def wait() -> None:
+            with pytest.raises(SessionLockTimeout) as caught:
+                SessionStore(session.session_key).lock(name="in vain").__enter__()
+            names.extend((caught.value.holder, str(caught.value)))
+
+        settings = override_settings(CLUSTERED_SESSIONS_LOCK_WAIT=0.05)
+        with settings, ThreadPoolExecutor(1, thread_name_prefix="worker") as threads:
+            threads.submit(wait).result()
+    assert "nightly-invoice" in names[0]
+    assert f"held by web-1 nightly-invoice (pid {os.getpid()}, MainThread)" in names[1]
+    with session.lock():
+        assert holder() == f"web-1 (pid {os.getpid()}, MainThread)"
+    with session.lock(name="ä\x1b[31m\n" + "n" * 300):
+        assert holder() == f"web-1 ä [31m {'n' * 93} (pid {os.getpid()}, MainThread)"
+
+
+def test_lock_in_a_request_is_named_behind_its_route(store: redis.Redis, locking: Any) -> None:
+    (session,) = make(1)
+    locking.CLUSTERED_SESSIONS_LOCKING = "off"
+    holders: list[str] = []
+
+    def view(request: Any) -> HttpResponse:
+        with request.session.lock(name="reservation"):
+            holders.append(holder())
+        return HttpResponse()
+
+    request = RequestFactory().post("/count/tea/")
+    request.urlconf = Urls
+    request.COOKIES["sessionid"] = session.session_key
+    ClusteredSessionMiddleware(view)(request)
+    assert holders == [f"web-1 {ROUTE} reservation"]
+
+
+async def test_async_lock_is_named(store: redis.Redis, locking: Any) -> None:
+    session = SessionStore()
+    await session.aset("a", 1)
+    await session.asave()
+    async with session.alock(name="nightly-invoice"):
+        found = await sync_to_async(holder)()
+    assert found == f"web-1 nightly-invoice (pid {os.getpid()}, MainThread)"

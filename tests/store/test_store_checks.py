@@ -1,4 +1,4 @@
-"""What the checks make of a store: one that says how it is set up, refuses to, or is away."""
+"""System checks of a store that tells its settings, refuses to, or is away."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from django.core.checks import CheckMessage, run_checks
 from django_clustered_sessions.checks import store as module
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests.conftest import use_store
 from tests.servers import StoreServer
 
@@ -169,5 +170,27 @@ def test_store_that_is_no_cluster_is_warned_of(
     store: redis.Redis, store_server: StoreServer, settings: Any
 ) -> None:
     """The other way round is in test_cluster: clustered_sessions.W019."""
-    use_store(settings, store_server.url, CONNECTION_FACTORY=connections.CLUSTER)
+    use_store(settings, store_server.url, CONNECTION_FACTORY=django_redis.CLUSTER)
     assert ids(check_store()) == ["W008", "W019"]
+
+
+def test_store_that_does_not_track_is_warned_of(lasting: redis.Redis, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_NEAR_READS = "tracked"
+    port = lasting.get_connection_kwargs()["port"]
+    use_store(settings, f"redis://127.0.0.1:{port}/1")
+    assert ids(check_store()) == []
+    rights = ("on", ">secret", "~*", "+@all", "-client|tracking")
+    lasting.execute_command("ACL SETUSER", "untracked", *rights)
+    use_store(settings, f"redis://untracked:secret@127.0.0.1:{port}/1")
+    (message,) = check_store()
+    assert message.id == "clustered_sessions.W021"
+    assert "client|tracking" in message.msg
+
+
+def test_store_that_refuses_marks_is_told_of(lasting: redis.Redis, settings: Any) -> None:
+    port = lasting.get_connection_kwargs()["port"]
+    lasting.execute_command("ACL SETUSER", "unmarked", "on", ">secret", "~*", "+@all", "-ping")
+    use_store(settings, f"redis://unmarked:secret@127.0.0.1:{port}/1")
+    (message,) = check_store()
+    assert message.id == "clustered_sessions.I003"
+    assert "ping" in message.msg

@@ -106,7 +106,7 @@ def stored(**values: Any) -> SessionStore:
     session = SessionStore()
     session.update(values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("django_clustered_sessions.session.state.wanted", lambda left_s: None)
+        patch.setattr("django_clustered_sessions.session.save.wanted", lambda budget: None)
         session.create()
         session.modified = False
     return session
@@ -304,6 +304,24 @@ def test_shortfall_is_logged_where_a_warning_is_wanted(
     (record,) = caplog.records
     assert (record.levelname, "0 of 1 replicas" in record.getMessage()) == ("WARNING", True)
     assert count("sync_shortfalls") == shortfalls + 1
+
+
+@pytest.mark.parametrize("name", ["create", "save", "cycle_key"])
+def test_wait_for_replicas_is_no_offset_of_the_clock(
+    silent: Replicated, settings: Any, monkeypatch: pytest.MonkeyPatch, do: Any, name: str
+) -> None:
+    """Nor does the session live for so much longer."""
+    session = SessionStore() if name == "create" else stored(n=1)
+    session["n"] = 2
+    settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
+    wait_for_replicas(monkeypatch, 1.0)
+    do(session, name)
+    assert abs(counters.clock_offset_ms) < 500
+    with silent.primary.client(db=DATABASE) as client:
+        left_ms = client.pttl(place(session.session_key or "").record)
+    told_s = session.state.lifetime.left_s
+    assert told_s is not None
+    assert abs(told_s - left_ms / 1000) < 0.5
 
 
 def test_write_waits_for_nobody_where_it_is_off(

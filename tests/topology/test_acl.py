@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import io
 import re
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from random import Random
 from typing import Any
 
 import pytest
@@ -17,10 +19,13 @@ from redis.crc import key_slot
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.checks.store import check_store
-from django_clustered_sessions.exceptions import ClusteredSessionError
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.exceptions import ClusteredSessionError, SessionStoreUnavailable
 from django_clustered_sessions.management.commands.sessionevents import Worker
+from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol.record import BUCKETS, bucket_tag
 from django_clustered_sessions.session.near_cache import near_cache
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store import connections, sharing
 from tests.clusters import ClusterServers
 from tests.conftest import use_store
 from tests.gateways import place
@@ -38,6 +43,8 @@ CLUSTER_PAGE = page("cluster.md")
 (MORE,) = re.findall(r"^ACL SETUSER site (\+zrange.*)$", PAGE, re.MULTILINE)
 #: And who handles events.
 (OF_EVENTS,) = re.findall(r"^ACL SETUSER site (\+xadd.*)$", PAGE, re.MULTILINE)
+#: And who reads without a round trip.
+(OF_TRACKED,) = re.findall(r"^ACL SETUSER site (\+client.*)$", PAGE, re.MULTILINE)
 
 #: What else is needed on a cluster.
 (CLUSTER,) = re.findall(r"^ACL SETUSER site (\+cluster.*)$", CLUSTER_PAGE, re.MULTILINE)
@@ -45,6 +52,7 @@ CLUSTER_PAGE = page("cluster.md")
 COMMANDS = re.findall(r"\+\S+", RULE)
 STATISTICS = MORE.split()
 EVENTS = OF_EVENTS.split()
+TRACKED = OF_TRACKED.split()
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +87,10 @@ def allow(admin: redis.Redis, rule: str, *commands: str) -> None:
     connections.waiting_pool().disconnect()
 
 
+#: It is not compressed to less than 2 kB, below which a session is read whole.
+LARGE = "".join(map(chr, Random(0).choices(range(33, 127), k=4000)))
+
+
 def denied(admin: redis.Redis) -> set[str]:
     """Return which commands the user was denied, besides the client's name for itself."""
     return {entry["object"].lower() for entry in admin.acl_log()} - {"client|setinfo"}
@@ -100,15 +112,22 @@ def wait_for_a_lock(client: Callable[[str], redis.Redis], key: str) -> None:
 
 def use_everything(server: StoreServer) -> None:
     """Do with sessions what a site can do."""
+    with server.client(db=1) as raw, raw.pipeline(transaction=False) as pipeline:
+        # In each bucket one that has expired, of which a new session takes note.
+        for bucket in range(BUCKETS):
+            pipeline.zadd(f"{bucket_tag(conf.key_prefix, bucket)}:index", {"A" * 43: -1})
+        pipeline.execute()
     use_all(lambda key: server.client(db=1))
 
 
 def use_all(client: Callable[[str], redis.Redis]) -> None:
     """Do with sessions what a site can do; ``client`` gives a raw client of who has a key."""
     session = SessionStore()
-    session["n"], session["user"] = 1, "x" * 5000
+    session["n"], session["user"] = 1, LARGE
     session.save()
     key = session.session_key
+    # By a script, which leaves out what is known here.
+    assert SessionStore(key)["n"] == 1
     session["n"] += 1
     session.increment("hits")
     del session["user"]
@@ -148,6 +167,8 @@ async def use_asynchronously(key: str | None) -> None:
     await session.asave()
     async with session.alock():
         await session.aset("n", 7)
+    # Some of them share a connection.
+    await asyncio.gather(*(SessionStore(key).aload() for _ in range(6)))
 
 
 def look_at_everything() -> None:
@@ -158,6 +179,21 @@ def look_at_everything() -> None:
     call_command("sessionstats", format="json", stdout=io.StringIO())
     call_command("sessionstats", locks=True, stdout=io.StringIO())
     assert check_store() == []
+
+
+def test_list_of_all_sessions_needs_one_more_command(admin: redis.Redis) -> None:
+    session = SessionStore()
+    session["n"] = 1
+    allow(admin, RULE, *COMMANDS)
+    session.save()
+    start = str(session.public_id)[:12]
+    for look in (lambda: list(registry.matching()), lambda: registry.find(start)):
+        with pytest.raises(SessionStoreUnavailable):
+            look()
+    allow(admin, RULE, *COMMANDS, "+zrange")
+    assert [one.id for one in registry.matching()] == [session.public_id]
+    assert [one.id for one in registry.page(9).sessions] == [session.public_id]
+    assert registry.find(start)
 
 
 def handle_events() -> None:
@@ -176,6 +212,39 @@ def handle_events() -> None:
     found: list[Any] = []
     Worker(found.append, 60).run(once=True)
     assert len(found) == 3
+
+
+def read_without_a_trip(settings: Any) -> None:
+    """Read a session until the store is asked no more, and a PING was answered."""
+    settings.CLUSTERED_SESSIONS_NEAR_READS = "tracked"
+    settings.CLUSTERED_SESSIONS_NEAR_MAX_AGE = 1.0
+    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = None
+    key = new_session(n=1)
+    counters.clear()
+    ends_s = time.monotonic() + 3.0
+    while time.monotonic() < ends_s:
+        assert SessionStore(key)["n"] == 1
+    # Without an answer to a PING each second has a read that asks.
+    asked = counters.counts["loads"] - counters.counts["near_reads"]
+    assert asked == 1
+
+
+@pytest.mark.each_server
+def test_rule_of_tracked_reads_is_enough(admin: redis.Redis, settings: Any) -> None:
+    allow(admin, RULE, *COMMANDS, *TRACKED)
+    read_without_a_trip(settings)
+    assert denied(admin) == set()
+
+
+@pytest.mark.each_server
+@pytest.mark.parametrize("missing", TRACKED)
+def test_each_command_for_tracked_reads_is_needed(
+    missing: str, admin: redis.Redis, settings: Any
+) -> None:
+    allow(admin, RULE, *COMMANDS, *(command for command in TRACKED if command != missing))
+    with suppress(AssertionError):
+        read_without_a_trip(settings)
+    assert missing[1:] in denied(admin)
 
 
 @pytest.mark.each_server
@@ -216,6 +285,30 @@ def test_each_command_is_needed(missing: str, admin: redis.Redis, server: StoreS
     with suppress(ClusteredSessionError, AssertionError):
         use_everything(server)
     assert missing[1:] in denied(admin)
+
+
+@pytest.mark.each_server
+def test_without_marks_each_has_a_connection_of_its_own(
+    admin: redis.Redis, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharing, "_has_warned", False)
+    allow(admin, RULE, *(command for command in COMMANDS if command != "+ping"), *STATISTICS)
+    keys = [new_session(n=n) for n in range(20)]
+
+    async def go() -> None:
+        connected = []
+        for _ in range(3):
+            found = await asyncio.gather(*(SessionStore(key).aget("n") for key in keys))
+            assert found == list(range(20))
+            connected.append(admin.info("stats")["total_connections_received"])
+        # Nobody tries to share again.
+        assert connected[1] == connected[2]
+
+    asyncio.run(go())
+    asyncio.run(go())
+    (warning,) = [one for one in caplog.messages if "share" in one]
+    assert "ping" in warning.lower()
+    assert [message.id for message in check_store()] == ["clustered_sessions.I003"]
 
 
 @pytest.mark.parametrize("missing", STATISTICS)

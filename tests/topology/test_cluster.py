@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import json
 import re
 import threading
@@ -61,6 +62,7 @@ from tests.locking import (
     claim,
     free,
     new_session,
+    new_token,
     outcome,
     owner,
     seize,
@@ -238,7 +240,7 @@ def apart(servers: ClusterServers, monkeypatch: pytest.MonkeyPatch, key: str) ->
 def test_cycle_key_takes_all_along(
     cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What this release cannot read, the counter, the mode and the birth too."""
+    """Values that this release cannot read, the counter, the mode and the birth move too."""
     session = SessionStore()
     session["a"] = {"x": 1}
     session.set_expiry(300)
@@ -267,6 +269,51 @@ def test_cycle_key_takes_all_along(
     assert SessionStore(new)["a"] == {"x": 2}
     assert not ask(cluster.owner(place(key).record), "ZSCORE", place(key).index, place(key).id)
     assert ask(cluster.owner(place(new).record), "ZSCORE", place(new).index, place(new).id)
+
+
+def test_encrypted_values_move_to_another_node(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """Also those whose key the node that moves them does not have."""
+    first, second = "01" * 32, "02" * 32
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [first]
+    session = SessionStore()
+    session["a"] = {"x": 1}
+    session.create()
+    key = session.session_key or ""
+    new = apart(cluster, monkeypatch, key)
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [second]
+    near_cache.clear()
+    rotating = SessionStore(key)
+    assert world.do(rotating, "get", "a") is None
+    world.do(rotating, "cycle_key")
+    assert rotating.session_key == new
+    rotating["b"] = 2
+    world.do(rotating, "save")
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [first, second]
+    near_cache.clear()
+    assert dict(SessionStore(new).items()) == {"a": {"x": 1}, "b": 2}
+
+
+def test_move_to_another_node_brings_no_old_key_back(
+    cluster: ClusterServers, world: World, monkeypatch: pytest.MonkeyPatch, settings: Any
+) -> None:
+    """A process has the session at hand as it was before sessionrekey."""
+    first, second = "01" * 32, "02" * 32
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [first]
+    session = SessionStore()
+    session["a"] = {"x": 1}
+    session.create()
+    key = session.session_key or ""
+    new = apart(cluster, monkeypatch, key)
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [second, first]
+    call_command("sessionrekey", stdout=io.StringIO())
+    rotating = world.opened(key)
+    world.do(rotating, "cycle_key")
+    assert rotating.session_key == new
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [second]
+    near_cache.clear()
+    assert dict(SessionStore(new).items()) == {"a": {"x": 1}}
 
 
 @pytest.mark.each_server
@@ -434,7 +481,7 @@ def test_lock_goes_along_to_the_new_key(cluster: ClusterServers, world: World) -
         new = session.session_key or ""
         assert owner(cluster.client(place(new).record), new) == session.state.lock.grant.token
         # Who waited is woken and told.
-        assert ask(cluster.owner(place(key).record), "LLEN", place(key).mailbox(waiter)) == 1
+        assert ask(cluster.owner(place(key).record), "LLEN", place(key).ended_mailbox) == 1
         assert isinstance(claim(key, waiter), results.Gone)
         session["b"] = 2
 
@@ -477,7 +524,7 @@ def test_cycle_key_refuses_after_its_lock_was_lost(cluster: ClusterServers) -> N
         seize(key)
         session.cycle_key()
     assert SessionStore(key)["n"] == 1
-    assert cluster.stored() == {place(key).record, place(key).locks}
+    assert cluster.stored() == {place(key).record}
 
 
 # Round trips.
@@ -747,7 +794,7 @@ def test_lock_passes_between_a_thread_and_a_loop(
 def test_killed_primary_is_replaced_under_load(
     settings: Any, threads: Threads, server_binary: Path
 ) -> None:
-    """Whoever asks meanwhile gets a 503, and is served once the replica has taken over."""
+    """Requests meanwhile get a 503, and are served once the replica has taken over."""
     with ClusterServers(replicas=1, binary=server_binary) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
@@ -847,7 +894,8 @@ def test_repeated_leave_of_the_old_key_writes_again(cluster: ClusterServers) -> 
     home = cluster.owner(place(key).record)
     version = SessionStore(key)
     version.load()
-    leave = records.leave(place(key), b"thiscopy", version.state.version, place(key), 0)
+    options = version.state.write_options()
+    leave = records.leave(place(key), b"thiscopy", version.state.version, place(key), options)
 
     def changes() -> int:
         found = re.search(rb"rdb_changes_since_last_save:(\d+)", ask(home, "INFO", "persistence"))
@@ -1003,6 +1051,7 @@ def test_sessionstats_counts_all_nodes(cluster: ClusterServers) -> None:
         new_session(_auth_user_id="1")
     SessionStore(keys[0]).flush()
     seize(keys[1])
+    claim(keys[1], new_token())
     report_the_rest()
     out = StringIO()
     call_command("sessionstats", "--format", "json", stdout=out)

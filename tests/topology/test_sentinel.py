@@ -324,7 +324,7 @@ def test_documented_configuration_works(settings: Any) -> None:
     """Servers, Sentinels and entry are those of the page, but for their addresses and timeouts."""
     directives, watch, entry = (
         block("deploy-store.md", word)
-        for word in ("maxmemory 2gb", "sentinel monitor", "SENTINELS")
+        for word in ("maxmemory 2gb", "sentinel monitor", "SENTINEL_KWARGS")
     )
     flags = [word for line in directives.splitlines() for word in f"--{line}".split(" ", 1)]
     with Replicated(*flags) as topology:

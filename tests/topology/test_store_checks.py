@@ -1,4 +1,4 @@
-"""What the checks make of a primary that Sentinels watch."""
+"""System checks of a primary that Sentinels watch."""
 
 from __future__ import annotations
 

@@ -221,6 +221,22 @@ def test_asynchronous_connections_share_one_context(
     assert len(made) == 1
 
 
+def test_asynchronous_requests_share_connections(
+    tls: StoreServer, ca: Certificate, settings: Any
+) -> None:
+    use_tls(settings, tls, ssl_ca_certs=str(ca.path))
+    keys = [new_session(n=n, it="x" * (n * n * n)) for n in range(40)]
+
+    async def go() -> None:
+        for _ in range(3):
+            found = await asyncio.gather(*(SessionStore(key).aget("n") for key in keys))
+            assert found == list(range(40))
+        pool: Any = connections.apool()
+        assert any(line.is_open for line in pool.lines)
+
+    asyncio.run(go())
+
+
 def test_client_without_tls_gets_no_answer(tls: StoreServer, settings: Any, is_async: bool) -> None:
     use_store(settings, f"redis://127.0.0.1:{tls.port}/1")
     with pytest.raises(SessionStoreUnavailable, match="does not answer"):

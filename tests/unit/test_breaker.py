@@ -21,7 +21,7 @@ from django_clustered_sessions.store.circuit_breaker import (
     LONGEST_PROBE_S,
     CircuitBreaker,
 )
-from django_clustered_sessions.store.errors import AllLent, SentinelsSlow, unavailable
+from django_clustered_sessions.store.errors import AllLent, SentinelsSlow, refusal, unavailable
 
 
 class Clock:
@@ -241,6 +241,21 @@ def test_unanswered_trips_count_as_away_and_refusals_do_not(
     error: Exception, is_away: bool | None
 ) -> None:
     assert unavailable(error).is_away is is_away
+
+
+@pytest.mark.parametrize(
+    ("error", "word"),
+    [
+        (redis.BusyLoadingError("Valkey is loading the dataset in memory"), "LOADING"),
+        (redis.AuthenticationError("invalid username-password pair"), "WRONGPASS"),
+        (redis.AuthenticationError("Authentication required."), "NOAUTH"),
+        (redis.exceptions.NoPermissionError("User site has no permissions"), "NOPERM"),
+        (refusal(lambda text: redis.ResponseError(text[4:]), "OOM command not allowed"), "OOM"),
+    ],
+)
+def test_advice_is_found_where_redis_py_cuts_off_the_word(error: Exception, word: str) -> None:
+    """As release 6 does."""
+    assert f"({word}: {error})" in str(unavailable(error))
 
 
 def test_forked_process_begins_with_closed_breakers() -> None:

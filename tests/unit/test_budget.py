@@ -1,4 +1,4 @@
-"""What a request may wait in vain: a quick answer gives the time back, and nothing else does."""
+"""Time that a request may wait in vain: a quick answer gives it back, and nothing else does."""
 
 from __future__ import annotations
 

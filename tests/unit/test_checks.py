@@ -14,6 +14,7 @@ from django.contrib.sessions.middleware import SessionMiddleware
 from django.contrib.sessions.serializers import JSONSerializer
 from django.core.checks import CheckMessage
 from django.core.management import call_command
+from django.urls import include, path
 
 from django_clustered_sessions.checks import settings as settings_checks
 from django_clustered_sessions.checks import store as store_checks
@@ -21,8 +22,9 @@ from django_clustered_sessions.checks.settings import check_settings
 from django_clustered_sessions.checks.store import check_store
 from django_clustered_sessions.checks.values import REMOVED, RULES, names
 from django_clustered_sessions.conf import PREFIX
-from django_clustered_sessions.monitoring.server_info import StoreFacts
+from django_clustered_sessions.monitoring.server_info import Refused, StoreFacts
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.entries import django_redis
 from tests.conftest import use_store
 
 OURS = "django_clustered_sessions.middleware.ClusteredSessionMiddleware"
@@ -72,6 +74,7 @@ def beside(location: Any, backend: str = REDIS, **options: Any) -> dict[str, Any
     return {**entry(), "pages": {"BACKEND": backend, "LOCATION": location, "OPTIONS": options}}
 
 
+DJANGOS_REDIS = "django.core.cache.backends.redis.RedisCache"
 LOCMEM_BACKEND = "django.core.cache.backends.locmem.LocMemCache"
 LOCMEM = {"default": {"BACKEND": LOCMEM_BACKEND}}
 
@@ -81,13 +84,17 @@ WRONG: dict[str, tuple[Any, ...]] = {
     "ON_CONFLICT": ("Merge", None, ["merge"]),
     "STORE_TIMEOUT": (0, -1, "2", None, float("nan")),
     "MAX_BYTES": (0, 1.5, "1 MiB", None, True, 2**32),
+    "ENCRYPTION_KEYS": ("0f" * 32, None, {}),
     "IDLE_TIMEOUT": (0, 1, "600", float("inf")),
     "ABSOLUTE_TIMEOUT": (0, -1, "600", True, float("inf")),
     "MAX_SESSIONS_PER_USER": (0, -1, True, "3", 1.0),
     "ON_SESSION_LIMIT": ("end", None, True),
     "TRACK_CLIENTS": (1, "yes", None),
     "TRUSTED_PROXIES": (-1, True, None, 1.0, "10.0.0.1", ["proxy"], [""], ["10.1."], [10]),
+    "SIGN_IN_MAIL": (True, None, "New", "on"),
     "NEAR_CACHE_BYTES": (-1, None, "16 MiB", 1.5),
+    "NEAR_READS": (True, None, "Tracked"),
+    "NEAR_MAX_AGE": (0, 0.01, 61, None, "0.5", float("nan")),
     "LOCKING": ("on", True, None, ["all"]),
     "LOCK_WAIT": (0, -1, "10", None, True, float("inf")),
     "LOCK_LEASE": (0, -1, "10", None, True, float("inf")),
@@ -126,6 +133,7 @@ RAISED = [
         ("E003", {PREFIX + "NONSTOP": value, PREFIX + "NEAR_CACHE_BYTES": 0})
         for value in ("local_reads", "local_reads_exception_on_write")
     ),
+    ("E003", {PREFIX + "NEAR_READS": "tracked", PREFIX + "NEAR_CACHE_BYTES": 0}),
     ("E003", {PREFIX + "LOCK_MAX_HOLD": 7.9}),
     ("E003", {PREFIX + "LOCK_LEASE": 121, PREFIX + "LOCK_WAIT": 200}),
     *(
@@ -136,6 +144,8 @@ RAISED = [
     ("E008", {"SESSION_ENGINE": "no.such.engine", "MIDDLEWARE": []}),
     ("E008", {"SESSION_ENGINE": "json"}),
     ("E008", {"SESSION_ENGINE": ""}),
+    ("E008", {"SESSION_ENGINE": 7}),
+    ("E004", {"SESSION_SERIALIZER": None}),
     ("E009", {"MIDDLEWARE": [AUTHENTICATION, OURS]}),
     ("E009", {"MIDDLEWARE": [f"{__name__}.SomebodysUser", OURS, AUTHENTICATION]}),
     ("E009", {"MIDDLEWARE": ["no.such.Middleware", MESSAGES, OURS, AUTHENTICATION]}),
@@ -153,8 +163,8 @@ RAISED = [
     ("W004", {"CACHES": beside(LOCATION)}),
     ("W004", {"CACHES": beside("redis://localhost/1")}),
     ("W004", {"CACHES": beside(["redis://127.0.0.1/0?db=1", "redis://replica/1"])}),
-    ("W004", {"CACHES": beside("redis://127.0.0.1", db=1)}),
-    ("W004", {"CACHES": beside(LOCATION, "django.core.cache.backends.redis.RedisCache")}),
+    ("W004", {"CACHES": beside("redis://127.0.0.1", DJANGOS_REDIS, db=1)}),
+    ("W004", {"CACHES": beside(LOCATION, DJANGOS_REDIS)}),
     ("W004", {"CACHES": {"default": entry()["sessions"]}, "SESSION_CACHE_ALIAS": "default"}),
     (
         "W004",
@@ -250,7 +260,8 @@ def test_setting_refuses_wrong_values(name: str, settings: Any) -> None:
     for value in WRONG[name]:
         configure(settings, {PREFIX + name: value})
         (message,) = check_settings()
-        assert (ids([message]), message.msg) == (["E003"], f"{PREFIX}{name} is {value!r}.")
+        shown = f"a {type(value).__name__}" if name == "ENCRYPTION_KEYS" else repr(value)
+        assert (ids([message]), message.msg) == (["E003"], f"{PREFIX}{name} is {shown}.")
         assert message.hint
 
 
@@ -291,6 +302,65 @@ def test_trusted_proxies_need_a_library(settings: Any, monkeypatch: pytest.Monke
     assert all(message.hint for message in messages)
 
 
+KEY, OTHER_KEY = "0f" * 32, "QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVowMTIzNDU="
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        [KEY],
+        (OTHER_KEY, KEY.upper()),
+        [OTHER_KEY.rstrip("="), KEY],
+        ["plain", KEY],
+        ["plain"],
+    ],
+)
+def test_keys_are_base64_or_hexadecimal(keys: Any, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = keys
+    assert check_settings() == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (["", KEY], "entry 1 is 0 bytes when decoded, and not 32"),
+        ([KEY[:62]], "entry 1 is 46 bytes when decoded, and not 32"),
+        ([KEY, "secret secret!"], "entry 2 is neither base64 nor hexadecimal"),
+        ([KEY, OTHER_KEY, KEY.upper()], "entry 3 is the same as entry 1"),
+        ([KEY, "plain"], "entry 2 is neither base64 nor hexadecimal"),
+        ([KEY.encode()], "entry 1 is no string but bytes"),
+        ([None, KEY], "entry 1 is no string but NoneType"),
+    ],
+)
+def test_wrong_keys_are_named_by_their_number(keys: Any, words: str, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = keys
+    (message,) = check_settings()
+    assert (ids([message]), message.msg) == (["E011"], f"{PREFIX}ENCRYPTION_KEYS: {words}.")
+    assert not any(str(key) in str(message) for key in keys if key and key != "plain")
+
+
+def test_encryption_needs_a_library(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings.CLUSTERED_SESSIONS_ENCRYPTION_KEYS = [KEY]
+    monkeypatch.setattr(settings_checks, "find_spec", lambda name: None)
+    (message,) = check_settings()
+    assert ids([message]) == ["E012"]
+    assert "[encryption]" in (message.hint or "")
+
+
+def test_mail_about_sign_ins_needs_its_page_and_clients(settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_SIGN_IN_MAIL = "new"
+    no_page, no_clients = check_settings()
+    assert ids([no_page, no_clients]) == ["W023", "W024"]
+    assert "include('django_clustered_sessions.urls')" in (no_page.hint or "")
+    assert "CLUSTERED_SESSIONS_TRACK_CLIENTS = True" in (no_clients.hint or "")
+    settings.ROOT_URLCONF = (path("", include("django_clustered_sessions.urls")),)
+    settings.CLUSTERED_SESSIONS_TRACK_CLIENTS = True
+    assert check_settings() == []
+    settings.CLUSTERED_SESSIONS_TRACK_CLIENTS = False
+    settings.CLUSTERED_SESSIONS_SIGN_IN_MAIL = "all"
+    assert check_settings() == []
+
+
 MSGSPEC = "django_clustered_sessions.serializers.MsgspecSerializer"
 
 #: What a message says, in one line: what is wrong, and what to do about it.
@@ -325,22 +395,25 @@ WORDS: dict[str, tuple[dict[str, Any], str, str]] = {
     "alias": (
         {"SESSION_CACHE_ALIAS": "session", "CACHES": beside(LOCATION)},
         "SESSION_CACHE_ALIAS is 'session', and CACHES has no such entry. "
-        "The nearest entry of django-redis is 'sessions'.",
+        "The nearest entry that would do is 'sessions'.",
         "",
     ),
     "alias that is not set": (
         {"SESSION_CACHE_ALIAS": "default", "CACHES": {**LOCMEM, **entry()}},
-        f"CACHES has '{LOCMEM_BACKEND}' there. The nearest entry of django-redis is 'sessions'.",
+        f"'{LOCMEM_BACKEND}' there, which keeps its values in the memory of one process. The "
+        "nearest entry that would do is 'sessions'.",
         "",
     ),
     "backend": (
         {"SESSION_CACHE_ALIAS": "default", "CACHES": LOCMEM},
-        f"CACHES has '{LOCMEM_BACKEND}' there. Name an entry of django-redis: 'BACKEND': '{REDIS}'",
+        f"'{LOCMEM_BACKEND}' there, which keeps its values in the memory of one process. Name an "
+        "entry of django-redis, django-valkey, django-cachex or Django's own RedisCache, for "
+        f"example 'BACKEND': '{REDIS}'",
         "",
     ),
     "scheme": (
         {"CACHES": entry("user:secret@127.0.0.1:6379")},
-        "LOCATION begins with none of redis://, rediss://, unix://",
+        "LOCATION begins with none of redis://, rediss://, valkey://, valkeys://, unix://",
         "LOCATION is redis://HOST:6379/1",
     ),
     "serializer": (
@@ -500,6 +573,28 @@ def test_clock_that_is_off_is_warned_of(offset_ms: int, words: str | None) -> No
 
 
 @pytest.mark.parametrize(
+    ("lacking", "changed", "expected"),
+    [
+        (set(), {}, []),
+        ({"EVALSHA_RO"}, {}, ["I002"]),
+        ({"EVALSHA", "TIME"}, {}, ["W022"]),
+        ({"BLPOP"}, {}, ["W022"]),
+        ({"WAIT", "XADD"}, {}, []),
+        ({"WAIT", "XADD"}, {"SYNC_REPLICAS": 1, "EVENTS_KEPT": 9}, ["W022", "W022"]),
+        # A user that may not ask: the other checks say so.
+        (Refused("NOPERM"), {"SYNC_REPLICAS": 1}, []),
+    ],
+)
+def test_commands_that_a_store_lacks_are_named(
+    lacking: Any, changed: dict[str, Any], expected: list[str], settings: Any
+) -> None:
+    configure(settings, {PREFIX + name: value for name, value in changed.items()})
+    messages = list(store_checks.commands(lacking))
+    assert ids(messages) == expected
+    assert all(message.hint for message in messages)
+
+
+@pytest.mark.parametrize(
     ("watched", "min_replicas", "expected"),
     [(True, 0, ["W017"]), (True, 1, []), (True, None, ["I001"]), (False, 0, [])],
 )
@@ -526,7 +621,7 @@ def test_cluster_and_its_cache_entry_go_together(
     enabled: str | None, configured: bool, expected: list[str], settings: Any
 ) -> None:
     if configured:
-        use_store(settings, LOCATION, CONNECTION_FACTORY=connections.CLUSTER)
+        use_store(settings, LOCATION, CONNECTION_FACTORY=django_redis.CLUSTER)
     info = {} if enabled is None else {"cluster_enabled": enabled}
     messages = list(store_checks.topology(facts(**info)))
     assert ids(messages) == expected

@@ -1,4 +1,4 @@
-"""Which node of a cluster is asked what, reply by reply: see `store.nodes`."""
+"""Routing to the nodes of a cluster, reply by reply: see `store.nodes`."""
 
 from __future__ import annotations
 
@@ -25,15 +25,20 @@ class Money:
 
 def routed(*keys: str) -> tuple[Any, Money]:
     """Return the flow that asks for keys on nodes that are known, and its first step."""
+    money = Money()
+    trip = tuple(Call(None, (key,) if key else (), ("GET",)) for key in keys)
+    return Nodes(known(), lambda node: node).asking(trip, money), money
+
+
+def known() -> SlotMap:
+    """Return a map in which each node has a third of the slots."""
     slots = SlotMap(NODES)
     thirds = [[n * 5462, min(n * 5462 + 5461, 16383), [b"%c" % (97 + n), n + 1]] for n in range(3)]
     learning = slots.refreshing(Money())
     next(learning)
     with pytest.raises(StopIteration):
         learning.send([thirds])
-    money = Money()
-    trip = tuple(Call(None, (key,) if key else (), ("GET",)) for key in keys)
-    return Nodes(slots, lambda node: node).asking(trip, money), money
+    return slots
 
 
 def asked(step: Any) -> Any:
@@ -100,6 +105,39 @@ def test_calls_before_a_redirection_are_not_sent_again() -> None:
     assert asked(step) == ("b", "ASKING", "GET", "ASKING", f"GET {A}")
     step = flow.send([b"OK", 2, b"OK", MovedError("5 c:3")])
     assert asked(step)[1] == "CLUSTER SLOTS"
+
+
+class Replaced(dict[int, NodeAddress]):
+    """A map of slots in whose place another thread puts one without slots as it is read."""
+
+    def __init__(self, slots: SlotMap) -> None:
+        super().__init__(slots.slot_map)
+        self._slots = slots
+
+    def __iter__(self) -> Any:
+        self._slots.slot_map = {}
+        return super().__iter__()
+
+    def items(self) -> Any:
+        self._slots.slot_map = {}
+        return super().items()
+
+
+@pytest.mark.parametrize("what", ["primaries", "ranges"])
+def test_map_may_be_replaced_while_it_is_read(what: str) -> None:
+    """As where a failover leaves slots without a node, and another thread has asked for the map."""
+    slots = known()
+    slots.slot_map = Replaced(slots)
+    assert list(getattr(slots, what)) == NODES
+
+
+def test_map_that_is_being_read_does_not_change() -> None:
+    slots = SlotMap(NODES)
+    slots.moved(5, NODES[1])
+    reading = iter(slots.slot_map.items())
+    slots.moved(6, NODES[2])
+    assert list(reading) == [(5, NODES[1])]
+    assert slots.primaries == NODES[1:]
 
 
 def test_nodes_that_disagree_are_given_time() -> None:

@@ -1,10 +1,12 @@
-"""What the pools of connections take from an entry of CACHES; nothing is connected here."""
+"""Options that connection pools take from an entry of CACHES; nothing is connected here."""
 
 from __future__ import annotations
 
 import asyncio
+import math
 import queue
 import ssl
+import time
 from typing import Any
 
 import pytest
@@ -16,7 +18,9 @@ from redis import asyncio as aioredis
 from redis.cache import CacheConfig
 
 from django_clustered_sessions.checks.settings import check_settings
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store import connections, greeting
+from django_clustered_sessions.store.entries import django_redis
+from django_clustered_sessions.store.errors import SHORTEST_S
 from django_clustered_sessions.store.pools import AsyncBlockingPool, BlockingPool
 from tests.conftest import use_store
 
@@ -37,6 +41,12 @@ def taken(*names: str) -> list[Any]:
     one, other = ([pool.connection_kwargs.get(name) for name in names] for pool in pools())
     assert one == other
     return one
+
+
+def kinds(*classes: type) -> bool:
+    """Return whether the connections of both pools are of these classes."""
+    found = [pool.connection_class for pool in pools()]
+    return all(map(issubclass, found, classes))
 
 
 # Where the store is.
@@ -76,10 +86,22 @@ def test_database_is_that_of_the_url(settings: Any, location: str, database: str
 def test_unix_socket_is_connected_to(settings: Any) -> None:
     use_store(settings, "unix:///run/store.sock")
     assert taken("path", "host") == ["/run/store.sock", None]
-    assert [pool.connection_class for pool in pools()] == [
-        redis.UnixDomainSocketConnection,
-        aioredis.UnixDomainSocketConnection,
-    ]
+    assert kinds(redis.UnixDomainSocketConnection, aioredis.UnixDomainSocketConnection)
+
+
+@pytest.mark.parametrize(
+    "made", [greeting.Connection, greeting.SSLConnection, greeting.UnixConnection]
+)
+def test_each_step_of_connecting_has_what_is_left_of_the_time(made: Any) -> None:
+    """As for each address of a name, and for the handshake of TLS."""
+    connection = made(socket_connect_timeout=4.0, socket_timeout=3.0)
+    limits = "socket_connect_timeout", "socket_timeout"
+    connection.greeted_by_s = time.monotonic() - 1.0
+    assert [getattr(connection, limit) for limit in limits] == [SHORTEST_S, SHORTEST_S]
+    connection.greeted_by_s = time.monotonic() + 2.0
+    assert all(SHORTEST_S <= getattr(connection, limit) <= 2.0 for limit in limits)
+    connection.greeted_by_s = math.inf
+    assert [getattr(connection, limit) for limit in limits] == [4.0, 3.0]
 
 
 # Who asks.
@@ -129,10 +151,7 @@ def test_credentials_are_found_wherever_they_are(
 def test_tls_takes_its_certificates_from_the_pool_options(settings: Any) -> None:
     given = {"ssl_ca_certs": "ca.crt", "ssl_certfile": "me.crt", "ssl_keyfile": "me.key"}
     use_store(settings, "rediss://db:1/3", CONNECTION_POOL_KWARGS=given)
-    assert [pool.connection_class for pool in pools()] == [
-        redis.SSLConnection,
-        aioredis.SSLConnection,
-    ]
+    assert kinds(redis.SSLConnection, aioredis.SSLConnection)
     assert taken(*given) == list(given.values())
 
 
@@ -140,7 +159,7 @@ def test_tls_takes_its_certificates_from_the_pool_options(settings: Any) -> None
 
 
 SENTINEL_OPTIONS: dict[str, Any] = {
-    "CONNECTION_FACTORY": connections.SENTINEL,
+    "CONNECTION_FACTORY": django_redis.SENTINEL,
     "SENTINELS": [("127.0.0.1", 1)],
 }
 BLOCKING = {"CONNECTION_POOL_CLASS": "redis.BlockingConnectionPool"}
@@ -163,7 +182,6 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
         of_pool(username=None, client_name=None, db=None, socket_timeout=None, encoding="latin-1"),
     ),
     "any number of connections": (URL, of_pool(max_connections=None)),
-    "any number, waited for": (URL, BLOCKING | of_pool(max_connections=None, timeout=None)),
     "a queue": (URL, BLOCKING | of_pool(queue_class=queue.Queue)),
     "what redis-py caches": (URL, of_pool(protocol=3, cache_config=CacheConfig())),
     "a packer": (URL, of_pool(command_packer=None)),
@@ -178,6 +196,12 @@ TAKEN: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "no options of Sentinel": ("redis://main/1", SENTINEL_OPTIONS | {"SENTINEL_KWARGS": None}),
 }
+# Before, redis-py filled such a pool with 2**31 places first.
+if int(redis.__version__.split(".")[0]) >= 8:
+    TAKEN["any number, waited for"] = (
+        URL,
+        BLOCKING | of_pool(max_connections=None, timeout=None),
+    )
 
 #: A location and OPTIONS that no cache takes, and which option it is.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -241,7 +265,7 @@ def test_ocsp_is_refused_for_both_worlds(settings: Any) -> None:
 
 @pytest.mark.parametrize("location", [URL, "rediss://db:1/3"])
 def test_cluster_has_its_options_tried_too(settings: Any, location: str) -> None:
-    use_store(settings, location, CONNECTION_FACTORY=connections.CLUSTER, **of_pool(ssl=True))
+    use_store(settings, location, CONNECTION_FACTORY=django_redis.CLUSTER, **of_pool(ssl=True))
     refuses("'ssl'")
     (message,) = check_settings()
     assert "'ssl'" in message.msg
@@ -324,33 +348,29 @@ def test_time_and_repeats_are_not_the_entrys_to_decide(settings: Any) -> None:
 
 WRONG: dict[str, Any] = {
     "another backend": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"},
-    "Django's own": {
-        "BACKEND": "django.core.cache.backends.redis.RedisCache",
-        "LOCATION": "redis://127.0.0.1:1/1",
-    },
-    "no location": {"BACKEND": connections.BACKEND},
-    "no URL": {"BACKEND": connections.BACKEND, "LOCATION": "127.0.0.1:6379"},
+    "no location": {"BACKEND": django_redis.BACKEND},
+    "no URL": {"BACKEND": django_redis.BACKEND, "LOCATION": "127.0.0.1:6379"},
     "pool class": {
-        "BACKEND": connections.BACKEND,
+        "BACKEND": django_redis.BACKEND,
         "LOCATION": "redis://127.0.0.1:1/1",
         "OPTIONS": {"CONNECTION_POOL_CLASS": "shop.pools.Pool"},
     },
     "pool of Sentinel without its factory": {
-        "BACKEND": connections.BACKEND,
+        "BACKEND": django_redis.BACKEND,
         "LOCATION": "redis://127.0.0.1:1/1",
         "OPTIONS": {"CONNECTION_POOL_CLASS": "redis.sentinel.SentinelConnectionPool"},
     },
     "Sentinel without its pool": {
-        "BACKEND": connections.BACKEND,
+        "BACKEND": django_redis.BACKEND,
         "LOCATION": "redis://primary/1",
         "OPTIONS": {
-            "CONNECTION_FACTORY": connections.SENTINEL,
+            "CONNECTION_FACTORY": django_redis.SENTINEL,
             "CONNECTION_POOL_CLASS": "redis.ConnectionPool",
             "SENTINELS": [("127.0.0.1", 1)],
         },
     },
     "factory": {
-        "BACKEND": connections.BACKEND,
+        "BACKEND": django_redis.BACKEND,
         "LOCATION": "redis://127.0.0.1:1/1",
         "OPTIONS": {"CONNECTION_FACTORY": "shop.pools.Factory"},
     },
@@ -393,7 +413,7 @@ def test_changed_settings_make_new_pools(settings: Any) -> None:
     for port in (2, 3):
         location = f"redis://127.0.0.1:{port}/1"
         with override_settings(
-            CACHES={"other": {"BACKEND": connections.BACKEND, "LOCATION": location}},
+            CACHES={"other": {"BACKEND": django_redis.BACKEND, "LOCATION": location}},
             SESSION_CACHE_ALIAS="other",
         ):
             found += taken("port")

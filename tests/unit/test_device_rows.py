@@ -1,4 +1,4 @@
-"""What "Your devices" shows of a session: its browser, its address, and when it was used."""
+"""Rows of "Your devices": a session's browser, its address, and when it was used."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tracked(user_agent: str, address: str = "2001:db8::7", **more: Any) -> Sessi
 
 def rendered(rows: list[Row]) -> str:
     context = {"rows": rows, "count": len(rows), "has_addresses": True}
-    return render_to_string("clustered_sessions/devices.html", context)
+    return render_to_string("clustered_sessions/devices.html", {"devices": context})
 
 
 def test_browser_and_address_are_shown_where_they_are_known() -> None:
@@ -90,6 +90,12 @@ def test_first_use_is_shown_where_there_is_no_last() -> None:
 )
 def test_browsers_have_names(user_agent: str, name: str) -> None:
     assert agents.readable(user_agent) == name
+
+
+def test_usual_name_is_none_of_the_user_agents_own_words() -> None:
+    assert agents.usual_name(FIREFOX) == "Firefox on Linux"
+    assert agents.name("Any words Bot/1.0") == "Any words Bot"
+    assert agents.usual_name("Any words Bot/1.0") == ""
 
 
 def test_browser_has_its_own_words_without_the_extra(

@@ -1,4 +1,4 @@
-"""What the store is to make of a ``_session_expiry``, odd ones included."""
+"""Values of ``_session_expiry`` and the expiry that the store is told, odd ones included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What raises once and not again is no fault of a value: a signal's exception met it."""
+"""An exception that comes once is a signal's, and no fault of a value."""
 
 from __future__ import annotations
 

@@ -406,7 +406,7 @@ def now_stored(version=b"version2", **values):
 
 
 class TestRefresh:
-    """What the store holds now, with what was changed here on top."""
+    """Refreshing takes the store's values, with the changes made here on top."""
 
     def test_refresh_without_changes_gives_what_is_stored(self):
         session = fields(read=[1], waiting=1, gone=1, also_gone=1)
@@ -539,7 +539,7 @@ class TestRefresh:
 
 
 class TestRestore:
-    """What was changed since a snapshot is forgotten, and nothing else."""
+    """Restoring forgets the changes since a snapshot, and nothing else."""
 
     def restored(self, session, change):
         before, delta = deepcopy(session.copy()), session.changes()

@@ -31,6 +31,7 @@ from django_clustered_sessions.protocol.options import (
 )
 from django_clustered_sessions.protocol.record import (
     NOBODY,
+    Ages,
     Damaged,
     EndReason,
     Loaded,
@@ -42,7 +43,7 @@ from django_clustered_sessions.protocol.results import Acknowledged, Alive, Ende
 from django_clustered_sessions.protocol.session_data import SessionData
 
 PLACE = SessionKeys.of("session", "some key")
-TERMS = WriteOptions(1000, 0, 0, 100_000, 4000, on_conflict="merge")
+TERMS = WriteOptions(Ages(1000), 100_000, 4000, on_conflict="merge")
 TOKEN = b"tokentok"
 META = bytes.fromhex("0164" + "0102030405060708" + "000000000001" + "0000000000ff" + "00" * 24)
 EXPIRY = Expiry(Mode.DEFAULT, 0)
@@ -52,6 +53,7 @@ WRITTEN = [[1, 6, 9, 0, b"", b"versionb"]]
 LOCKING = LockOptions(wait_ms=10_000, lease_ms=8000, hold_ms=120_000, most=16, name=b"web-1 GET /")
 ASKING = LockRequest("a" * 16, LOCKING, 1000, lambda: None, nullcontext)
 MAILBOX = PLACE.mailbox("a" * 16)
+MAILBOXES = PLACE.mailbox("w" * 16), PLACE.ended_mailbox
 WOKEN, NOT_WOKEN = True, False
 
 
@@ -93,7 +95,7 @@ def play_to_the_error(error, flow, *replies):
 def names(step):
     """Return the commands of a trip, and for how many seconds a wait is."""
     if isinstance(step, Wait):
-        assert step.mailbox == MAILBOX
+        assert step.mailboxes == MAILBOXES
         return step.seconds
     return [call.script.name if call.script else call.arguments[0] for call in step]
 
@@ -105,12 +107,13 @@ def loaded(**values):
 
 def changes(trip):
     """Return what a trip's commit is to change: operation, field, version, operand, ..."""
-    return trip[0].arguments[17:]
+    return trip[0].arguments[3:]
 
 
 def lock_of(trip):
     """Return under which lock a trip's commit is written, and whether it ends with it."""
-    return trip[0].arguments[11:13]
+    _, fence, packed, *_ = trip[0].arguments
+    return fence, packed[len(TERMS.packed)]
 
 
 def commit(fields, terms=TERMS, fence=NO_LOCK, asks=lambda: ASKING, **options):
@@ -136,8 +139,8 @@ def taken(now_ms=5):
     return [1, now_ms, now_ms]
 
 
-def held(now_ms=5, place=1, left_ms=8000):
-    return [-5, now_ms, 2, b"web-2 POST /pay", left_ms, place]
+def held(now_ms=5, place=1, left_ms=8000, before_ms=8000):
+    return [-5, now_ms, 2, b"web-2 POST /pay", left_ms, place, b"w" * 16, before_ms]
 
 
 def found(now_ms=5):
@@ -236,7 +239,7 @@ def test_conflicts_under_a_lock_never_queue_for_it():
 def test_first_conflict_is_an_error_where_that_is_wanted():
     fields = loaded(a=b"1")
     fields["a"] = 2
-    terms = WriteOptions(1000, 0, 0, 100_000, 4000, on_conflict="error")
+    terms = WriteOptions(Ages(1000), 100_000, 4000, on_conflict="error")
     steps, error = play_to_the_error(SessionConflict, commit(fields, terms), CONFLICT)
     assert len(steps) == 1
     assert error.keys == ("a",)
@@ -477,12 +480,19 @@ def test_woken_waiter_is_told_that_the_session_has_ended():
         (held(place=1, left_ms=300), 0.32),
         (held(place=5, left_ms=300), 0.4),
         (held(place=1, left_ms=-700), 0.02),
+        # No longer than the one before it waits.
+        (held(place=2, left_ms=8000, before_ms=300), 0.3),
     ],
 )
 def test_waiter_sleeps_until_the_lock_may_be_its(reply, seconds):
     flow = flows.load(PLACE, None, ASKING)
     next(flow)
     assert names(flow.send([reply, *found()])) == seconds
+
+
+def wait_ms(trip):
+    """Return for how long a request for a lock would wait."""
+    return int.from_bytes(trip[0].arguments[3][:8])
 
 
 def waits(*, store_ms):
@@ -509,7 +519,7 @@ def test_wait_in_vain_ends_in_time_and_gives_up_the_place():
     assert [names(step) for step in steps[1:]] == [*[1.0, ["acquire"]] * 10, ["release"]]
     assert steps[-1][0].keys == (PLACE.record, PLACE.locks, MAILBOX)
     # How much longer it is ready to wait.
-    asked = [step[0].arguments[2] for step in steps[:-1] if not isinstance(step, Wait)]
+    asked = [wait_ms(step) for step in steps[:-1] if not isinstance(step, Wait)]
     assert asked == list(range(10_000, -1, -1000))
     assert not isinstance(error, SessionLockRefused)
     assert error.holder == "web-2 POST /pay"
@@ -569,7 +579,7 @@ def test_hopeless_waiter_asks_for_no_place(error):
     asking = LockRequest("a" * 16, LOCKING, 1000, lambda: refusal, nullcontext)
     steps, raised = play_to_the_error(error, flows.load(PLACE, None, asking), [FULL, *found()])
     assert len(steps) == 1
-    assert steps[0][0].arguments[2] == 0, "for how long it would wait"
+    assert wait_ms(steps[0]) == 0, "for how long it would wait"
     assert type(raised) is error
     assert "this thread holds it itself" in str(raised) and "Do not." in str(raised)
 
@@ -643,7 +653,7 @@ def test_passenger_rides_on_no_wait():
 def test_lock_of_an_outer_request_is_said_to_be_its():
     asking = LockRequest("a" * 16, LOCKING, 1000, lambda: None, nullcontext, inside="b" * 16)
     trips, read = play(flows.load(PLACE, None, asking), [[2, 5, 2], *found()])
-    assert trips[0][0].arguments[6] == "b" * 16
+    assert trips[0][0].arguments[2] == "b" * 16
     assert read.turn.found.inside
 
 
@@ -762,7 +772,7 @@ def test_new_key_queues_while_another_holds_the_lock():
         *(["rotate"], ["acquire"], 1.0, ["acquire"]),
         ["rotate"],
     ]
-    assert [step[0].arguments[6:8] for step in (steps[0], steps[-1])] == [
+    assert [step[0].arguments[3:5] for step in (steps[0], steps[-1])] == [
         ("", 0),
         (ASKING.token, 1),
     ]
@@ -772,7 +782,7 @@ def test_new_key_queues_while_another_holds_the_lock():
 def test_queued_new_key_that_lost_its_lock_queues_anew():
     steps, _ = play(rotate(asks=asks_anew()), HELD, [taken()], LOST, [taken()], [[1, 6, 9]])
     assert [step[0].arguments[0] for step in steps[1::2]] == ["0" * 16, "1" * 16]
-    assert [step[0].arguments[6] for step in steps[::2]] == ["", "0" * 16, "1" * 16]
+    assert [step[0].arguments[3] for step in steps[::2]] == ["", "0" * 16, "1" * 16]
 
 
 def test_new_key_that_is_taken_gives_up_its_own_lock_only():
@@ -806,13 +816,20 @@ def follow():
 
 def test_session_is_followed_over_eight_places():
     there = SessionKeys.of("p", "another key")
-    steps, found = play(follow(), *[[[None, there.id.encode()]]] * 8)
+    steps, found = play(follow(), *[[[None, there.id.encode(), None]]] * 8)
     assert (found, len(steps)) == (None, 8)
     assert [step[0].keys for step in steps[:2]] == [(PLACE.record,), (there.record,)]
 
 
 @pytest.mark.parametrize(
-    "reply", [[None, None], [None, b"no id"], [b"\1garbage", None], Damaged("no hash")], ids=str
+    "reply",
+    [
+        [None, None, None],
+        [None, b"no id", None],
+        [b"\1garbage", None, None],
+        Damaged("no hash"),
+    ],
+    ids=str,
 )
 def test_session_is_not_followed_into_damage(reply):
     _, found = play(follow(), [reply])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -28,6 +29,31 @@ print(*names)
 """
 
 
+#: Programs import these before they choose their settings.
+IMPORT_FIRST = """
+from django.conf import settings
+import django_clustered_sessions.backend
+import django_clustered_sessions.channels
+import django_clustered_sessions.decorators
+import django_clustered_sessions.middleware
+import django_clustered_sessions.registry
+import django_clustered_sessions.signals
+assert not settings.configured
+"""
+
+
+def test_importing_what_a_site_names_reads_no_setting() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-W", "error", "-c", IMPORT_FIRST],
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if "SETTINGS" not in name},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_importing_the_package_opens_no_connection() -> None:
     ran = subprocess.run(
         [sys.executable, "-W", "error", "-c", IMPORT_ALL],
@@ -51,7 +77,7 @@ def test_documentation_shows_the_rows_that_imports_are_held_to() -> None:
         if contract.get("type") == "layers"
     }
     shown: dict[str, list[str]] = {}
-    picture = page("internals.md").partition("## The house\n")[2].partition("\n## ")[0]
-    for folder, rows in re.findall(r"^    ([\w/]+)/\n((?: {8}.*\n)+)", picture, re.MULTILINE):
+    picture = page("internals.md").partition("## Modules\n")[2].partition("\n## ")[0]
+    for folder, rows in re.findall(r"^([\w/]+)/\n((?: {4}.*\n)+)", picture, re.MULTILINE):
         shown[folder] = [re.split(" {2,}", row.strip())[0] for row in rows.splitlines()]
     assert shown == held

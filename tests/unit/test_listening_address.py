@@ -1,4 +1,4 @@
-"""Where ``manage.py sessionserver`` listens, by the settings and its options."""
+"""Address of ``manage.py sessionserver``, by the settings and its options."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ def test_values_that_only_pickle_carries_are_mine(kind: Any) -> None:
 
 
 class Quarrelsome(Array):
-    """What cannot even be compared."""
+    """Value whose ``==`` raises."""
 
     def __eq__(self, other: object) -> Any:
         raise ZeroDivisionError
@@ -199,7 +199,7 @@ class Quarrelsome(Array):
 
 
 class Unpicklable(Array):
-    """What cannot be compared in any way."""
+    """Value that can be neither compared nor pickled."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         raise TypeError("no pickle")
@@ -209,7 +209,7 @@ class Unpicklable(Array):
 
 
 class Uncopyable(Array):
-    """What cannot even be copied."""
+    """Value that cannot be copied."""
 
     def __deepcopy__(self, memo: Any) -> Any:
         raise RuntimeError

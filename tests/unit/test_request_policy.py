@@ -1,4 +1,4 @@
-"""What a request says of its use of the session: by the setting, its view's marks, its header."""
+"""A request's use of the session, by the setting, its view's marks and its header."""
 
 from __future__ import annotations
 

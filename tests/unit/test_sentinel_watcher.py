@@ -1,4 +1,4 @@
-"""What a process's watcher makes of what Sentinels say; these say what they are told to."""
+"""The watcher of a process, with Sentinels that answer as they are told to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOUND_S = 30.0
 
 
 class Sentinel:
-    """What the watcher asks; ``state`` is an address with its epoch, or an error."""
+    """Sentinel that the watcher asks; ``state`` is an address with its epoch, or an error."""
 
     def __init__(self, port: int, epoch: int = 0, *, is_down: bool = False) -> None:
         self.state: Any = None
@@ -40,7 +40,7 @@ class Sentinel:
             "is_odown": False,
         }
 
-    def sentinel_master(self, service: str) -> Any:
+    def execute_command(self, command: str, service: str) -> Any:
         self.asked += 1
         if self.waits_for is not None:
             self.waits_for.wait(BOUND_S)
@@ -168,6 +168,50 @@ def test_silent_sentinel_is_left_alone_for_a_while(watch: Callable[..., Sentinel
     assert well.asked >= 10
 
 
+def test_old_word_is_not_believed(
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that was stopped knows nothing newer, until its thread has asked again."""
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    assert port(watcher.answer()) == 1
+    assert watcher.names("127.0.0.1", 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(watching, "INTERVAL_S", 0.001)
+        wait_for(lambda: not watcher.names("127.0.0.1", 1), "it is too old")
+    sentinel.says(2, 1)
+    assert port(watcher.answer()) == 2
+    assert watcher.names("127.0.0.1", 2)
+
+
+def test_old_word_stands_while_no_sentinel_answers(
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentinel = Sentinel(1)
+    watcher = watch(sentinel)
+    assert port(watcher.answer()) == 1
+    sentinel.state = redis.ConnectionError("gone")
+    assert port(watcher.answer()) == 1
+    monkeypatch.setattr(watching, "BELIEVED_INTERVALS", 0)
+    assert watcher.names("127.0.0.1", 1)
+
+
+def test_sentinel_that_was_silent_is_asked_last(
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be so again, and what another one says is not to wait for that."""
+    monkeypatch.setattr(watching, "REST_S", 0.0)
+    silent, well = Sentinel(1), Sentinel(1)
+    silent.state = redis.TimeoutError("no answer")
+    watcher = watch(silent, well)
+    assert port(watcher.answer()) == 1
+    silent.waits_for = threading.Event()
+    try:
+        assert port(watcher.answer()) == 1
+    finally:
+        silent.waits_for.set()
+
+
 def test_watcher_ends_when_nothing_is_lent(
     watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -227,4 +271,35 @@ def test_cancelled_question_harms_no_other(watch: Callable[..., SentinelWatcher]
     watcher = watch(Sentinel(1))
     asked = watcher.answer()
     asked.cancel()
+    assert port(watcher.answer()) == 1
+
+
+def test_start_that_was_broken_off_is_made_up_for(
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A signal's exception may come at any line, that of the start included."""
+    watcher = watch(Sentinel(1))
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(threading.Thread, "start", interrupted)
+        watcher.answer()
+    assert port(watcher.answer()) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_thread_that_died_is_replaced(
+    watch: Callable[..., SentinelWatcher], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watcher = watch(Sentinel(1))
+
+    def nothing() -> list[redis.Redis]:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(watcher, "clients", nothing)
+        watcher.answer()
+        wait_for(lambda: not watcher.is_running, "it is dead")
     assert port(watcher.answer()) == 1

@@ -12,6 +12,7 @@ from django.contrib.sessions.serializers import JSONSerializer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.serializers import MsgspecSerializer
 from django_clustered_sessions.session import value_serializer as short
 from django_clustered_sessions.session.value_serializer import serializer_of
@@ -60,6 +61,19 @@ JSON = st.recursive(
     ),
     max_leaves=20,
 )
+
+
+def test_class_that_is_put_in_place_of_the_serializer_counts(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings.SESSION_SERIALIZER = "django.contrib.sessions.serializers.JSONSerializer"
+    assert SessionStore().serializer is JSONSerializer
+
+    class Other(JSONSerializer):
+        """Another one."""
+
+    monkeypatch.setattr("django.contrib.sessions.serializers.JSONSerializer", Other)
+    assert SessionStore().serializer is Other
 
 
 def same(ours: Any, value: Any) -> None:

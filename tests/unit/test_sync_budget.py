@@ -1,4 +1,4 @@
-"""How long a write waits for replicas, of the time that its request has left."""
+"""Time that a write waits for replicas, of the time that its request has left."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from django_clustered_sessions.session.replication import wanted
+from django_clustered_sessions.store.budget import Budget
 
 
 @pytest.mark.parametrize(("left_s", "waits_ms"), [(4.0, 1600), (2.0, 800), (0.1, 40), (0.0, 1)])
@@ -14,6 +15,6 @@ def test_wait_for_replicas_fits_into_what_is_left(
     settings: Any, left_s: float, waits_ms: int
 ) -> None:
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 1
-    sync = wanted(left_s)
+    sync = wanted(Budget(left_s))
     assert sync is not None
     assert sync.timeout_ms == waits_ms

@@ -20,9 +20,7 @@ FORBIDDEN: Final = frozenset(
 
 PACKAGE: Final = ROOT / "django_clustered_sessions"
 TESTS: Final = ROOT / "tests"
-MODULES: Final = sorted(
-    [*PACKAGE.rglob("*.py"), *TESTS.glob("*.py"), *TESTS.joinpath("chaos").glob("*.py")]
-)
+MODULES: Final = sorted([*PACKAGE.rglob("*.py"), *TESTS.rglob("*.py")])
 
 
 def docstrings(source: str) -> Iterator[tuple[int, str]]:

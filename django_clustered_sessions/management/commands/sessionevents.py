@@ -25,10 +25,11 @@ from django.utils.module_loading import import_string
 
 from django_clustered_sessions import events
 from django_clustered_sessions.conf import conf
+from django_clustered_sessions.encryption import user_told
 from django_clustered_sessions.events import Event, StreamEntry
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol.record import Serializer, user_id
+from django_clustered_sessions.protocol.record import Serializer
 from django_clustered_sessions.signals import session_expired
 from django_clustered_sessions.store import runner
 
@@ -201,7 +202,8 @@ class Worker:
 
     def _handle_one(self, entry: StreamEntry) -> None:
         try:
-            event = entry.event(user_id(entry.user, self._serializer))
+            user = user_told(entry.session_id, entry.user, self._serializer)
+            event = entry.event(user)
         except ValueError as error:
             logger.warning("an event is left out: %s", error)
         else:

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from functools import cache
 from typing import Any
 
 from django_clustered_sessions.protocol.effects import Call, Trip, plain
-from django_clustered_sessions.protocol.record import BUCKETS, bucket_tag
+from django_clustered_sessions.protocol.options import kept_per_bucket
+from django_clustered_sessions.protocol.record import bucket_tag
 
 from .script_calls import Status, parse, scripted
-
-
-@cache
-def per_bucket(events_kept: int) -> int:
-    """Return how many events a bucket has to keep for all to keep that many, 0 for none.
-
-    That is more than its share: sessions are spread over the buckets at random.
-    """
-    share = events_kept / BUCKETS
-    return math.ceil(share + 4 * math.sqrt(share) + 4) if events_kept else 0
 
 
 def events_waiting(prefix: str, bucket: int) -> Call:
@@ -64,7 +53,7 @@ def sweep(prefix: str, bucket: int, events_kept: int) -> Call:
     """
     tag = bucket_tag(prefix, bucket)
     keys = (f"{tag}:index", f"{tag}:users", f"{tag}:events")
-    return scripted("sweep", keys, per_bucket(events_kept))
+    return scripted("sweep", keys, kept_per_bucket(events_kept))
 
 
 def parse_sweep(reply: Any) -> int:

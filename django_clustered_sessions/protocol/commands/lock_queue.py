@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from struct import Struct
 from typing import Any, Final
 
 from django_clustered_sessions.protocol.effects import Argument, Call
@@ -15,6 +16,8 @@ from .script_calls import Status, parse, scripted
 #: Time in which a waiter has to take a lock that was handed on to it, in ms.
 CLAIM_MS: Final = 2000
 
+_TIMES: Final = Struct(">5q")
+
 
 def acquire(
     keys: SessionKeys, token: str, options: LockOptions, wait_ms: int, inside: str = ""
@@ -25,12 +28,14 @@ def acquire(
         (keys.record, keys.locks),
         token,
         options.name,
-        wait_ms,
-        options.lease_ms,
-        CLAIM_MS,
-        options.most,
         inside,
-        2 * options.hold_ms + options.wait_ms,
+        _TIMES.pack(
+            wait_ms,
+            options.lease_ms,
+            CLAIM_MS,
+            options.most,
+            2 * options.hold_ms + options.wait_ms,
+        ),
     )
 
 
@@ -41,8 +46,16 @@ def parse_acquire(reply: Any) -> Taken | Held | Gone:
         case Status.GONE:
             return Gone(now_ms, EndReason.of(rest[0]))
         case Status.HELD:
-            since_ms, holder, left_ms, keys = rest
-            return Held(now_ms, since_ms, _text(holder), left_ms, keys)
+            since_ms, holder, lease_ms, place, before, before_ms = rest
+            return Held(
+                now_ms,
+                since_ms,
+                _text(holder),
+                lease_ms,
+                place,
+                before=_text(before),
+                before_left_ms=before_ms,
+            )
         case Status.FULL:
             since_ms, holder, waiting = rest
             return Held(now_ms, since_ms, _text(holder), waiting=waiting)
@@ -63,7 +76,7 @@ def parse_release(reply: Any) -> int | None:
 
 def renew(keys: SessionKeys, token: str, lease_ms: int, hold_ms: int) -> Call:
     """Build ``lua/renew.lua``."""
-    return scripted("renew", (keys.record,), token, lease_ms, hold_ms)
+    return scripted("renew", (keys.record, keys.locks), token, lease_ms, hold_ms, 2 * hold_ms)
 
 
 def parse_renew(reply: Any) -> int | None:

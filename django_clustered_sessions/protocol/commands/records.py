@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from struct import Struct
+from typing import Any, Final, cast
 
 from django_clustered_sessions.protocol.changes import Changes
-from django_clustered_sessions.protocol.effects import Call, Trip, plain
-from django_clustered_sessions.protocol.options import NO_LOCK, Expiry, Fence, WriteOptions, bounded
+from django_clustered_sessions.protocol.effects import Argument, Call, Trip, plain
+from django_clustered_sessions.protocol.options import (
+    NO_LOCK,
+    Expiry,
+    Fence,
+    WriteOptions,
+    bounded,
+    kept_per_bucket,
+)
 from django_clustered_sessions.protocol.record import (
     NEXT,
     NOBODY,
+    PAST,
     Damaged,
     EndReason,
     Loaded,
@@ -28,8 +38,11 @@ from django_clustered_sessions.protocol.results import (
     TooLarge,
 )
 
-from . import event_stream, lock_queue, users
+from . import lock_queue, users
 from .script_calls import CLOCK, Status, milliseconds, parse, scripted, whole
+
+#: ``lua/commit.lua``, behind the options: release, time for the next holder, clear, mode, span.
+_COMMIT: Final = Struct(">?q?cq")
 
 #: Life of a tombstone, in ms: longer than any request is in flight, and than a failover.
 TOMBSTONE_MS: Final = 10 * 60 * 1000
@@ -107,16 +120,16 @@ def parse_why(reply: Any) -> EndReason:
 
 def whereabouts(keys: SessionKeys) -> Trip:
     """Ask whether a session is there, and otherwise for the id under which it goes on."""
-    return (plain("HMGET", "m:", NEXT, key=keys.record),)
+    return (plain("HMGET", "m:", NEXT, PAST, key=keys.record),)
 
 
-def parse_whereabouts(reply: Any) -> tuple[bytes, str]:
-    """Return the meta field and the public id under which it goes on, each empty for none."""
+def parse_whereabouts(reply: Any) -> tuple[bytes, str, bytes]:
+    """Return the meta field, the public id under which it goes on, its past; empty for none."""
     try:
-        packed, public_id = whole(reply)
+        packed, public_id, past = whole(reply)
     except Damaged:
-        return b"", ""
-    return packed or b"", (public_id or b"").decode("ascii", "replace")
+        return b"", "", b""
+    return packed or b"", (public_id or b"").decode("ascii", "replace"), past or b""
 
 
 def create(
@@ -134,8 +147,7 @@ def create(
         token,
         expiry.mode.value,
         expiry.bounded_ms,
-        *options.ages,
-        event_stream.per_bucket(options.events_kept),
+        options.packed,
         stored_size(fields),
         "",
         user,
@@ -144,21 +156,27 @@ def create(
     )
 
 
-def copy(keys: SessionKeys, token: bytes, found: Loaded, options: WriteOptions) -> Call:
-    """Build ``lua/create.lua`` for a session as it was found under another key."""
+def copy(
+    keys: SessionKeys, token: bytes, found: Loaded, options: WriteOptions, past: bytes = b""
+) -> Call:
+    """Build ``lua/create.lua`` for a session as it was found under another key.
+
+    ``past`` is its new past, empty for the one that was found.
+    """
     meta = found.meta
+    past = past or found.past
     return scripted(
         "create",
         (keys.record, keys.index, keys.users, keys.events),
         token,
         meta.mode.value,
         meta.span_ms,
-        *options.ages,
-        event_stream.per_bucket(options.events_kept),
+        options.packed,
         meta.size,
         meta.created_ms,
         meta.user,
         b"",
+        *((PAST, past) if past else ()),
         *(part for pair in found.clients.items() for part in pair),
         *(part for pair in found.values.items() for part in pair),
     )
@@ -189,12 +207,11 @@ def adopt(
     """Build ``lua/adopt.lua``; ``fields`` are pairs of field and value with its codec."""
     return scripted(
         "adopt",
-        (keys.record, keys.index, keys.users, _moved(keys), keys.events),
+        (keys.record, keys.index, keys.users, keys.moved, keys.events),
         token,
         expiry.mode.value,
         expiry.bounded_ms,
-        *options.ages,
-        event_stream.per_bucket(options.events_kept),
+        options.packed,
         stored_size(fields),
         user,
         bounded(left_ms),
@@ -205,17 +222,13 @@ def adopt(
 
 def adopted(keys: SessionKeys) -> Trip:
     """Ask whether a session was taken over from another engine, and whether it is there."""
-    return (plain("ZSCORE", keys.id, key=_moved(keys)), *exists(keys))
+    return (plain("ZSCORE", keys.id, key=keys.moved), *exists(keys))
 
 
 def parse_adopted(replies: Sequence[Any]) -> tuple[bool, bool]:
     """Return whether a session was taken over, and whether it is there."""
     was_moved, is_here = replies
     return whole(was_moved) is not None, parse_exists(is_here)
-
-
-def _moved(keys: SessionKeys) -> str:
-    return f"{keys.index.removesuffix('index')}moved"
 
 
 def commit(
@@ -233,27 +246,22 @@ def commit(
     ``user`` is the tag of the new user, empty for no change; ``whose`` is the tag of the user to
     whom the session has to belong, empty for any.
     """
+    mode, span_ms = (expiry.mode.value, expiry.bounded_ms) if expiry else ("-", 0)
+    own = _COMMIT.pack(fence.release, lock_queue.CLAIM_MS, changes.cleared, mode.encode(), span_ms)
+    tags = b"%c%b%c%b" % (len(user), user, len(whose), whose)
     return scripted(
         "commit",
-        (*_all(keys), keys.events, *keys.writes),
-        token,
-        options.replay_ms,
-        *options.ages,
-        event_stream.per_bucket(options.events_kept),
-        options.max_bytes,
-        expiry.mode.value if expiry else "",
-        expiry.bounded_ms if expiry else 0,
-        int(options.on_conflict == "overwrite"),
-        int(changes.cleared),
-        *lock_queue.fenced(fence),
-        user,
-        options.client,
-        whose,
-        *(
-            part
-            for change in changes.fields
-            for part in (change.operation.value, change.field, change.loaded, change.operand)
+        (
+            *_all(keys),
+            keys.events,
+            *keys.writes,
+            keys.ended_mailbox,
+            *((keys.mailbox(fence.token),) if fence.token else ()),
         ),
+        token,
+        fence.token or "",
+        options.packed + own + tags + options.client,
+        *cast(Iterable[Argument], chain.from_iterable(changes.fields)),
     )
 
 
@@ -267,12 +275,16 @@ def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge | Held | Lost
         case Status.TOO_LARGE:
             return TooLarge(now_ms, rest[0])
         case Status.GONE:
-            return Gone(now_ms, EndReason.of(rest[0]))
+            reason, *landed = rest
+            return Gone(now_ms, EndReason.of(reason), _numbers(landed[0]) if landed else None)
         case Status.HELD | Status.LOST:
             return lock_queue.parse_refusal(status, now_ms, rest)
     deadline_ms, overwritten, counters, before = rest
-    numbers = tuple(map(int, counters.split()))
-    return Alive(now_ms, deadline_ms, overwritten, numbers, before=before)
+    return Alive(now_ms, deadline_ms, overwritten, _numbers(counters), before=before)
+
+
+def _numbers(counters: bytes) -> tuple[int, ...]:
+    return tuple(map(int, counters.split()))
 
 
 def touch(keys: SessionKeys, options: WriteOptions, *, always: bool = False) -> Call:
@@ -280,8 +292,7 @@ def touch(keys: SessionKeys, options: WriteOptions, *, always: bool = False) -> 
     return scripted(
         "touch",
         (keys.record, keys.index, keys.users, keys.events),
-        *options.ages,
-        event_stream.per_bucket(options.events_kept),
+        options.packed,
         int(always),
         options.client,
     )
@@ -297,8 +308,8 @@ def parse_touch(reply: Any) -> Alive | Gone:
 
 def end(keys: SessionKeys, reason: EndReason, events_kept: int) -> Call:
     """Build ``lua/end.lua``; ``events_kept`` as in WriteOptions."""
-    named = (*_all(keys), keys.events)
-    kept = event_stream.per_bucket(events_kept)
+    named = (*_all(keys), keys.events, keys.ended_mailbox)
+    kept = kept_per_bucket(events_kept)
     return scripted("end", named, reason.value, TOMBSTONE_MS, lock_queue.CLAIM_MS, kept)
 
 
@@ -312,17 +323,22 @@ def parse_end(reply: Any) -> Ended | None:
 
 
 def rotate(
-    old: SessionKeys, new: SessionKeys, token: bytes, options: WriteOptions, fence: Fence = NO_LOCK
+    old: SessionKeys,
+    new: SessionKeys,
+    token: bytes,
+    options: WriteOptions,
+    fence: Fence = NO_LOCK,
+    past: bytes = b"",
 ) -> Call:
-    """Build ``lua/rotate.lua``."""
+    """Build ``lua/rotate.lua``; ``past`` is the session's new past, empty to leave it."""
     return scripted(
         "rotate",
-        (*_all(old), *_all(new), old.events),
+        (*_all(old), *_all(new), old.events, old.ended_mailbox, *old.writes),
         token,
         TOMBSTONE_MS,
-        *options.ages,
-        event_stream.per_bucket(options.events_kept),
+        options.packed,
         *lock_queue.fenced(fence),
+        past,
     )
 
 
@@ -339,28 +355,41 @@ def parse_rotate(reply: Any) -> Alive | Gone | Exists | Held | Lost:
     return Alive(now_ms, rest[0])
 
 
+def rekey(keys: SessionKeys, fields: Mapping[bytes, tuple[bytes, bytes]]) -> Call:
+    """Build ``lua/rekey.lua``; ``fields`` have their bytes as they were read, and the new ones."""
+    flat = (part for field, pair in fields.items() for part in (field, *pair))
+    return scripted("rekey", (keys.record,), *flat)
+
+
+def parse_rekey(reply: Any) -> int:
+    """Return the number of fields that were written; 0 also where the session is gone.
+
+    Raises NewerFormat.
+    """
+    status, _, rest = parse(reply)
+    return int(rest[0]) if status is Status.DONE else 0
+
+
 def leave(
     keys: SessionKeys,
     token: bytes,
     version: bytes,
     successor: SessionKeys,
-    events_kept: int,
+    options: WriteOptions,
     fence: Fence = NO_LOCK,
 ) -> Call:
-    """Build ``lua/leave.lua``; ``version`` was copied to the place ``successor`` with ``token``.
-
-    ``events_kept`` as in WriteOptions.
-    """
+    """Build ``lua/leave.lua``; ``version`` was copied to the place ``successor`` with ``token``."""
     return scripted(
         "leave",
-        (*_all(keys), keys.events),
+        (*_all(keys), keys.events, keys.ended_mailbox, *keys.writes),
         token,
         version,
         TOMBSTONE_MS,
         fence.token or "",
         lock_queue.CLAIM_MS,
         successor.id,
-        event_stream.per_bucket(events_kept),
+        kept_per_bucket(options.events_kept),
+        options.replay_ms,
     )
 
 

@@ -15,7 +15,7 @@ from .script_calls import CLOCK, Status, milliseconds
 _RELIED_ON: Final = frozenset({"create", "commit", "rotate", "leave", "end"})
 
 #: Index of the argument by which a touch is written in any case.
-_ALWAYS: Final = 4
+_ALWAYS: Final = 1
 
 
 def relied_on(trip: Trip) -> int | None:

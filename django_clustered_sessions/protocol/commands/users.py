@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from django_clustered_sessions.protocol.effects import Call, Trip, plain
+from django_clustered_sessions.protocol.options import kept_per_bucket
 from django_clustered_sessions.protocol.record import Damaged, SessionKeys, bucket_tag, claims_key
 
-from . import event_stream
 from .script_calls import Status, parse, scripted
 
 
@@ -50,7 +50,7 @@ def unlist(keys: SessionKeys, user: bytes, events_kept: int) -> Call:
     ``events_kept`` as in WriteOptions.
     """
     named = (keys.record, keys.index, keys.users, keys.events)
-    return scripted("unlist", named, user, event_stream.per_bucket(events_kept))
+    return scripted("unlist", named, user, kept_per_bucket(events_kept))
 
 
 def claim(

@@ -13,12 +13,14 @@
 -- Returns  {1, now (ms)}                          claimed, or claimed anew
 --          {-6, now (ms), public id, public id, ...}   too many: these claims, the oldest first,
 --               are neither known to count nor known not to
+--
+-- Includes: prelude
+
 local claims = KEYS[1]
 local id, most, lapse, counting =
   ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local FIRST_ID = 5
 
-local now = store_clock()
 redis.call("ZREMRANGEBYSCORE", claims, "-inf", string.format("%.0f", now - lapse))
 local known = {[id] = true}
 for i = FIRST_ID, #ARGV do

@@ -10,7 +10,7 @@ local record = KEYS[1]
 local known = ARGV[1]
 
 local packed = redis.call("HGET", record, "m:")
-if packed and version_in(packed) == known then
+if packed and string.sub(packed, 3, 10) == known then
   return packed
 end
 return redis.call("HGETALL", record)

@@ -1,13 +1,14 @@
 #!lua flags=allow-oom
 -- Find the sessions of one user in a bucket; mend the bucket's count of users where it is wrong.
 --
--- Includes: write
---
 -- KEYS[1]  index of the bucket
 -- KEYS[2]  users of the bucket
 -- ARGV[1]  tag of the user (8 bytes)
 --
 -- Returns  {1, now (ms), id, id, ...}
+-- Includes: prelude
+-- Includes: removal
+
 local index, users = KEYS[1], KEYS[2]
 local user = ARGV[1]
 
@@ -23,7 +24,6 @@ local function mend()
   end
 end
 
-local now = store_clock()
 local found = {DONE, now}
 local listed = redis.call("ZCOUNT", index, 0, "+inf")
 if tonumber(redis.call("HGET", users, "") or 0) ~= listed then

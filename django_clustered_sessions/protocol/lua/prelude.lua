@@ -2,9 +2,10 @@
 --
 -- A record is one hash:
 --   m:         meta, packed by META below
---   m:lock     holder of the session's lock (lock.lua)
+--   m:lock     the session's lock, while it is held (lock.lua)
 --   m:first    client that used it first since its user logged in, opaque here
 --   m:last     client that used it last
+--   m:past     of a session with encrypted values that has moved: names that it had, opaque here
 --   m:end      reason why the session ended; such a record is a tombstone and has no value. Empty:
 --              a write let it expire, and may be replayed
 --   m:next     in a tombstone: id under which the session goes on, where a user's got a new key
@@ -18,6 +19,7 @@
 --   events  a stream of events of its sessions that no worker has handled, where the site wants
 --           them: kind (created, ended, expired), id, the user's tag, the field with the user,
 --           reason of the tombstone, and the id under which the session goes on
+--   locks   a hash: id -> holder of its lock and waiters for it (queue.lua)
 --   evenwrites, oddwrites   hashes of recent writes, by turns: token (8 bytes) -> the answer
 -- A user's tag is 8 bytes that a client makes of the user's key; NOBODY without a user.
 --
@@ -35,35 +37,29 @@ local FORMAT = 1
 -- format, mode, version, created (ms), deadline (ms), span (ms), size of all values (bytes), last
 -- used (ms), tag of the user
 local META, META_BYTES = ">Bc1c8I6I6I6I4I6c8", 46
-local NOBODY = string.rep("\0", 8)
+local NOBODY = "\0\0\0\0\0\0\0\0"
 local ID_BYTES = 43
+-- token of the holder, end of the lease (ms), beginning (ms), 1 where the bucket's hash of locks has
+-- an entry of it; then the holder's name
+local LOCK, LOCK_BYTES = ">c16I6I6B", 29
 local USER_FIELD = "d:_auth_user_id"
 
--- The version in a packed meta.
-local function version_in(packed)
-  return string.sub(packed, 3, 10)
-end
+-- The store's clock (ms).
+local time = redis.call("TIME")
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
 
-local function store_clock()
-  local time = redis.call("TIME")
-  return time[1] * 1000 + math.floor(time[2] / 1000)
-end
-
--- Returns the record's meta; or nil and the reply that says why there is none.
-local function read_meta(record, now)
-  local packed = redis.call("HGET", record, "m:")
+-- Returns the meta that the field m: of a record has; or nil and the reply that says why it has
+-- none.
+local function read_meta(packed, record)
+  if packed and #packed == META_BYTES and string.find(packed, "^\1[dbsa]") then
+    local _, mode, version, created, deadline, span, bytes, seen, user =
+      struct.unpack(META, packed)
+    -- With room for what is added: a table that grows costs more than all else here.
+    return {mode = mode, version = version, created = created, deadline = deadline, span = span,
+      bytes = bytes, seen = seen, user = user, is_moved = false}
+  end
   if packed and packed ~= "" and string.byte(packed) ~= FORMAT then
     return nil, {NEWER, now, ""}
   end
-  if not packed or #packed ~= META_BYTES or not string.find(packed, "^.[dbsa]") then
-    return nil, {GONE, now, redis.call("HGET", record, "m:end") or ""}
-  end
-  local meta = {}
-  meta.format, meta.mode, meta.version, meta.created, meta.deadline, meta.span, meta.bytes,
-    meta.seen, meta.user = struct.unpack(META, packed)
-  return meta
-end
-
-local function session_id(record)
-  return string.match(record, "[^:]*$")
+  return nil, {GONE, now, redis.call("HGET", record, "m:end") or ""}
 end

@@ -2,9 +2,6 @@
 -- Move a session to a new key with everything in it, and bury the old key.
 -- The lock follows; waiters for it are told that the session has left this key.
 --
--- Includes: write
--- Includes: lock
---
 -- KEYS[1]  record
 -- KEYS[2]  index of the record's bucket
 -- KEYS[3]  locks of the record's bucket
@@ -14,16 +11,17 @@
 -- KEYS[7]  locks of the new record's bucket
 -- KEYS[8]  users of the new record's bucket
 -- KEYS[9]  events of the record's bucket
+-- KEYS[10] mailbox of the session under the old key
+-- KEYS[11] recent writes to the sessions of the record's bucket
+-- KEYS[12] the same, where it is the other one's turn
 -- ARGV[1]  token of this write, the record's new version (8 bytes)
 -- ARGV[2]  life of the tombstone (ms)
--- ARGV[3]  default age (ms)
--- ARGV[4]  idle timeout (ms, 0 for none)
--- ARGV[5]  absolute timeout (ms, 0 for none)
--- ARGV[6]  number of events that a bucket keeps (0 for none)
--- ARGV[7]  token of the lock that this is done under, or empty: then it is refused while
+-- ARGV[3]  options of a write (write.lua)
+-- ARGV[4]  token of the lock that this is done under, or empty: then it is refused while
 --          another's lock is held, and ends one whose lease is over
--- ARGV[8]  1: release that lock; 0: keep it
--- ARGV[9]  time that the next holder has to take the lock (ms)
+-- ARGV[5]  1: release that lock; 0: keep it
+-- ARGV[6]  time that the next holder has to take the lock (ms)
+-- ARGV[7]  the session's past under its new key, where values are encrypted; empty: as it is
 --
 -- Returns  {1, now (ms), deadline (ms)}   moved, or moved by this token before
 --          {0, now (ms), reason}          gone; the reason is empty if nothing is known of it
@@ -31,49 +29,63 @@
 --          {-4, now (ms), ""}             written by a newer release
 --          {-5, now (ms), since (ms), name}   another has held the lock since then
 --          {-7, now (ms), since (ms), name}   the lock was lost; its holder now, empty if none
+--
+-- Includes: prelude
+-- Includes: write
+-- Includes: removal
+-- Includes: lock
+-- Includes: notes
+
 local old, old_index, old_locks, old_users = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local new, new_index, new_locks, new_users = KEYS[5], KEYS[6], KEYS[7], KEYS[8]
-local events = KEYS[9]
-local token, keep, default_age, idle, absolute, kept =
-  ARGV[1], ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4]), tonumber(ARGV[5]), tonumber(ARGV[6])
-local fence, release, claim = ARGV[7], ARGV[8] == "1", tonumber(ARGV[9])
+local events, mailbox, writes, other_writes = KEYS[9], KEYS[10], KEYS[11], KEYS[12]
+local token, keep, fence, release, claim = ARGV[1], ARGV[2], ARGV[4], ARGV[5] == "1", ARGV[6]
+local past = ARGV[7]
+local replay_window, default_age, idle, absolute, _, kept = struct.unpack(OPTIONS, ARGV[3])
 
-local now = store_clock()
 if redis.call("EXISTS", new) == 1 then
-  local moved = read_meta(new, now)
-  if moved and moved.version == token then
-    write_again(new, "m:")
+  local packed = redis.call("HGET", new, "m:")
+  local moved = read_meta(packed, new)
+  -- The tombstone of a user's session may have led others to its new key, who wrote there since.
+  if moved and (moved.version == token
+    or redis.call("HGET", old, "m:next") == string.sub(new, -ID_BYTES)) then
+    -- A write, as a WAIT may follow, which asks whether replicas have this connection's writes.
+    redis.call("HSET", new, "m:", packed)
     return {DONE, now, moved.deadline}
   end
   return {EXISTS, now}
 end
-local meta, why_not = read_meta(old, now)
+local packed, packed_lock, user, past_before =
+  unpack(redis.call("HMGET", old, "m:", "m:lock", USER_FIELD, "m:past"))
+local meta, why_not = read_meta(packed, old)
 if not meta then
   return why_not
 end
-local lock = read_lock(old)
-local refusal = refuse(old, old_locks, lock, fence, now, claim)
-if refusal then
-  return refusal
+local lock = read_lock(packed_lock)
+if lock or fence ~= "" then
+  -- Includes: queue
+  local refusal = refuse(old, old_locks, lock, fence, now, claim)
+  if refusal then
+    return refusal
+  end
+  dismiss(old, old_locks, lock, claim, mailbox)
+  if release or fence == "" then
+    redis.call("HDEL", old, "m:lock")
+  elseif lock.is_listed then
+    -- Nobody waits for it under the new key.
+    lock.is_listed = false
+    write_lock(old, lock)
+  end
 end
-
-local queue, holder = {}, nil
-if lock then
-  queue, holder = read_queue(old, old_locks, lock)
-end
-dismiss(old, old_locks, queue, claim)
+note_newest(writes, other_writes, meta, now, replay_window)
 redis.call("RENAME", old, new)
-if lock and (release or fence == "") then
-  redis.call("HDEL", new, "m:lock")
-elseif holder then
-  write_queue(new, new_locks, holder, {})
-end
-bury(old, old_index, old_users, meta, "rotated", keep, session_id(new))
+bury(old, old_index, old_users, meta, "rotated", keep, string.sub(new, -ID_BYTES))
 if kept > 0 then
-  tell(events, kept, "ended", session_id(old), meta.user, redis.call("HGET", new, USER_FIELD),
-    "rotated", session_id(new))
+  tell(events, kept, "ended", string.sub(old, -ID_BYTES), meta.user, told_user(user, past_before),
+    "rotated", string.sub(new, -ID_BYTES))
 end
-meta.version = token
-renew(meta, meta.mode, meta.span, now, default_age, idle, absolute)
-write_meta(new, new_index, new_users, meta)
+meta.version, meta.deadline = token, nil
+renew(meta, meta.mode, meta.span, default_age, idle, absolute)
+local values = past ~= "" and {"m:", "", "m:past", past} or {"m:", ""}
+write_meta(new, new_index, new_users, meta, values, "")
 return {DONE, now, meta.deadline}

@@ -17,6 +17,8 @@
 -- hash: "slot node name" -> "counter counter ...".
 --
 -- Returns  {1, now (ms)}
+-- Includes: prelude
+
 local figures, history = KEYS[1], KEYS[2]
 local node, offset, silence = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local slot_length, slots, past = tonumber(ARGV[4]), tonumber(ARGV[5]), ARGV[6]
@@ -71,7 +73,6 @@ local function add_to_history(slot, counts)
   redis.call("HSET", history, name, words(line))
 end
 
-local now = store_clock()
 -- A node that is new to the bucket is rare, and the moment to look for those that are gone.
 if redis.call("HEXISTS", figures, node) == 0 then
   local all = redis.call("HGETALL", figures)

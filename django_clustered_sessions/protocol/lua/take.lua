@@ -9,6 +9,9 @@
 --
 -- Returns  {1, now (ms), event, event, ...}   each: its id in the stream, and a list of its fields
 --               and their values
+--
+-- Includes: prelude
+
 local events = KEYS[1]
 local most, lease = tonumber(ARGV[1]), ARGV[2]
 
@@ -20,7 +23,6 @@ local function has_group()
   end
 end
 
-local now = store_clock()
 local taken = {DONE, now}
 if redis.call("EXISTS", events) == 0 then
   return taken

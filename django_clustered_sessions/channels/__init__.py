@@ -9,10 +9,11 @@ from typing import Any, Final, cast
 
 from django.core.exceptions import ImproperlyConfigured
 
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.protocol.record import EndReason
+
 from . import endings
-from .backend import SessionStore
 from .endings import Watch
-from .protocol.record import EndReason
 
 logger = logging.getLogger("django_clustered_sessions")
 

@@ -12,12 +12,12 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from .backend import SessionStore
-from .conf import conf
-from .exceptions import SessionStoreUnavailable
-from .protocol import flows
-from .protocol.record import EndReason, SessionKeys
-from .store import connections, runner
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.conf import conf
+from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol import flows
+from django_clustered_sessions.protocol.record import EndReason, SessionKeys
+from django_clustered_sessions.store import connections, runner
 
 logger = logging.getLogger("django_clustered_sessions")
 
