@@ -48,11 +48,17 @@ def timeout(settings: Any) -> None:
 
 
 class Outcome(NamedTuple):
-    """One request: when it ended and how long it took, in seconds, and how it failed."""
+    """One request: its session, when it began and ended, in seconds, and how it failed."""
 
+    key: str
+    began_s: float
     ended_s: float
-    took_s: float
     error: Exception | None
+
+    @property
+    def took_s(self) -> float:
+        """Seconds that it took."""
+        return self.ended_s - self.began_s
 
 
 class Writers:
@@ -85,26 +91,31 @@ class Writers:
             thread.join(BOUND_S)
             assert not thread.is_alive()
 
-    def successes(self, *, since_s: float = 0.0) -> int:
-        """Return how many requests succeeded since a moment."""
-        return sum(one.error is None and one.ended_s > since_s for one in list(self.outcomes))
+    def successes(self, *, since_s: float) -> list[Outcome]:
+        """Return the requests that began since a moment and succeeded."""
+        return [one for one in list(self.outcomes) if not one.error and one.began_s > since_s]
 
     def wait_for_successes(self) -> float:
-        """Wait until each may have written again; return when the first had, in seconds."""
-        since_s, wanted = time.monotonic(), 3 * len(self._keys)
+        """Wait until each has written again; return when the first had, in seconds.
+
+        No request is under way then that began before: it has met one of two faults at most.
+        """
+        since_s, keys = time.monotonic(), set(self._keys)
         wait_for(
-            lambda: self.successes(since_s=since_s) >= wanted, "writes succeed", timeout_s=BOUND_S
+            lambda: {one.key for one in self.successes(since_s=since_s)} == keys,
+            "each writes again",
+            timeout_s=BOUND_S,
         )
-        return min(one.ended_s for one in self.outcomes if not one.error and one.ended_s > since_s)
+        return min(one.ended_s for one in self.successes(since_s=since_s))
 
     def _write(self, key: str) -> None:
         while not self._ends.is_set():
-            started_s, error = time.monotonic(), None
+            began_s, error = time.monotonic(), None
             try:
                 write(key)
             except Exception as failed:
                 error = failed
-            self._note(started_s, error)
+            self._note(key, began_s, error)
             # As a browser would, or refusals would fill the memory.
             self._ends.wait(0.002)
 
@@ -113,17 +124,16 @@ class Writers:
 
     async def _awrite(self, key: str) -> None:
         while not self._ends.is_set():
-            started_s, error = time.monotonic(), None
+            began_s, error = time.monotonic(), None
             try:
                 await awrite(key)
             except Exception as failed:
                 error = failed
-            self._note(started_s, error)
+            self._note(key, began_s, error)
             await asyncio.sleep(0.002)
 
-    def _note(self, started_s: float, error: Exception | None) -> None:
-        now_s = time.monotonic()
-        self.outcomes.append(Outcome(now_s, now_s - started_s, error))
+    def _note(self, key: str, began_s: float, error: Exception | None) -> None:
+        self.outcomes.append(Outcome(key, began_s, time.monotonic(), error))
 
 
 def sessions(topology: Replicated, number: int = 6) -> list[str]:
@@ -204,7 +214,7 @@ def test_tasks_leave_a_primary_that_was_cut_off(settings: Any) -> None:
             old = topology.cut_off("hidden")
             promoted = topology.promoted()
             wait_until_seen(promoted)
-            # What was under way when the change was seen has ended by the third write of each.
+            # What was under way when the change was seen has ended then.
             writers.wait_for_successes()
             before = scripts_run(old)
             writers.wait_for_successes()
