@@ -103,16 +103,19 @@ class Benchmark:
         for scenario in scenarios.ASYNC:
             for count in self.size.at_once:
                 progress(f"{scenario.name}, ASGI, {count} at once")
+                sessions = max(self.size.sessions, count)
                 subjects = [
                     NoSession(scenario),
-                    *self._requests(scenario, self.on_store, max(self.size.sessions, count)),
+                    *self._requests(scenario, self.on_store, sessions),
                 ]
                 self.results.at_once[scenario.name, count] = at_once.measure(
                     subjects,
                     self._store_cpu,
                     rounds=max(self.size.rounds // 4, 2),
-                    block=max(self.size.block, count),
+                    # More than begin at once after the pause in which the others had their turn.
+                    block=max(self.size.block, 2 * count),
                     at_once=count,
+                    sessions=sessions,
                 )
 
     def count(self, proxy: Any) -> dict[str, list[str]]:

@@ -33,15 +33,16 @@ def measure(
     rounds: int,
     block: int,
     at_once: int,
+    sessions: int,
 ) -> dict[str, Times]:
     """Run blocks of requests of each subject in turn, ``at_once`` at a time, in one event loop.
 
     Each request is a task with a thread of its own for synchronous code, as Django's ASGI handler
-    runs it. The first two rounds are for warming up.
+    runs it. The first two rounds are for warming up, with a request on each of the ``sessions``.
     """
     # What is kept by context, such as Django's caches, is to be each request's own, as it is in a
     # server; so the loop must not inherit what this thread has.
-    measuring = _measure(subjects, store_cpu, rounds, block, at_once)
+    measuring = _measure(subjects, store_cpu, rounds, block, at_once, sessions)
     return contextvars.Context().run(asyncio.run, measuring)
 
 
@@ -51,12 +52,13 @@ async def _measure(
     rounds: int,
     block: int,
     at_once: int,
+    sessions: int,
 ) -> dict[str, Times]:
     found = {subject.name: Times() for subject in subjects}
     with no_garbage() as collect:
         for number in range(-2, rounds):
             for subject in random.sample(subjects, len(subjects)):
-                requests = subject.prepare(UNCOUNTED + block)
+                requests = subject.prepare(UNCOUNTED + (sessions if number == -2 else block))
                 for _ in range(UNCOUNTED):
                     await _serve(subject, requests.pop())
                 times = Times() if number < 0 else found[subject.name]

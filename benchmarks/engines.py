@@ -18,7 +18,7 @@ from django.urls import ResolverMatch
 from django_clustered_sessions.embedded import bundled_binary
 
 from . import project
-from .scenarios import Scenario
+from .scenarios import READ, Scenario
 
 BASE: Final = "cache (pickle)"
 OURS: Final = "clustered"
@@ -147,6 +147,8 @@ class Requests:
         module, name = engine.middleware.rsplit(".", 1)
         self._middleware_class = getattr(import_module(module), name)
         self._middleware = self._middleware_class(scenario.view)
+        #: The page on which a visitor has been before logging in or out.
+        self._visit = self._middleware_class(READ.view)
         self._amiddleware: Any = None
         self._sessions = sessions
         self._keys: Any = None
@@ -167,6 +169,8 @@ class Requests:
             return [_request(self.scenario, None) for _ in range(count)]
         if self._keys is None:
             keys = [self.engine.save(before) for _ in range(count)]
+            for key in keys:
+                self._visit(_request(READ, key))
         else:
             keys = list(islice(self._keys, count))
         if self.scenario.cold:

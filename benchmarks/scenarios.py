@@ -32,7 +32,8 @@ class Scenario:
 
     ``before`` is the session that it finds, None for a request without a cookie. ``floor`` are the
     commands that the same number of bare round trips is made of. ``consumes``: each request needs
-    a session of its own. ``cold``: this process has not seen the sessions.
+    a session of its own, with which the visitor has been on another page of this process.
+    ``cold``: this process has not seen the sessions.
     """
 
     name: str
