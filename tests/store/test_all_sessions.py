@@ -27,14 +27,16 @@ from django_clustered_sessions.registry import SessionInfo
 NEVER = "A" * 43
 
 
-def new(user: str | None = None, *, age_s: int | None = None) -> SessionStore:
-    session = SessionStore()
+def new(
+    user: str | None = None, *, age_s: int | None = None, key: str | None = None
+) -> SessionStore:
+    session = SessionStore(key)
     session["x"] = 1
     if user is not None:
         session["_auth_user_id"] = user
     if age_s is not None:
         session.set_expiry(age_s)
-    session.save()
+    session.save(must_create=key is not None)
     return session
 
 
@@ -199,7 +201,8 @@ def test_progress_is_told_up_to_the_number_of_sessions(store: Any, matching: Bot
 
 
 def test_broken_index_of_a_bucket_hides_no_other(store: redis.Redis, matching: Both) -> None:
-    first, second = id_of(new("1")), id_of(new())
+    # Of 1,024 pairs of random keys one is in the same bucket.
+    first, second = id_of(new("1", key="0" * 32)), id_of(new(key="f" * 32))
     index = SessionKeys.of_id("session", first).index
     store.delete(index)
     store.set(index, "damaged")
