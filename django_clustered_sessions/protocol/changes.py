@@ -98,7 +98,15 @@ class TrackedValues(LazyValues):
         guard: AbstractContextManager[Any] | None = None,
         seal: Seal | None = None,
     ) -> None:
-        super().__init__(serializer, stored, on_unreadable, guard or nullcontext(), seal)
+        self.serializer = serializer
+        self.on_unreadable = on_unreadable
+        self.guard = guard or nullcontext()
+        self.seal = seal
+        self.stored = dict(stored or {})
+        self.live = {}
+        self.undecoded = dict.fromkeys(self.stored)
+        self.atoms = {}
+        self.set_aside = set()
         self.owner = owner
         self.cleared = cleared
         self.removed: set[bytes] = set()
@@ -115,9 +123,9 @@ class TrackedValues(LazyValues):
         if key == USER_KEY and self.is_unread(key) and self.owner != record.user_tag(value):
             self.forget()
         if isinstance(key, str):
-            self.undecoded.pop(record.field_of(key, self.serializer), None)
+            self.undecoded.pop(record.DATA + key.encode(*record.ENCODING), None)
         else:
-            self.find(key)
+            self.get(key)
         self.live[key] = value
         if self.removed:
             self.removed.discard(self.field(key))
@@ -133,8 +141,7 @@ class TrackedValues(LazyValues):
         Raises TypeError where the value is no integer.
         """
         with self.guard:
-            live = self.live
-            number = live[key] if key in live or self.find(key) else 0
+            number = self.get(key, 0)
             for operand in (number, by):
                 if not isinstance(operand, int) or isinstance(operand, bool):
                     raise TypeError(f"session key {key!r} cannot be incremented: {operand!r}")
@@ -147,8 +154,7 @@ class TrackedValues(LazyValues):
     @property
     def user_id(self) -> str | None:
         """Key of the user who is logged in."""
-        live = self.live
-        key = live[USER_KEY] if USER_KEY in live or self.find(USER_KEY) else None
+        key = self.get(USER_KEY)
         return None if key is None else str(key)
 
     @property
@@ -234,8 +240,10 @@ class TrackedValues(LazyValues):
         if self.cleared:
             return False
         field = record.field_of(key, self.serializer)
-        if key in self.live or (field in self.undecoded and self.find(key)):
-            return self._if_changed(key, field, self.live[key]) is None
+        if key in self.live or field in self.undecoded:
+            value = self.get(key, MISSING)
+            if value is not MISSING:
+                return self._if_changed(key, field, value) is None
         return field not in self.stored or field in self.set_aside
 
     def settle(self) -> None:
@@ -512,9 +520,11 @@ class TrackedValues(LazyValues):
 
     def _pack(self, key: Any, field: bytes, value: Any, serialized: bytes) -> bytes:
         """Return a value as stored: an integer that is added to, or was before, as a counter."""
-        if type(value) is int and (key in self.added or field in self.stored):
-            is_counter = record.is_counter(self.stored.get(field, b""))
-            if (is_counter or self._is_sum(key, field, value)) and record.is_addable(value):
+        if type(value) is int:
+            is_counter = record.is_counter(self.stored.get(field, b"")) or (
+                key in self.added and self._is_sum(key, field, value)
+            )
+            if is_counter and record.is_addable(value):
                 return record.pack_counter(value)
         return record.pack(serialized)
 

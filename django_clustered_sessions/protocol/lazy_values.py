@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Final
 
@@ -24,37 +24,33 @@ class LazyValues:
     those values of ``live`` that are as loaded if they are the same object. ``set_aside`` are the
     fields that cannot be read: invisible, and kept in the store unless the key is set anew.
     ``guard`` is a reentrant lock. ``seal`` opens encrypted fields, None without encryption.
+    ``TrackedValues`` sets them all.
     """
 
-    def __init__(
-        self,
-        serializer: Serializer,
-        stored: Mapping[bytes, bytes] | None,
-        on_unreadable: Callable[[Any, Exception], None],
-        guard: AbstractContextManager[Any],
-        seal: Seal | None = None,
-    ) -> None:
-        self.serializer = serializer
-        self.on_unreadable = on_unreadable
-        self.guard = guard
-        self.seal = seal
-        self.stored = dict(stored or {})
-        self.live: dict[Any, Any] = {}
-        self.undecoded: dict[bytes, None] = dict.fromkeys(self.stored)
-        self.atoms: dict[Any, Any] = {}
-        self.set_aside: set[bytes] = set()
+    serializer: Serializer
+    on_unreadable: Callable[[Any, Exception], None]
+    guard: AbstractContextManager[Any]
+    seal: Seal | None
+    stored: dict[bytes, bytes]
+    live: dict[Any, Any]
+    undecoded: dict[bytes, None]
+    atoms: dict[Any, Any]
+    set_aside: set[bytes]
 
-    def find(self, key: object) -> bool:
-        """Decode a key's value where that is still to be done; return whether there is one."""
+    def get(self, key: Any, default: Any = None) -> Any:
+        """Return a key's value, decoded where that is still to be done; ``default`` for none."""
+        value = self.live.get(key, MISSING)
+        if value is not MISSING:
+            return value
         if isinstance(key, str):
-            field = record.field_of(key, self.serializer)
+            field = record.DATA + key.encode(*record.ENCODING)
             if field in self.undecoded:
                 self._decode(field, key)
         else:
             # Keys that are equal, such as 1 and 1.0, may be written differently.
             for field in [field for field in self.undecoded if field.startswith(record.ODD_DATA)]:
                 self._decode(field)
-        return key in self.live
+        return self.live.get(key, default)
 
     def all(self) -> dict[Any, Any]:
         """Decode all values, and return them by key."""
@@ -64,7 +60,7 @@ class LazyValues:
 
     def is_unread(self, key: str) -> bool:
         """Return whether a key's value is stored and cannot be read."""
-        self.find(key)
+        self.get(key)
         return record.field_of(key, self.serializer) in self.set_aside
 
     def read(self, key: Any, field: bytes, stored: bytes) -> Any:

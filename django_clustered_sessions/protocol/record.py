@@ -36,8 +36,9 @@ FIRST: Final = b"m:first"
 LAST: Final = b"m:last"
 #: Names under which fields are sealed that a move brought along: see ``sealing``.
 PAST: Final = b"m:past"
-#: Prefix of the field of a session key that is a string.
+#: Prefix of the field of a session key that is a string, and the encoding of the rest.
 DATA: Final = b"d:"
+ENCODING: Final = ("utf-8", "surrogatepass")
 #: Prefix of the field of any other session key; the serialiser's bytes of the key follow.
 ODD_DATA: Final = b"k:"
 
@@ -203,7 +204,8 @@ class SessionKeys:
 
     ``index``, ``locks`` and ``users`` are of the bucket's sessions. ``events`` is the stream of
     their events, ``writes`` are the recent writes to them, which take turns, and ``moved`` are the
-    sessions that came from another engine. All of a bucket's keys share one hash tag, so that one
+    sessions that came from another engine. ``ended_mailbox`` is the list that wakes all who wait,
+    when the session ends or leaves this key. All of a bucket's keys share one hash tag, so that one
     script can change them together, on Cluster too.
     """
 
@@ -215,6 +217,7 @@ class SessionKeys:
     events: str
     writes: tuple[str, str]
     moved: str
+    ended_mailbox: str
 
     @staticmethod
     @lru_cache(maxsize=_REMEMBERED)
@@ -236,16 +239,12 @@ class SessionKeys:
 
     @classmethod
     def _in(cls, prefix: str, bucket: int, public_id: str) -> SessionKeys:
-        return cls(public_id, f"{bucket_tag(prefix, bucket)}:{public_id}", *_shared(prefix, bucket))
+        record = f"{bucket_tag(prefix, bucket)}:{public_id}"
+        return cls(public_id, record, *_shared(prefix, bucket), f"{record}:ended")
 
     def mailbox(self, token: str) -> str:
         """Return the key of the list that wakes the request behind the one with ``token``."""
         return f"{self.record}:{token}"
-
-    @property
-    def ended_mailbox(self) -> str:
-        """Key of the list that wakes all who wait, when the session ends or leaves this key."""
-        return f"{self.record}:ended"
 
 
 @cache
@@ -523,13 +522,11 @@ def field_of(key: Any, serializer: Serializer) -> bytes:
     Keys that are not strings are converted as the serialiser converts the keys of a dict: under
     JSON 1 becomes "1", under pickle it stays 1.
     """
-    if type(key) is str:
-        return DATA + key.encode("utf-8", "surrogatepass")
     if not isinstance(key, str):
         (key,) = serializer.loads(serializer.dumps({key: None}))
         if not isinstance(key, str):
             return ODD_DATA + serializer.dumps(key)
-    return DATA + key.encode("utf-8", "surrogatepass")
+    return DATA + key.encode(*ENCODING)
 
 
 def key_of(field: bytes, serializer: Serializer) -> Any:
@@ -537,7 +534,7 @@ def key_of(field: bytes, serializer: Serializer) -> Any:
     name = field[2:]
     if field.startswith(ODD_DATA):
         return serializer.loads(name)
-    return name.decode("utf-8", "surrogatepass")
+    return name.decode(*ENCODING)
 
 
 def user_id(stored: bytes, serializer: Serializer) -> str | None:

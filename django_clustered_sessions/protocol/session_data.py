@@ -34,15 +34,7 @@ class SessionData(TrackedValues, MutableMapping[Any, Any]):
             raise KeyError(key)
         return value
 
-    def get(self, key: Any, default: Any = None) -> Any:
-        """Return a key's value, or ``default``; without an exception, unlike Mapping's."""
-        value = self.live.get(key, MISSING)
-        if value is MISSING and self.find(key):
-            value = self.live[key]
-        return default if value is MISSING else value
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.put(key, value)
+    __setitem__ = TrackedValues.put
 
     def __delitem__(self, key: Any) -> None:
         if key not in self:
@@ -50,7 +42,7 @@ class SessionData(TrackedValues, MutableMapping[Any, Any]):
         self.remove(key)
 
     def __contains__(self, key: object) -> bool:
-        return key in self.live or self.find(key)
+        return self.get(key, MISSING) is not MISSING
 
     def __iter__(self) -> Iterator[Any]:
         return iter(self.all())

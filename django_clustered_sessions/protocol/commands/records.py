@@ -53,7 +53,7 @@ def read(keys: SessionKeys) -> Trip:
 
     Not a script: reading a large record through Lua takes much longer.
     """
-    return (plain("HGETALL", key=keys.record), CLOCK)
+    return Call(None, (keys.record,), ("HGETALL",)), CLOCK
 
 
 def fetch(keys: SessionKeys, version: bytes) -> Trip:
@@ -67,8 +67,10 @@ def fetch(keys: SessionKeys, version: bytes) -> Trip:
 def parse_read(replies: Sequence[Any]) -> tuple[dict[bytes, bytes] | bytes, int]:
     """Return the fields, or the meta field where nothing has changed; and the clock in ms."""
     fields, clock = replies
+    if isinstance(fields, Exception):
+        raise fields
     if type(fields) is not dict and type(fields) is not bytes:
-        flat = iter(whole(fields))
+        flat = iter(fields)
         fields = dict(zip(flat, flat, strict=True))
     return fields, milliseconds(clock)
 
@@ -252,7 +254,10 @@ def commit(
     return scripted(
         "commit",
         (
-            *_all(keys),
+            keys.record,
+            keys.index,
+            keys.locks,
+            keys.users,
             keys.events,
             *keys.writes,
             keys.ended_mailbox,
@@ -276,15 +281,13 @@ def parse_commit(reply: Any) -> Alive | Gone | Conflict | TooLarge | Held | Lost
             return TooLarge(now_ms, rest[0])
         case Status.GONE:
             reason, *landed = rest
-            return Gone(now_ms, EndReason.of(reason), _numbers(landed[0]) if landed else None)
+            counters = tuple(map(int, landed[0].split())) if landed else None
+            return Gone(now_ms, EndReason.of(reason), counters)
         case Status.HELD | Status.LOST:
             return lock_queue.parse_refusal(status, now_ms, rest)
     deadline_ms, overwritten, counters, before = rest
-    return Alive(now_ms, deadline_ms, overwritten, _numbers(counters), before=before)
-
-
-def _numbers(counters: bytes) -> tuple[int, ...]:
-    return tuple(map(int, counters.split()))
+    numbers = tuple(map(int, counters.split()))
+    return Alive(now_ms, deadline_ms, overwritten, numbers, before=before)
 
 
 def touch(keys: SessionKeys, options: WriteOptions, *, always: bool = False) -> Call:

@@ -42,10 +42,11 @@ def parse(reply: Any) -> tuple[Status, int, list[Any]]:
 
     Raises NewerFormat.
     """
-    try:
-        status, now_ms, *rest = whole(reply)
-    except Damaged:
+    if isinstance(reply, Damaged):
         return Status.GONE, 0, [b""]
+    if isinstance(reply, Exception):
+        raise reply
+    status, now_ms, *rest = reply
     if status == Status.NEWER:
         raise NewerFormat
     return _STATUSES[status], now_ms, rest
