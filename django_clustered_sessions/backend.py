@@ -195,7 +195,7 @@ class SessionStore(SessionBase):
 
     def is_empty(self) -> bool:
         """Return whether there is neither a key nor data; never load."""
-        return self.state.is_blank
+        return not (self.state.session_key or self.state.data)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         if key == USER:
@@ -663,7 +663,7 @@ class SessionStore(SessionBase):
                     state.fail(error)
                     raise
                 except BaseException:
-                    if state.lock.is_in_doubt:
+                    if state.lock.asked:
                         # Broken off, while the lock was asked for or given up.
                         runner.run(state.lock.releasing(), self._brief())
                     raise
@@ -685,7 +685,7 @@ class SessionStore(SessionBase):
                 state.fail(error)
                 raise
             except BaseException as error:
-                if state.lock.is_in_doubt and not isinstance(error, GeneratorExit):
+                if state.lock.asked and not isinstance(error, GeneratorExit):
                     await to_its_end(runner.arun(state.lock.releasing(), self._brief()))
                 raise
             finally:

@@ -73,7 +73,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         if session is None:
             return super().process_response(request, response)
         try:
-            found = session.run(_finish(request, response, session), "asave()")
+            flow = finish(session.state, request, response, accessed=session.accessed)
+            found = session.run(flow, "asave()")
         except UpdateError as error:
             raise _interrupted() from error
         return _finished(response, session, found)
@@ -86,7 +87,8 @@ class ClusteredSessionMiddleware(SessionMiddleware):
         if session is None:
             return await sync_to_async(super().process_response)(request, response)
         try:
-            found = await session.arun(_finish(request, response, session))
+            flow = finish(session.state, request, response, accessed=session.accessed)
+            found = await session.arun(flow)
         except UpdateError as error:
             raise _interrupted() from error
         return _finished(response, session, found)
@@ -160,15 +162,6 @@ def _hand_over(replaced: SessionStore, session: SessionStore | None) -> Flow[Non
         state = session.state
         state.policy, state.budget = replaced.state.policy, replaced.state.budget
         state.renew_on_load = replaced.state.renew_on_load
-
-
-def _finish(request: HttpRequest, response: HttpResponse, session: SessionStore) -> Flow[Finish]:
-    return finish(
-        session.state,
-        accessed=session.accessed,
-        has_cookie=site.SESSION_COOKIE_NAME in request.COOKIES,
-        saves=response.status_code < 500,
-    )
 
 
 def _finished(response: HttpResponse, session: SessionStore, found: Finish) -> HttpResponse:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from enum import Enum, auto
 from typing import Final, NamedTuple
 
+from django.http import HttpRequest, HttpResponse
+
+from django_clustered_sessions.conf import site
 from django_clustered_sessions.exceptions import (
     ClusteredSessionError,
     SessionConflict,
@@ -50,31 +53,47 @@ class Finish(NamedTuple):
     error: ClusteredSessionError | None = None
 
 
-def finish(state: SessionState, *, accessed: bool, has_cookie: bool, saves: bool) -> Flow[Finish]:
+def finish(
+    state: SessionState, request: HttpRequest, response: HttpResponse, *, accessed: bool
+) -> Flow[Finish]:
     """Save the session and give up its lock; return what becomes of the response.
 
-    ``accessed``: the view has used the session; ``has_cookie``: the request came with a cookie;
-    ``saves``: the response is no server error, after which nothing is saved.
+    ``accessed``: the view has used the session. Nothing is saved after a server error.
 
     Raises UpdateError where the session was ended during the request.
     """
     is_saved, is_empty, error = False, False, None
-    is_usable = state.failure is None or state.goes_on
-    if is_usable:
+    if state.failure is None or state.goes_on:
         try:
             is_empty = state.is_empty()
             if state.needs_values:
                 is_empty = yield from answer_of(state, state.is_empty)
-            if saves and not is_empty:
+            if response.status_code < 500 and not is_empty:
                 is_saved = yield from _keep(state)
         except SessionNotReplicated as shortfall:
             error = shortfall
-        except _FAILURES as failure:
-            state.fail(failure)
+        except _FAILURES as problem:
+            state.fail(problem)
     yield from lock_scope.close(state)
+    if state.failure is not None:
+        # Nothing is known of the session, so its cookie stays as it is. But where a write was
+        # refused after this request had moved the session, only this one knows the new key.
+        is_news = state.has_moved and state.session_key and isinstance(state.failure, _REFUSALS)
+        failure = error if state.goes_on else state.failure
+        return Finish(Cookie.SET if is_news else Cookie.KEEP, accessed, failure)
+    if is_saved or (state.replication.shortfall and state.session_key):
+        # A write that landed, even if it is not replicated: its key may be a new one.
+        return Finish(Cookie.KEEP if state.has_moved_on else Cookie.SET, True, error)
     # It may have been found to have ended meanwhile.
-    is_over = has_cookie and (is_empty or state.is_blank)
-    return _decide(state, error, accessed=accessed, is_over=is_over, is_saved=is_saved)
+    is_empty = is_empty or not (state.session_key or state.data)
+    if is_empty and site.SESSION_COOKIE_NAME in request.COOKIES:
+        # A request that was under way while its session moved to another key must not take
+        # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
+        # a login may be under way meanwhile.
+        is_asked = state.policy.touches or state.ended is None
+        is_told = is_asked and state.ended is not EndReason.ROTATED
+        return Finish(Cookie.DELETE if is_told else Cookie.KEEP, True, error)
+    return Finish(Cookie.KEEP, accessed, error)
 
 
 def _keep(state: SessionState) -> Flow[bool]:
@@ -91,30 +110,3 @@ def _keep(state: SessionState) -> Flow[bool]:
     elif not state.committed and not state.has_moved:
         return False
     return state.session_key is not None
-
-
-def _decide(
-    state: SessionState,
-    error: ClusteredSessionError | None,
-    *,
-    accessed: bool,
-    is_over: bool,
-    is_saved: bool,
-) -> Finish:
-    if state.failure is not None:
-        # Nothing is known of the session, so its cookie stays as it is. But where a write was
-        # refused after this request had moved the session, only this one knows the new key.
-        is_news = state.has_moved and state.session_key and isinstance(state.failure, _REFUSALS)
-        failure = error if state.goes_on else state.failure
-        return Finish(Cookie.SET if is_news else Cookie.KEEP, accessed, failure)
-    if is_saved or (state.replication.shortfall and state.session_key):
-        # A write that landed, even if it is not replicated: its key may be a new one.
-        return Finish(Cookie.KEEP if state.has_moved_on else Cookie.SET, True, error)
-    if is_over:
-        # A request that was under way while its session moved to another key must not take
-        # the new key's cookie away. Nor one that a page sends by itself, and that is no use:
-        # a login may be under way meanwhile.
-        is_asked = state.policy.touches or state.ended is None
-        is_told = is_asked and state.ended is not EndReason.ROTATED
-        return Finish(Cookie.DELETE if is_told else Cookie.KEEP, True, error)
-    return Finish(Cookie.KEEP, accessed, error)

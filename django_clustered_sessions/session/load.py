@@ -19,6 +19,7 @@ from django_clustered_sessions.protocol import flows
 from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.options import WriteOptions
 from django_clustered_sessions.protocol.record import (
+    NOBODY,
     CachedSession,
     Damaged,
     EndReason,
@@ -89,7 +90,7 @@ def load(state: SessionState) -> Flow[SessionData]:
     except SessionStoreUnavailable as error:
         if locks and not state.is_lock_optional:
             raise
-        return read_without_store(state, keys, _cached(keys), error)
+        return read_without_store(state, keys, error)
     if state.is_over:
         # The client left while a thread waited here.
         yield from state.lock.releasing()
@@ -121,7 +122,8 @@ def read(
         if is_near:
             read = yield from near_reads.load(state, keys)
         else:
-            read = yield from flows.load(keys, options, lock_request, _cached(keys), joins=joins)
+            known = near_cache.get(keys.record) if conf.near_cache_bytes else None
+            read = yield from flows.load(keys, options, lock_request, known, joins=joins)
         found = read.found
         if not isinstance(found, EndReason):
             break
@@ -144,12 +146,16 @@ def read(
     if isinstance(found, EndReason):
         _miss(state, keys, found)
         return keys, None
-    if state.is_anothers(found.meta.user):
+    meta = found.meta
+    if state.owner not in (None, NOBODY, meta.user) and (
+        state.data is not None or state.has_moved_on
+    ):
+        # It is not the user's any more whose this object has it.
         yield from state.lock.releasing()
         state.vanish(EndReason.ROTATED)
         return keys, None
-    meta = found.meta
-    life = state.lifetime.see(read.now_ms, state.deadline_ms(meta), meta.mode)
+    deadline_ms = meta.deadline_ms if conf.absolute_timeout is None else state.deadline_ms(meta)
+    life = state.lifetime.see(read.now_ms, deadline_ms, meta.mode)
     counters.add(loads=1, near_hits=int(read.is_known), near_bytes_saved=read.saved)
     if read.is_known:
         near_cache.renew(keys.record, life)
@@ -184,7 +190,7 @@ def look(state: SessionState) -> Flow[None]:
     except Damaged:
         return
     except SessionStoreUnavailable as error:
-        read_without_store(state, keys, _cached(keys), error)
+        read_without_store(state, keys, error)
         return
     if meta:
         state.see(keys, now_ms, state.deadline_ms(meta), meta.mode)
@@ -236,10 +242,6 @@ def move_in(state: SessionState, keys: SessionKeys, key: HiddenKey | None = None
         return False
     options = state.write_options()
     return (yield from on_demand.take_over(key, keys, options, state.value_serializer))
-
-
-def _cached(keys: SessionKeys) -> CachedSession | None:
-    return near_cache.get(keys.record) if conf.near_cache_bytes else None
 
 
 def _renewing(

@@ -45,17 +45,7 @@ class SessionLock:
     name: str = ""
     #: The keys and token of a lock, or of a place in its queue, that was asked for or given up
     #: and not answered yet.
-    _asked: tuple[SessionKeys, str] | None = None
-
-    @property
-    def is_in_doubt(self) -> bool:
-        """True if the store may have something of this object's: no answer has come."""
-        return self._asked is not None
-
-    @property
-    def is_asked_for(self) -> bool:
-        """True if the lock is held, or was asked for without an answer yet."""
-        return self.grant is not None or self._asked is not None
+    asked: tuple[SessionKeys, str] | None = None
 
     def request(self, keys: SessionKeys, policy: Policy, *, capped: bool) -> LockRequest:
         """Return how to ask for the lock; not ``capped``: for a write that has to be done."""
@@ -70,7 +60,7 @@ class SessionLock:
 
         def refusal() -> Refusal | None:
             # From here on it may be in the store's queue.
-            self._asked = keys, token
+            self.asked = keys, token
             return _refusal(keys, capped)
 
         return LockRequest(
@@ -91,7 +81,7 @@ class SessionLock:
     def take(self, keys: SessionKeys, lock_request: LockRequest, turn: LockOutcome | None) -> None:
         """Take what came of asking; nothing, if the session is gone."""
         if turn is None or isinstance(turn.found, Gone):
-            self._asked = None
+            self.asked = None
             return
         is_inside = turn.found.inside
         self.grant = Grant(
@@ -107,7 +97,7 @@ class SessionLock:
 
     def count(self, turn: LockOutcome) -> None:
         """Count a lock that was taken, for a single write too."""
-        self._asked = None
+        self.asked = None
         counters.add(locks_acquired=1, lock_handoffs=int(turn.handed_on))
         if turn.waited_ms is not None:
             counters.measure(WAITS, turn.waited_ms)
@@ -119,13 +109,13 @@ class SessionLock:
 
     def move(self, keys: SessionKeys) -> None:
         """Take note that the session has another key, and the lock with it."""
-        self._asked = None
+        self.asked = None
         if self.grant:
             self.grant.keys = keys
 
     def let_go(self) -> None:
         """Take note that the lock is given up."""
-        self._asked = None
+        self.asked = None
         if self.grant:
             leases.let_go(self.grant)
             self.grant = None
@@ -143,8 +133,8 @@ class SessionLock:
         """
         grant = self.grant
         if grant and not grant.is_inside:
-            self._asked = grant.keys, grant.token
-        asked = self._asked
+            self.asked = grant.keys, grant.token
+        asked = self.asked
         if grant:
             # Not renewed from here on, whatever comes.
             leases.let_go(grant)
@@ -162,11 +152,11 @@ class SessionLock:
             # Given up before, by a trip whose reply was lost, or ended with its session.
             if grant and held_ms is None and not grant.is_leased:
                 counters.add(locks_lost=1)
-        self._asked = None
+        self.asked = None
 
     def not_locked(self, error: SessionLockTimeout, policy: Policy) -> SessionLockTimeout:
         """Count, log and return the error of a request that asked in vain."""
-        self._asked = None
+        self.asked = None
         is_refusal = isinstance(error, SessionLockRefused)
         counters.add(**{"lock_refusals" if is_refusal else "lock_timeouts": 1})
         logger.warning("%s: %s", policy.route or self.name or "outside a request", error)

@@ -84,8 +84,9 @@ def has_left(state: SessionState, scope: LockScope) -> bool:
     """Return whether nothing is left to do for a block of ``lock()`` that has ended."""
     if scope in state.lock_scopes:
         return False
-    ends = state.lock_ends_with_scopes and state.lock.is_asked_for
-    return bool(state.lock_scopes) or not ends
+    if state.lock_scopes or not state.lock_ends_with_scopes:
+        return True
+    return not (state.lock.grant or state.lock.asked)
 
 
 def lock(state: SessionState) -> Flow[None]:
@@ -126,7 +127,7 @@ def commit(state: SessionState) -> Flow[None]:
 def close(state: SessionState) -> Flow[None]:
     """Give up the lock, or the place in its queue: the request is over."""
     state.is_over = True
-    if state.lock.is_asked_for:
+    if state.lock.grant or state.lock.asked:
         yield from state.lock.releasing()
     if state.login_limit.claim is not None:
         yield from state.login_limit.giving_back()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 
+from django_clustered_sessions.conf import conf
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
-from django_clustered_sessions.protocol.record import CachedSession, SessionKeys
+from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.store import clock
 
@@ -19,7 +20,6 @@ logger = logging.getLogger("django_clustered_sessions")
 def read_without_store(
     state: SessionState,
     keys: SessionKeys,
-    cached: CachedSession | None,
     error: SessionStoreUnavailable,
 ) -> SessionData:
     """Return what there is to read while the store is away, or raise its error."""
@@ -28,6 +28,7 @@ def read_without_store(
     if state.nonstop == "noop":
         go_on(state, error)
         return state.new_data()
+    cached = near_cache.get(keys.record) if conf.near_cache_bytes else None
     life = near_cache.life(keys.record)
     if cached is None or life is None or life.left_s(clock.now_s()) <= 0:
         raise error

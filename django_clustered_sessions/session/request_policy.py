@@ -72,24 +72,10 @@ class RequestPolicy(Policy):
         """The request, None once it is over."""
         return self._request()
 
-    @property
-    def _method(self) -> str | None:
-        request = self._request()
-        return request.method if request else None
-
-    @property
-    def _match(self) -> ResolverMatch | None:
-        request = self._request()
-        if request is None:
-            return None
-        if request.resolver_match is None:
-            with suppress(Resolver404):
-                return resolve(request.path_info, getattr(request, "urlconf", None))
-        return request.resolver_match
-
     @cached_property
     def _marks(self) -> Marks:
-        match = self._match
+        request = self._request()
+        match = request and (request.resolver_match or _match(request))
         return marks_of(match.func) if match else NO_MARKS
 
     @cached_property
@@ -97,8 +83,9 @@ class RequestPolicy(Policy):
         """The view's use of the session: by its decorator, or by CLUSTERED_SESSIONS_LOCKING."""
         if self._marks.access:
             return self._marks.access
-        locking = conf.locking
-        locks = locking == "all" or (locking == "write" and self._method not in _SAFE_METHODS)
+        locking, request = conf.locking, self._request()
+        is_safe = request is not None and request.method in _SAFE_METHODS
+        locks = locking == "all" or (locking == "write" and not is_safe)
         return Access.LOCKED if locks else Access.UNLOCKED
 
     @cached_property
@@ -124,8 +111,10 @@ class RequestPolicy(Policy):
     @property
     def route(self) -> str:  # type: ignore[override]
         """The pattern of the request's route."""
-        match = self._match
-        return f"{self._method} /{match.route}" if match else ""
+        if (request := self._request()) is None:
+            return ""
+        match = request.resolver_match or _match(request)
+        return f"{request.method} /{match.route}" if match else ""
 
     @cached_property
     def client(self) -> bytes:  # type: ignore[override]
@@ -146,6 +135,13 @@ class RequestPolicy(Policy):
         """Return the token of the lock that this request runs under, empty if none."""
         header = self._headers.get(_META)
         return read_header(header, session_id) if header else ""
+
+
+def _match(request: HttpRequest) -> ResolverMatch | None:
+    """Return the match of a request that Django has not resolved yet, None if its path is none."""
+    with suppress(Resolver404):
+        return resolve(request.path_info, getattr(request, "urlconf", None))
+    return None
 
 
 def write_header(session_id: str, token: str) -> dict[str, str]:

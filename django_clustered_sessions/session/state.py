@@ -7,10 +7,10 @@ import math
 import secrets
 import threading
 from base64 import b32encode
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from types import FunctionType
+from types import FunctionType, MappingProxyType
 from typing import Any, Final, TypeVar, cast
 from weakref import ReferenceType, proxy, ref
 
@@ -142,7 +142,8 @@ class SessionState:
     end_count: int = 0
     #: Number of this object's writes that have landed.
     write_count: int = 0
-    _successor: tuple[str | None, SessionKeys] | None = None
+    #: The place where the session goes on whose key others have cycled, by its old key.
+    _moved: Mapping[str | None, SessionKeys] = MappingProxyType({})
     _unanswered: tuple[Changes, bytes] | None = None
     #: The thread in which the object answers a flow.
     asked_thread: int | None = None
@@ -166,13 +167,14 @@ class SessionState:
     @property
     def keys(self) -> SessionKeys | None:
         """The keys of this session in the store, None without a session key."""
-        return None if self.session_key is None else self.keys_of(self.session_key)
+        key = self.session_key
+        if key is None:
+            return None
+        return self._moved.get(key) or SessionKeys.of(conf.key_prefix, key)
 
     def keys_of(self, session_key: str) -> SessionKeys:
         """Return where the session under a key is kept."""
-        if self._successor is not None and self._successor[0] == session_key:
-            return self._successor[1]
-        return SessionKeys.of(conf.key_prefix, session_key)
+        return self._moved.get(session_key) or SessionKeys.of(conf.key_prefix, session_key)
 
     @staticmethod
     def new_key() -> HiddenKey:
@@ -186,7 +188,7 @@ class SessionState:
 
         This process does not know the new key: ``session_key`` stays, and no cookie may say it.
         """
-        return self._successor is not None and self._successor[0] == self.session_key
+        return self.session_key in self._moved
 
     @property
     def public_id(self) -> str | None:
@@ -195,7 +197,7 @@ class SessionState:
 
     def follow(self, successor: SessionKeys) -> None:
         """Take note of where the session goes on under a key that this process does not know."""
-        self._successor = self.session_key, successor
+        self._moved = {self.session_key: successor}
 
     def vanish(self, reason: EndReason) -> None:
         """Take note that there is no session under the key, and forget its values with it.
@@ -254,16 +256,11 @@ class SessionState:
         if not value and self.data is not None:
             self.data.settle()
 
-    @property
-    def is_blank(self) -> bool:
-        """True if there is neither a key nor a value."""
-        return not self.session_key and not self.data
-
     def is_empty(self) -> bool:
         """Return whether there is neither a key nor a value, or a subclass says so; never load."""
         answer = self._session.is_empty
         if getattr(answer, "__func__", None) is self._is_empty:
-            return self.is_blank
+            return not (self.session_key or self.data)
         return self._ask(answer)
 
     @property
@@ -298,12 +295,6 @@ class SessionState:
         An anonymous visitor's changes count also after a login in that session.
         """
         return self.owner if self.owner and self.owner != NOBODY else b""
-
-    def is_anothers(self, user: bytes) -> bool:
-        """Return whether a session is not the user's any more whose this object has it."""
-        if self.data is None and self._successor is None:
-            return False
-        return (self.data is not None or self.has_moved_on) and self.whose not in (b"", user)
 
     # The store's answers.
 
@@ -351,8 +342,6 @@ class SessionState:
 
     def deadline_ms(self, meta: Meta) -> int:
         """Return when the session ends, also where the limit was set after its deadline was."""
-        if conf.absolute_timeout is None:
-            return meta.deadline_ms
         return round(min(meta.deadline_ms, self.limit_ms(meta)))
 
     # What an operation is given.
