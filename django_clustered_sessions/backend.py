@@ -70,11 +70,12 @@ class SessionStore(SessionBase):
 
     def __init__(self, session_key: str | None = None) -> None:
         # Not SessionBase's: it would come back to this class for each thing that it sets.
-        self.state = SessionState(self, _IS_EMPTY)
+        self.state = state = SessionState(self, _IS_EMPTY)
         # The class of now, as Django has it: one that a test has put there counts.
-        self.state.serializer = getattr(*_place(site.SESSION_SERIALIZER))
+        state.serializer = getattr(*_place(site.SESSION_SERIALIZER))
         self.accessed = False
-        self._session_key = session_key
+        if cast(Any, self)._validate_session_key(session_key):
+            state.session_key = session_key
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy has and a pickle: the key, the values, and what is to be saved.
@@ -130,7 +131,11 @@ class SessionStore(SessionBase):
 
     @modified.setter
     def modified(self, value: bool) -> None:
-        self.state.mark_modified(bool(value))
+        state = self.state
+        state.is_marked_modified = bool(value)
+        if not value and state.data is not None:
+            # The changes in place are forgotten with it.
+            state.data.settle()
 
     # What became of the session.
 
@@ -479,7 +484,7 @@ class SessionStore(SessionBase):
 
     @property
     def _is_end_known(self) -> bool:
-        return not self.session_key or self.state.lifetime.is_told
+        return not self.session_key or self.state.lifetime.life is not None
 
     @property
     def _end(self) -> datetime | None:
@@ -516,7 +521,7 @@ class SessionStore(SessionBase):
         """
         self.accessed = True
         state = self.state
-        data = state.data if state.lifetime.is_told else self._get_session()
+        data = self._get_session() if state.lifetime.life is None else state.data
         if data is not None and not data.as_stored(EXPIRY):
             return None
         return state.lifetime.left_s

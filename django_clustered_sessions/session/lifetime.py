@@ -22,13 +22,10 @@ from .near_cache import Life, Renewal
 class Lifetime:
     """A session's deadline and mode, once the store has told them."""
 
-    mode: Mode | None = None
+    #: As it is kept beyond the request, None before the store has told it.
+    life: Life | None = None
     #: The last renewal that is known.
     renewal: Renewal | None = None
-    #: The store's clock as last seen, in ms, and clock.now_s() then, in s.
-    seen_ms: int = 0
-    seen_at_s: float = -math.inf
-    _deadline_ms: int | None = None
     _from_now: tuple[Any, float] | None = None
 
     def see(self, now_ms: int, deadline_ms: int, mode: Mode | None = None) -> Life:
@@ -36,12 +33,13 @@ class Lifetime:
 
         Return it for later requests.
         """
-        self.seen_ms, self.seen_at_s = now_ms, clock.now_s()
+        now_s = clock.now_s()
         counters.clock_offset_ms = round(time.time() * 1000) - now_ms
+        if mode is None and self.life is not None:
+            mode = self.life.mode
         # An older release let a session end after the calendar's last day.
-        self._deadline_ms = min(deadline_ms, LATEST_MS)
-        self.mode = mode or self.mode
-        return Life(self.seen_at_s, now_ms, self._deadline_ms, self.mode, self.renewal)
+        self.life = life = Life(now_s, now_ms, min(deadline_ms, LATEST_MS), mode, self.renewal)
+        return life
 
     def renewed(self, meta: Meta, ages: Ages) -> None:
         """Take note that the store was asked for a renewal, for later requests; after see().
@@ -49,30 +47,29 @@ class Lifetime:
         ``meta`` is the session's as it was loaded. Where the deadline did not move, it counts from
         an earlier use.
         """
-        if self._deadline_ms is not None:
-            behind_ms = max(meta.renewed_ms(self.seen_ms, ages) - self._deadline_ms, 0)
-            self.renewal = Renewal(self.seen_ms - behind_ms, ages)
-
-    @property
-    def life(self) -> Life | None:
-        """The lifetime to keep beyond the request, None before the store has told it."""
-        if self._deadline_ms is None:
-            return None
-        return Life(self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal)
+        if life := self.life:
+            behind_ms = max(meta.renewed_ms(life.seen_ms, ages) - life.deadline_ms, 0)
+            self.renewal = Renewal(life.seen_ms - behind_ms, ages)
+            self.life = Life(*life[:-1], self.renewal)
 
     def recall(self, life: Life) -> None:
         """Take what the store said to an earlier request."""
-        self.seen_at_s, self.seen_ms, self._deadline_ms, self.mode, self.renewal = life
+        self.life, self.renewal = life, life.renewal
 
     @property
-    def is_told(self) -> bool:
-        """True if the store has said when the session expires."""
-        return self._deadline_ms is not None
+    def mode(self) -> Mode | None:
+        """The session's mode, None before the store has told it."""
+        return self.life.mode if self.life else None
 
     @property
     def seen_s_ago(self) -> float:
         """Seconds since the store last told about this session, infinite if it has not."""
-        return clock.now_s() - self.seen_at_s
+        return clock.now_s() - self.life.seen_at_s if self.life else math.inf
+
+    @property
+    def seen_ms(self) -> int:
+        """The store's clock as last seen, in ms, 0 before it has told it."""
+        return self.life.seen_ms if self.life else 0
 
     @property
     def now_ms(self) -> int:
@@ -82,23 +79,16 @@ class Lifetime:
     @property
     def left_s(self) -> float | None:
         """Seconds until the session expires, or None while the store has said nothing."""
-        if self._deadline_ms is None:
-            return None
-        return self._until_s(self._deadline_ms)
+        return self.life.left_s(clock.now_s()) if self.life else None
 
     def until_s(self, at_ms: float) -> float | None:
         """Return the seconds until ``at_ms`` by the store's clock, None where that is never."""
-        return None if at_ms == math.inf else self._until_s(at_ms)
-
-    def _until_s(self, at_ms: float) -> float:
-        return (at_ms - self.seen_ms) / 1000 - (clock.now_s() - self.seen_at_s)
+        return None if at_ms == math.inf else (at_ms - self.seen_ms) / 1000 - self.seen_s_ago
 
     @property
     def deadline(self) -> datetime | None:
         """The time at which the session expires, None before the store has told it."""
-        if self._deadline_ms is None:
-            return None
-        return moment(self._deadline_ms)
+        return moment(self.life.deadline_ms) if self.life else None
 
     def is_deadline(self, value: Any) -> bool:
         """Return whether a value of ``_session_expiry`` is the date at which the session expires.
@@ -109,7 +99,8 @@ class Lifetime:
             expiry = Expiry.of(value)
         except (TypeError, ValueError):
             return False
-        return expiry.mode is Mode.ABSOLUTE and expiry.bounded_ms == self._deadline_ms
+        deadline_ms = self.life.deadline_ms if self.life else None
+        return expiry.mode is Mode.ABSOLUTE and expiry.bounded_ms == deadline_ms
 
     def note(self, setting: object, value: Any) -> None:
         """Remember what a ``_session_expiry`` was set by: a timedelta counts from the store's now.

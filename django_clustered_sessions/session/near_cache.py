@@ -153,31 +153,23 @@ class NearCache:
         """
         with self._lock:
             kept = self._kept.get(record)
-            if copy is None and kept and kept.known.version == known.version:
-                copy = kept.copy
-            self._put(record, known, limit, life, copy)
+            if copy is None:
+                copy = kept.copy if kept and kept.known.version == known.version else None
+            elif kept and kept.copy and copy.is_before(kept.copy):
+                return
+            size = memory(known) + (_COPY_BYTES if copy else 0)
+            self._drop(record)
+            if size > limit or record in self.ended_lately:
+                return
+            self._kept[record] = _Kept(known, size, life, copy)
+            self.bytes += size
+            while self.bytes > limit:
+                self._drop(next(iter(self._kept)))
 
     def hold(self, record: str, copy: Copy, limit: int) -> None:
         """Keep a session as its copy has it. See put()."""
-        with self._lock:
-            kept = self._kept.get(record)
-            known = CachedSession.of(copy.found.meta.version, copy.found.values, copy.found.past)
-            self._put(record, known, limit, kept.life if kept else None, copy)
-
-    def _put(
-        self, record: str, known: CachedSession, limit: int, life: Life | None, copy: Copy | None
-    ) -> None:
-        kept = self._kept.get(record)
-        if copy and kept and kept.copy and copy.is_before(kept.copy):
-            return
-        size = memory(known) + (_COPY_BYTES if copy else 0)
-        self._drop(record)
-        if size > limit or record in self.ended_lately:
-            return
-        self._kept[record] = _Kept(known, size, life, copy)
-        self.bytes += size
-        while self.bytes > limit:
-            self._drop(next(iter(self._kept)))
+        known = CachedSession.of(copy.found.meta.version, copy.found.values, copy.found.past)
+        self.put(record, known, limit, self.life(record), copy)
 
     def invalidate(self, record: str) -> None:
         """Forget a session's copy that is tracked: the store has told that it has changed."""

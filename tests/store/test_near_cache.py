@@ -416,8 +416,8 @@ def test_renewal_that_moved_no_deadline_counts_from_the_one_that_did() -> None:
     lifetime.see(1_000_900, 1_200_000)
     lifetime.renewed(meta, ages)
     assert lifetime.life is not None
-    assert lifetime.life.is_renewed(lifetime.seen_at_s + 0.05, ages)
-    assert not lifetime.life.is_renewed(lifetime.seen_at_s + 0.15, ages)
+    assert lifetime.life.is_renewed(lifetime.life.seen_at_s + 0.05, ages)
+    assert not lifetime.life.is_renewed(lifetime.life.seen_at_s + 0.15, ages)
 
 
 #: What a request does with a session, each of which is a use.
