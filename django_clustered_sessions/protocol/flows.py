@@ -81,7 +81,8 @@ class Committed(NamedTuple):
 
     ``merged`` is the number of fields that others had changed too; ``turn`` is the outcome of the
     request for the lock, where the commit made one; ``version`` is the record's now, if something
-    was written.
+    was written. ``user`` is the tag of the user who has logged in by it, NOBODY after a logout,
+    empty where neither was.
     """
 
     alive: Alive
@@ -89,6 +90,7 @@ class Committed(NamedTuple):
     merged: int
     turn: LockOutcome | None = None
     version: bytes = b""
+    user: bytes = b""
 
 
 def load(
@@ -293,7 +295,7 @@ def commit(
                     queues = fence.token is None and conflicts >= _PATIENCE
                 case Alive() as alive:
                     fields.written(sent, token, list(alive.counters))
-                    return Committed(alive, changes, merged, turn, token)
+                    return Committed(alive, changes, merged, turn, token, user)
             if queues:
                 lock_request = asks()
                 turn, _ = yield from locks.take(keys, lock_request)

@@ -33,6 +33,7 @@ from django_clustered_sessions.store import clock
 from . import near_reads, renewals
 from .near_cache import near_cache
 from .outage import read_without_store
+from .request_policy import read_header
 from .state import SessionState
 
 T = TypeVar("T")
@@ -72,7 +73,8 @@ def load(state: SessionState) -> Flow[SessionData]:
     access = None if state.lock.grant or state.is_over else state.policy.access
     locks = access is Access.LOCKED
     # A view that asks for no lock joins an outer request in its own: that is no reason to wait.
-    joins = access is Access.UNLOCKED and bool(state.policy.outer_token(keys.id))
+    header = state.policy.lock_header
+    joins = access is Access.UNLOCKED and header != "" and read_header(header, keys.id) != ""
     is_near = conf.near_reads == "tracked" and not (locks or joins) and near_reads.is_for(state)
     renews = (state.renew_on_load or conf.idle_timeout) and state.policy.touches
     options, is_renewed = _renewing(state, keys, is_near=is_near) if renews else (None, None)

@@ -28,7 +28,7 @@ from django_clustered_sessions.protocol.results import Gone
 
 from . import leases
 from .leases import Grant
-from .request_policy import Policy
+from .request_policy import Policy, read_header
 
 logger = logging.getLogger("django_clustered_sessions.locks")
 
@@ -69,7 +69,7 @@ class SessionLock:
             slice_ms=conf.store_timeout * 500,
             refusal=refusal,
             waiting=partial(_waiting, keys, capped),
-            inside=policy.outer_token(keys.id),
+            inside=policy.lock_header and read_header(policy.lock_header, keys.id),
         )
 
     def _purpose(self, policy: Policy) -> str:

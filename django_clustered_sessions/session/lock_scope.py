@@ -116,7 +116,7 @@ def commit(state: SessionState) -> Flow[None]:
         if state.is_modified and not (yield from load.answer_of(state, state.is_empty)):
             yield from save(state, release=True)
             state.committed = True
-            # Not by mark_modified(): what another task has changed since is still to be written.
+            # Not ``modified = False``: what another task has changed since is still to be written.
             state.is_marked_modified = False
     except Exception:
         yield from state.lock.releasing()

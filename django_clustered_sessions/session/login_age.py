@@ -68,7 +68,7 @@ def confirm(state: SessionState) -> Flow[None]:
     now_ms = state.lifetime.now_ms if state.lifetime.life else (yield from _ask(state))[1]
     # Seconds in hexadecimal keep the value within the 64 bytes of a compact hash.
     data[CONFIRMED] = _signer(data.user_id).sign(f"{now_ms // 1000:x}")
-    state.mark_modified(True)
+    state.is_marked_modified = True
 
 
 def _ask(state: SessionState) -> Flow[tuple[int, int]]:

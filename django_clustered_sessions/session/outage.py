@@ -60,8 +60,8 @@ def refuse_writes(state: SessionState) -> None:
 
     Nothing is written on top of what was not read, and no key is moved: the cookie stays as it is.
     """
-    if state.outage is not None and state.nonstop != "exception":
-        raise state.outage
+    if isinstance(state.failure, SessionStoreUnavailable) and state.nonstop != "exception":
+        raise state.failure
 
 
 def may_drop(state: SessionState, *, must_create: bool) -> bool:

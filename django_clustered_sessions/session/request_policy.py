@@ -42,6 +42,8 @@ class Policy:
     client: bytes = b""
     #: The request, None outside of one.
     request: HttpRequest | None = None
+    #: The header that says under which lock the request runs, as it came; empty if there is none.
+    lock_header: str = ""
 
     def apply(self, marks: Marks) -> bool:
         """Take what a view's decorators say, once the view is called.
@@ -49,10 +51,6 @@ class Policy:
         Return whether none has said before how the view uses the session.
         """
         return False
-
-    def outer_token(self, session_id: str) -> str:
-        """Return the token of the lock that this request runs under, empty if none."""
-        return ""
 
 
 class RequestPolicy(Policy):
@@ -66,6 +64,7 @@ class RequestPolicy(Policy):
         # uploaded with it, until Python looks for cycles.
         self._request = ref(request)
         self._headers = request.META
+        self.lock_header = request.META.get(_META, "")
 
     @property
     def request(self) -> HttpRequest | None:  # type: ignore[override]
@@ -130,11 +129,6 @@ class RequestPolicy(Policy):
         for name in ("access", "touches"):
             vars(self).pop(name, None)
         return before.access is None
-
-    def outer_token(self, session_id: str) -> str:
-        """Return the token of the lock that this request runs under, empty if none."""
-        header = self._headers.get(_META)
-        return read_header(header, session_id) if header else ""
 
 
 def _match(request: HttpRequest) -> ResolverMatch | None:

@@ -123,7 +123,7 @@ def _moved(state: SessionState, old: SessionKeys, new: HiddenKey, found: Alive) 
     near_cache.end(old.record)
     state.lifetime.see(found.now_ms + state.replication.after_ms, found.deadline_ms)
     state.renewed = True
-    state.mark_modified(True)
+    state.is_marked_modified = True
     state.signals.moved(old, new_keys)
     if session_ended.has_listeners(state.sender):
         user = state.data.user_id if state.data is not None else None

@@ -52,7 +52,7 @@ def create(state: SessionState) -> Flow[None]:
     while not (yield from _insert(state, data, state.new_key())):
         pass
     state.ended = None
-    state.mark_modified(True)
+    state.is_marked_modified = True
     answer(state)
 
 
@@ -192,7 +192,7 @@ def commit(
     except SessionLockLost as error:
         state.failure = state.lock.refused(error)
         raise
-    state.answered()
+    state.unanswered = None
     if isinstance(outcome, Gone):
         if (yield from find(state, keys, outcome.reason)):
             here = cast(SessionKeys, state.keys)
@@ -201,11 +201,11 @@ def commit(
         state.lock.let_go()
         return outcome
     state.write_count += 1
-    if outcome.changes.changes_user:
-        is_login = data.user not in (NOBODY, state.owner)
+    if outcome.user:
+        is_login = outcome.user not in (NOBODY, state.owner)
         if is_login and outcome.alive.deadline_ms > outcome.alive.now_ms:
             _note_login(state, keys, data)
-        state.owner = data.user
+        state.owner = outcome.user
     if outcome.turn:
         # The commit had to take a lock of its own, which ended with it.
         state.lock.count(outcome.turn)

@@ -50,7 +50,7 @@ from .near_cache import Copy, near_cache
 from .operation_lock import OperationLock
 from .replication import Replication
 from .request_policy import Policy
-from .value_serializer import serializer_of
+from .value_serializer import SHORTER
 
 T = TypeVar("T")
 
@@ -144,7 +144,8 @@ class SessionState:
     write_count: int = 0
     #: The place where the session goes on whose key others have cycled, by its old key.
     _moved: Mapping[str | None, SessionKeys] = MappingProxyType({})
-    _unanswered: tuple[Changes, bytes] | None = None
+    #: The last write and its token, until the store has answered it.
+    unanswered: tuple[Changes, bytes] | None = None
     #: The thread in which the object answers a flow.
     asked_thread: int | None = None
 
@@ -217,7 +218,7 @@ class SessionState:
     ) -> SessionData:
         """Return the values as they were loaded; none without that."""
         return SessionData(
-            serializer_of(self.serializer),
+            SHORTER.get(self.serializer, self.serializer)(),
             loaded.values if loaded else None,
             owner=loaded.meta.user if isinstance(loaded, Loaded) else NOBODY,
             cleared=cleared,
@@ -243,18 +244,12 @@ class SessionState:
     @property
     def value_serializer(self) -> Serializer:
         """The serialiser of single values."""
-        return serializer_of(self.serializer)
+        return SHORTER.get(self.serializer, self.serializer)()
 
     @property
     def is_modified(self) -> bool:
         """True if there is something to save: ``modified`` was set, or a value has changed."""
         return self.is_marked_modified or (self.data is not None and self.data.changed_in_place())
-
-    def mark_modified(self, value: bool) -> None:
-        """Set whether there is something to save; False forgets the changes in place."""
-        self.is_marked_modified = value
-        if not value and self.data is not None:
-            self.data.settle()
 
     def is_empty(self) -> bool:
         """Return whether there is neither a key nor a value, or a subclass says so; never load."""
@@ -390,13 +385,9 @@ class SessionState:
 
         A view may save again after an outage, and the first write may have landed.
         """
-        if self._unanswered is None or self._unanswered[0] != changes:
-            self._unanswered = changes, new_token()
-        return self._unanswered[1]
-
-    def answered(self) -> None:
-        """Take note that the store has answered the last write."""
-        self._unanswered = None
+        if self.unanswered is None or self.unanswered[0] != changes:
+            self.unanswered = changes, new_token()
+        return self.unanswered[1]
 
     # A store that is away.
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from json import JSONDecoder, JSONEncoder
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from django.core import signing
 
@@ -34,6 +35,5 @@ class JSONSerializer(signing.JSONSerializer):
         return value if end == len(text) else super().loads(data)
 
 
-def serializer_of(named: type) -> Serializer:
-    """Return an instance of the class that SESSION_SERIALIZER names, or what does the same."""
-    return JSONSerializer() if named is signing.JSONSerializer else cast(Serializer, named())
+#: Classes that do the same as one that SESSION_SERIALIZER may name.
+SHORTER: Final[Mapping[type, type[Serializer]]] = {signing.JSONSerializer: JSONSerializer}

@@ -20,7 +20,7 @@ from django_clustered_sessions.decorators import Access
 from django_clustered_sessions.exceptions import SessionLockLost
 from django_clustered_sessions.protocol.record import EndReason, session_id
 from django_clustered_sessions.session import lock_scope
-from django_clustered_sessions.session.request_policy import Policy
+from django_clustered_sessions.session.request_policy import HEADER, Policy
 from django_clustered_sessions.signals import session_ended
 from tests.gateways import place, records
 from tests.locking import Threads, free, new_session, outcome, seize, wait_for_queue
@@ -179,19 +179,11 @@ def test_lock_that_was_lost_is_lost_in_the_successor_too(store: redis.Redis, key
         late["mine"] = 1
 
 
-class Inside(Policy):
-    token = ""
-
-    def outer_token(self, session_id: str) -> str:
-        return self.token
-
-
 def test_request_inside_a_lock_goes_on_inside(store: redis.Redis, key: str) -> None:
     outer, inner = SessionStore(key), SessionStore(key)
     with outer.lock():
-        assert outer.state.lock.grant
-        inner.state.policy = Inside()
-        inner.state.policy.token = outer.state.lock.grant.token
+        inner.state.policy = Policy()
+        inner.state.policy.lock_header = outer.lock_headers()[HEADER]
         assert inner["n"] == 1
         outer.cycle_key()
         inner["inside"] = 1

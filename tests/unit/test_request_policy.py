@@ -187,10 +187,11 @@ def test_header_that_is_not_this_sessions_gives_no_token(header: str) -> None:
 
 def test_request_without_the_header_runs_under_no_lock() -> None:
     request = request_of(page)
-    assert RequestPolicy(request).outer_token("its id") == ""
+    assert RequestPolicy(request).lock_header == ""
 
 
 def test_request_with_the_header_runs_under_its_lock() -> None:
     request = RequestFactory().get("/", headers=write_header("its id", "token"))
-    assert RequestPolicy(request).outer_token("its id") == "token"
-    assert RequestPolicy(request).outer_token("another id") == ""
+    header = RequestPolicy(request).lock_header
+    assert read_header(header, "its id") == "token"
+    assert read_header(header, "another id") == ""

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.serializers import MsgspecSerializer
 from django_clustered_sessions.session import value_serializer as short
-from django_clustered_sessions.session.value_serializer import serializer_of
 
 DJANGOS = JSONSerializer()
 either = pytest.mark.parametrize(
@@ -117,6 +116,11 @@ def test_only_djangos_own_serialiser_is_replaced() -> None:
     class Signing(JSONSerializer):
         pass
 
-    assert type(serializer_of(JSONSerializer)) is short.JSONSerializer
-    assert type(serializer_of(Signing)) is Signing
-    assert type(serializer_of(MsgspecSerializer)) is MsgspecSerializer
+    state = SessionStore().state
+    for named, used in (
+        (JSONSerializer, short.JSONSerializer),
+        (Signing, Signing),
+        (MsgspecSerializer, MsgspecSerializer),
+    ):
+        state.serializer = named
+        assert type(state.value_serializer) is type(state.new_data().serializer) is used
