@@ -35,7 +35,7 @@ from .session.operation_lock import to_its_end
 from .session.request_policy import write_header
 from .session.state import EXPIRY, LockScope, SessionState
 from .store import runner
-from .store.budget import Budget
+from .store.budget import Budget, RequestBudget
 
 T = TypeVar("T")
 
@@ -663,7 +663,9 @@ class SessionStore(SessionBase):
         try:
             with state.operations.lock:
                 try:
-                    return runner.run(flow, budget or state.budget or state.store_budget())
+                    budget = budget or state.budget or RequestBudget(conf.store_timeout)
+                    state.operation_budget = budget
+                    return runner.run(flow, budget)
                 except SessionStoreUnavailable as error:
                     state.fail(error)
                     raise
@@ -685,7 +687,9 @@ class SessionStore(SessionBase):
             if not out_of_turn:
                 await state.operations.aenter()
             try:
-                return await runner.arun(flow, budget or state.budget or state.store_budget())
+                budget = budget or state.budget or RequestBudget(conf.store_timeout)
+                state.operation_budget = budget
+                return await runner.arun(flow, budget)
             except SessionStoreUnavailable as error:
                 state.fail(error)
                 raise

@@ -44,14 +44,14 @@ def end(state: SessionState, key: HiddenKey | None) -> Flow[None]:
     keys, replication = state.keys_of(key.value), Replication()
     near_cache.drop(keys.record)
     ending = flows.end(keys, reason, conf.events_kept)
-    ended = yield from replication.awaited(keys, ending, wanted(state.budget))
+    ended = yield from replication.awaited(keys, ending, wanted(state.operation_budget))
     if not ended and (
         (yield from _follow_to_end(state, keys)) or (yield from move_in(state, keys, key))
     ):
         # Only what was here leaves a trace that no request in flight gets past.
         keys = state.keys_of(key.value)
         ending = flows.end(keys, reason, conf.events_kept)
-        ended = yield from replication.awaited(keys, ending, wanted(state.budget))
+        ended = yield from replication.awaited(keys, ending, wanted(state.operation_budget))
     if ended and session_ended.has_listeners(state.sender):
         user = user_told(keys.id, ended.user, state.value_serializer)
         state.signals.ended(keys, user, reason)

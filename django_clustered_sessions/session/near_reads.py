@@ -61,7 +61,7 @@ def load(state: SessionState, keys: SessionKeys) -> Flow[Read]:
             state.is_copy = True
             return found
     state.is_copy = False
-    known, budget = near_cache.get(keys.record), state.store_budget()
+    known, budget = near_cache.get(keys.record), state.operation_budget
     # As any trip, which is repeated on another connection in the other half.
     started_s, seconds = time.monotonic(), budget.left / 2
     answer: Any = channel

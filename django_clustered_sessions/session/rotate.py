@@ -105,7 +105,7 @@ def _move(
     if data is not None:
         yield from state.login_limit.moving(new, data.user)
     try:
-        return (yield from state.replication.awaited(new, rotating, wanted(state.budget)))
+        return (yield from state.replication.awaited(new, rotating, wanted(state.operation_budget)))
     except SessionLockTimeout as error:
         raise state.lock.not_locked(error, state.policy) from None
     except SessionLockLost as error:

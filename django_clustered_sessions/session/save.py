@@ -169,7 +169,7 @@ def commit(
     if conf.max_sessions_per_user is not None and data.changes().changes_user:
         if data.user != NOBODY:
             user = str(data[USER])
-            sync = wanted(state.budget)
+            sync = wanted(state.operation_budget)
             yield from state.login_limit.claiming(keys, user, sync, state.signals)
         state.login_limit.writing()
     try:
@@ -185,7 +185,7 @@ def commit(
             again=again or state.replication.shortfall is not None,
         )
         # Others have moved it on, so that no move of this request's comes after.
-        sync = wanted(state.budget) if waits or state.has_moved_on else None
+        sync = wanted(state.operation_budget) if waits or state.has_moved_on else None
         outcome = yield from state.replication.awaited(keys, committing, sync)
     except SessionLockTimeout as error:
         raise state.lock.not_locked(error, state.policy) from None
@@ -248,7 +248,7 @@ def admit(state: SessionState, data: SessionData, user: object) -> Flow[None]:
         # There has to be a session that can be ended while the login is on its way.
         yield from create(state)
     keys = cast(SessionKeys, state.keys)
-    sync = wanted(state.budget)
+    sync = wanted(state.operation_budget)
     yield from state.login_limit.claiming(keys, str(user), sync, state.signals)
 
 
@@ -290,7 +290,7 @@ def _insert(state: SessionState, data: SessionData, key: HiddenKey) -> Flow[bool
         # A login is a commit, to a session that is there.
         values, user = [pair for pair in values if pair[0] != USER_FIELD], NOBODY
     creating = flows.create(keys, values, expiry, state.write_options(seal), token, user)
-    found = yield from state.replication.awaited(keys, creating, wanted(state.budget))
+    found = yield from state.replication.awaited(keys, creating, wanted(state.operation_budget))
     if isinstance(found, Exists):
         return False
     data.created(values, token, seal)

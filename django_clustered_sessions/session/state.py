@@ -40,7 +40,7 @@ from django_clustered_sessions.protocol.record import (
 from django_clustered_sessions.protocol.sealing import Seal
 from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.signals import PendingSignals
-from django_clustered_sessions.store.budget import Budget, RequestBudget
+from django_clustered_sessions.store.budget import Budget
 
 from .client_info import Client
 from .lifetime import Lifetime
@@ -93,6 +93,8 @@ class SessionState:
     policy: Policy = Policy()
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
+    #: The store's time for the operation that runs.
+    operation_budget: Budget
     #: True if a load also renews the session's deadline, on the same trip.
     renew_on_load: bool = False
     #: True if this request's use of the session has renewed its deadline.
@@ -371,10 +373,6 @@ class SessionState:
             return client
         seal = seal or (self.data.seal if self.data is not None else None) or self.seal()
         return seal.seal_client(client) if seal else b""
-
-    def store_budget(self) -> Budget:
-        """Return the store's time for an operation."""
-        return self.budget or RequestBudget(conf.store_timeout)
 
     def expiry(self, data: SessionData) -> Expiry:
         """Return how the session is to expire."""

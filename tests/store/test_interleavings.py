@@ -982,6 +982,8 @@ class Interleavings(RuleBasedStateMachine):
 
     def start(self, slot: Slot, steps: Flow[None], model: Steps) -> None:
         slot.steps, slot.model = steps, model
+        # As the object's own run() does.
+        slot.session.state.operation_budget = Budget(5.0)
         self.advance(slot, None)
 
     @rule(number=slots, is_repeated=st.booleans(), in_doubt=rarely)

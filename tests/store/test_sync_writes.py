@@ -21,6 +21,8 @@ from django_clustered_sessions.exceptions import SessionNotReplicated, SessionSt
 from django_clustered_sessions.monitoring import counters as counters_module
 from django_clustered_sessions.monitoring.counters import NAMES, counters
 from django_clustered_sessions.protocol.scripts import script
+from django_clustered_sessions.session import save
+from django_clustered_sessions.store import runner
 from django_clustered_sessions.store.budget import Budget
 from tests import round_trips
 from tests.conftest import DATABASE, store_binary, use_store
@@ -615,6 +617,23 @@ def test_waiting_for_replicas_is_no_store_error(
     assert SessionStore(session.session_key)["n"] == 2
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert count("store_errors") == errors
+
+
+def test_wait_outside_a_request_is_of_its_operations_time(
+    replicated: Replicated, do: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a write that comes after a slow claim of a place among a user's sessions."""
+    given: list[Any] = []
+    for name in ("run", "arun"):
+        run = getattr(runner, name)
+        monkeypatch.setattr(
+            runner, name, lambda flow, budget, run=run: given.append(budget) or run(flow, budget)
+        )
+    monkeypatch.setattr(save, "wanted", lambda budget: given.append(budget))
+    session = SessionStore()
+    session["n"] = 1
+    do(session, "save")
+    assert given[0] is given[1] is not None
 
 
 def test_statistics_tell_how_long_acknowledgements_take(

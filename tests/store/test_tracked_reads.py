@@ -29,7 +29,7 @@ from django_clustered_sessions.monitoring.counters import AGES, counters
 from django_clustered_sessions.protocol.effects import plain
 from django_clustered_sessions.protocol.record import Meta
 from django_clustered_sessions.session.near_cache import near_cache
-from django_clustered_sessions.store import clock, tracking
+from django_clustered_sessions.store import clock, drivers, tracking
 from django_clustered_sessions.store.runner import report_the_rest
 from tests.children import forked
 from tests.conftest import DATABASE, use_store
@@ -206,6 +206,29 @@ def test_signal_is_heard_while_the_store_is_slow(proxy: CountingProxy, settings:
         signal.signal(signal.SIGALRM, before)
         proxy.resume()
     assert read(key) == 1
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_channel_in_vain_takes_from_the_trips_time(
+    proxy: CountingProxy, settings: Any, monkeypatch: pytest.MonkeyPatch, is_async: bool
+) -> None:
+    """Outside of a request too, where each operation has STORE_TIMEOUT."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.6
+    key = new_session(n=1)
+    near_cache.clear()
+    given: list[float] = []
+
+    def perform(trip: Any, pool: Any, seconds: float) -> Any:
+        given.append(seconds)
+        raise SessionStoreUnavailable("away")
+
+    monkeypatch.setattr(drivers, "aperform" if is_async else "perform", perform)
+    proxy.stall()
+    with pytest.raises(SessionStoreUnavailable):
+        asyncio.run(SessionStore(key).aload()) if is_async else SessionStore(key).load()
+    proxy.resume()
+    # The channel was waited for, for half of it.
+    assert given[-1] <= 0.3
 
 
 def test_tasks_that_wait_for_a_thread_open_one_channel(store: redis.Redis) -> None:
