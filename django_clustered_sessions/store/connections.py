@@ -27,7 +27,7 @@ from redis.retry import Retry
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.protocol.effects import Asks, Wait
 
-from . import exchange, greeting, pools, sentinel
+from . import exchange, greeting, pools, sentinel, tls
 from .circuit_breaker import breakers
 from .cluster import NodeAddress, Nodes, SlotMap
 from .entries import reading
@@ -43,7 +43,7 @@ _SENTINEL_POOLS: Final = (pools.SentinelPool, pools.AsyncSentinelPool)
 #: Connections to an address: for each world, without TLS and with it.
 _PLAIN: Final = (
     (greeting.Connection, greeting.SSLConnection),
-    (aioredis.Connection, aioredis.SSLConnection),
+    (aioredis.Connection, tls.AsyncSSLConnection),
 )
 
 #: Connections by a socket in the file system.

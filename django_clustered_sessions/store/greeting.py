@@ -13,6 +13,7 @@ from typing import Any
 
 import redis
 
+from . import tls
 from .errors import SHORTEST_S
 
 
@@ -50,7 +51,7 @@ class Connection(Timely, redis.Connection):
     """See Timely; over TCP."""
 
 
-class SSLConnection(Timely, redis.SSLConnection):
+class SSLConnection(Timely, tls.SSLConnection):
     """See Timely; over TLS."""
 
 

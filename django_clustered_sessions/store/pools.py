@@ -77,7 +77,6 @@ class AsyncPool(aioredis.ConnectionPool):
         #: The connections that are shared, beside those that are lent: see ``sharing``.
         self.lines: list[Any] = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
-        self._tls: Any = None
 
     @property
     def lent(self) -> int:
@@ -107,9 +106,6 @@ class AsyncPool(aioredis.ConnectionPool):
                 raise AllLent(self.max_connections)
         connection: Any = self.make_connection()  # type: ignore[no-untyped-call]
         connection.is_sound = True
-        if hasattr(connection, "ssl_context"):
-            # One context for all: to make one keeps the event loop busy for 20 ms.
-            connection.ssl_context = self._tls = self._tls or connection.ssl_context
         return connection
 
     def _is_full(self) -> bool:

@@ -25,6 +25,7 @@ from redis.sentinel import MasterNotFoundError
 from . import clock
 from .errors import SentinelsSlow
 from .greeting import Connection, SSLConnection
+from .tls import AsyncSSLConnection
 
 logger = logging.getLogger("django_clustered_sessions.store")
 
@@ -286,7 +287,7 @@ class AsyncWatchedConnection(_Watched, aioredis.Connection):
             await super()._connect()  # type: ignore[no-untyped-call]
 
 
-class AsyncWatchedTLSConnection(AsyncWatchedConnection, aioredis.SSLConnection):
+class AsyncWatchedTLSConnection(AsyncWatchedConnection, AsyncSSLConnection):
     """See WatchedTLSConnection."""
 
 

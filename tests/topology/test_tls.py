@@ -22,10 +22,13 @@ from cryptography.x509.oid import NameOID
 from django.core.cache import caches
 from django.core.management import call_command
 from redis.crc import key_slot
+from redis.ocsp import OCSPVerifier
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.store import connections
+from django_clustered_sessions.store.tls import _made as contexts
+from tests.children import forked
 from tests.clusters import ClusterServers, ask
 from tests.conftest import store_binary, use_store
 from tests.gateways import place
@@ -176,6 +179,33 @@ def test_client_certificate_is_shown(
             use(is_async)
 
 
+def test_renewed_client_certificate_is_shown(
+    ca: Certificate, server_certificate: Certificate, settings: Any, is_async: bool, tmp_path: Path
+) -> None:
+    """By the next connection, without a restart."""
+    good = issue(ca.path.parent, "renewed", ca)
+    old = issue(tmp_path, "site", issue(tmp_path, "another"))
+    flags = ("--tls-auth-clients", "yes")
+    binary = store_binary("redis")
+
+    with (
+        TLSStoreServer(*flags, ca=ca, own=server_certificate, binary=binary) as server,
+        asyncio.Runner() as runner,
+    ):
+        mine = {"ssl_certfile": str(old.path), "ssl_keyfile": str(old.key_path)}
+        use_tls(settings, server, ssl_ca_certs=str(ca.path), **mine)
+        session = SessionStore("x" * 32)
+
+        def connect() -> None:
+            runner.run(session.aexists("x" * 32)) if is_async else session.exists("x" * 32)
+
+        with pytest.raises(SessionStoreUnavailable, match=r"(?i)certificate|closed|EOF|reset|ca"):
+            connect()
+        good.path.replace(old.path)
+        good.key_path.replace(old.key_path)
+        connect()
+
+
 def test_unknown_authority_is_named_as_the_cause(
     tls: StoreServer, settings: Any, is_async: bool, tmp_path: Path
 ) -> None:
@@ -205,20 +235,80 @@ def test_certificate_for_another_host_is_refused(
         use(is_async)
 
 
-def test_asynchronous_connections_share_one_context(
-    tls: StoreServer, ca: Certificate, settings: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """To make one takes 20 ms, in which an event loop does nothing else."""
-    use_tls(settings, tls, ssl_ca_certs=str(ca.path))
-    made: list[Any] = []
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Give a list that gets an item for each context, of which there are none yet."""
+    found: list[Any] = []
     make = ssl.create_default_context
-    monkeypatch.setattr(ssl, "create_default_context", lambda *args: made.append(1) or make(*args))
+    monkeypatch.setattr(ssl, "create_default_context", lambda *args: found.append(1) or make(*args))
+    contexts.clear()
+    return found
+
+
+def test_connections_share_one_context(
+    tls: StoreServer, ca: Certificate, settings: Any, is_async: bool, made: list[Any]
+) -> None:
+    """To make one takes 20 ms and more, in which an event loop does nothing else."""
+    use_tls(settings, tls, ssl_ca_certs=str(ca.path))
+    session = SessionStore("x" * 32)
 
     async def burst() -> None:
         await asyncio.gather(*(SessionStore("x" * 32).aexists("x" * 32) for _ in range(30)))
 
-    asyncio.run(burst())
+    for _ in range(2):
+        if is_async:
+            asyncio.run(burst())
+        else:
+            connections.pool().disconnect()
+            session.exists("x" * 32)
     assert len(made) == 1
+
+
+def test_other_options_have_another_context(
+    tls: StoreServer, settings: Any, is_async: bool
+) -> None:
+    use_tls(settings, tls, ssl_cert_reqs="none")
+    use(is_async)
+    use_tls(settings, tls)
+    with pytest.raises(SessionStoreUnavailable, match="certificate verify failed"):
+        use(is_async)
+
+
+def test_revocation_is_asked_for(
+    tls: StoreServer, ca: Certificate, settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """redis-py can do that synchronously only."""
+    asked: list[Any] = []
+
+    def is_valid(verifier: Any) -> bool:
+        asked.append(verifier.SOCK.getpeername())
+        return True
+
+    monkeypatch.setattr(OCSPVerifier, "is_valid", is_valid)
+    use_tls(settings, tls, ssl_ca_certs=str(ca.path), ssl_validate_ocsp=True)
+    use(False)
+    assert asked == [("127.0.0.1", tls.port)]
+
+
+def test_fork_makes_a_context_of_its_own(
+    tls: StoreServer, ca: Certificate, settings: Any, made: list[Any]
+) -> None:
+    use_tls(settings, tls, ssl_ca_certs=str(ca.path))
+    use(False)
+
+    def work() -> bytes:
+        use(False)
+        return str(len(made)).encode()
+
+    assert forked(work) == b"2"
+
+
+def test_missing_file_is_named_as_the_cause(
+    tls: StoreServer, settings: Any, is_async: bool, tmp_path: Path
+) -> None:
+    use_tls(settings, tls, ssl_ca_certs=str(tmp_path / "none.pem"))
+    with pytest.raises(SessionStoreUnavailable, match="No such file"):
+        use(is_async)
 
 
 def test_asynchronous_requests_share_connections(
