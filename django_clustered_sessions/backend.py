@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from functools import cache
 from types import FunctionType, ModuleType
@@ -31,6 +31,7 @@ from .protocol.effects import Flow
 from .protocol.record import HiddenKey, Mode
 from .protocol.session_data import SessionData
 from .session import end, load, lock_scope, login_age, rotate, save
+from .session.blocks import ablock, block
 from .session.operation_lock import to_its_end
 from .session.request_policy import write_header
 from .session.state import EXPIRY, LockScope, SessionState
@@ -317,7 +318,7 @@ class SessionStore(SessionBase):
 
     # The lock.
 
-    @contextmanager
+    @block
     def lock(self, name: str = "") -> Iterator[Self]:
         """Give this object the session to itself: a context manager.
 
@@ -345,7 +346,7 @@ class SessionStore(SessionBase):
             if not lock_scope.has_left(self.state, scope):
                 self.run(lock_scope.break_off(self.state, scope), "alock()", self._brief())
 
-    @asynccontextmanager
+    @ablock
     async def alock(self, name: str = "") -> AsyncIterator[Self]:
         """See lock(); for ``async with``."""
         self.accessed = True
