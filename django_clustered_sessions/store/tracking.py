@@ -19,6 +19,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final, cast
 from weakref import proxy, ref
 
@@ -29,6 +30,7 @@ from redis.exceptions import RedisError, ResponseError
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol.effects import Trip
+from django_clustered_sessions.protocol.faults import fault_of
 
 from . import clock, connections
 from .attempt import pack
@@ -101,11 +103,15 @@ class _Turns:
 
 
 class _Question:
-    """Commands that were sent, and what has come of them; a PING has the payload to answer."""
+    """Commands that were sent, and what has come of them; a PING has the payload to answer.
+
+    One that was asked along with another has nobody who waits for it.
+    """
 
     __slots__ = (
         "count",
         "generation",
+        "is_along",
         "is_answered",
         "payload",
         "replies",
@@ -116,9 +122,15 @@ class _Question:
     )
 
     def __init__(
-        self, count: int, generation: object, take: Take | None, payload: bytes | None = None
+        self,
+        count: int,
+        generation: object,
+        take: Take | None,
+        payload: bytes | None = None,
+        *,
+        is_along: bool = False,
     ) -> None:
-        self.count, self.take, self.payload = count, take, payload
+        self.count, self.take, self.payload, self.is_along = count, take, payload, is_along
         self.generation: object | None = generation
         self.replies: list[Any] = []
         self.result: Any = None
@@ -302,7 +314,8 @@ class Channel:
             # Other threads go on adding to the one that they have found.
             along, self._along = self._along, {}
             for trip, its_take in list(along.values()):
-                self._questions.append(_Question(len(trip), self.generation, its_take))
+                question_along = _Question(len(trip), self.generation, its_take, is_along=True)
+                self._questions.append(question_along)
                 packed += b"".join(pack(trip, self._pool))
         if not self._is_of_cluster and (
             question.sent_s - self._role_asked_s > conf.near_max_age / 2
@@ -373,11 +386,16 @@ class Channel:
             if question.payload not in (None, _ANY, reply):
                 raise ConnectionError("an answer to something else")
             if question.take is not None:
+                take = partial(
+                    question.take, question.replies, question.sent_s, question.generation
+                )
                 try:
-                    question.result = question.take(
-                        question.replies, question.sent_s, question.generation
-                    )
+                    question.result = take()
                 except Exception as error:
+                    if question.is_along:
+                        fault = fault_of(take, error)
+                        logger.error("an answer cannot be understood", exc_info=fault)
+                        raise ConnectionError("an answer cannot be understood") from fault
                     question.result = error
             # The last thing: all that came before has been applied.
             self.lease_s = max(self.lease_s, question.sent_s)

@@ -26,6 +26,7 @@ from django_clustered_sessions.decorators import session_fresh, session_locked
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import AGES, counters
+from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import plain
 from django_clustered_sessions.protocol.record import Meta
 from django_clustered_sessions.session.near_cache import near_cache
@@ -178,6 +179,54 @@ def test_question_that_was_not_sent_gets_no_other_ones_answer(store: redis.Redis
         assert await asyncio.gather(*reads) == [1, 0]
 
     asyncio.run(main())
+
+
+def ask_along(take: Callable[..., Any]) -> tuple[str, tracking.Channel]:
+    """Ask along with the next read of a session, which is returned with its channel."""
+    key = new_session(n=1)
+    read(key)
+    near_cache.clear()
+    pool, its = tracking.here()
+    record = place(key).record
+    channel = its.usable(pool, record)
+    assert channel is not None
+    channel.ask_along(record, records.described([place(key)]), take)
+    return key, channel
+
+
+def test_fault_that_nobody_waits_for_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    def take(*replies: Any) -> None:
+        raise IndexError("too few of them")
+
+    key, channel = ask_along(take)
+    assert read(key) == 1
+    wait_for(lambda: read(key) == 1 and not channel.is_open, "it is closed")
+    (told,) = [one for one in caplog.records if one.levelname == "ERROR"]
+    assert told.name == "django_clustered_sessions.store"
+    assert "too few of them" in caplog.text
+
+
+def test_signal_is_heard_where_nobody_waits(caplog: pytest.LogCaptureFixture) -> None:
+    taken: list[Any] = []
+
+    def take(*replies: Any) -> None:
+        taken.append(replies)
+        if len(taken) == 1:
+            raise SoftLimit
+
+    key, channel = ask_along(take)
+
+    def is_heard() -> bool:
+        try:
+            read(key)
+        except SoftLimit:
+            return True
+        return False
+
+    wait_for(is_heard, "it is raised")
+    assert not channel.is_open
+    assert read(key) == 1
+    assert not [one for one in caplog.records if one.levelname == "ERROR"]
 
 
 class SoftLimit(Exception):  # noqa: N818
