@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, Final
 from weakref import WeakSet, ref
 
 import redis
@@ -18,6 +18,9 @@ from redis import asyncio as aioredis
 
 from .circuit_breaker import CircuitBreaker
 from .errors import AllLent
+
+#: Seconds between two looks for asynchronous connections that were idle all the time.
+_SPARE_S: Final = 60.0
 
 
 class Pool(redis.ConnectionPool):
@@ -77,6 +80,9 @@ class AsyncPool(aioredis.ConnectionPool):
         #: The connections that are shared, beside those that are lent: see ``sharing``.
         self.lines: list[Any] = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
+        #: So many have been idle all the time since the last look, at the beginning of ``idle``.
+        self._spare = 0
+        self._look_at_s = time.monotonic() + _SPARE_S
 
     @property
     def lent(self) -> int:
@@ -85,13 +91,23 @@ class AsyncPool(aioredis.ConnectionPool):
 
     async def lend(self, deadline: float) -> Any:
         """See Pool.lend()."""
+        if time.monotonic() >= self._look_at_s:
+            await self._close_spare()
         try:
-            return self.idle.pop()
+            connection = self.idle.pop()
         except IndexError:
-            pass
-        connection = self.make()
-        self._in_use_connections.add(connection)
+            connection = self.make()
+            self._in_use_connections.add(connection)
+        self._spare = min(self._spare, len(self.idle))
         return connection
+
+    async def _close_spare(self) -> None:
+        """Close what nobody has needed lately, as after many requests at once."""
+        spare, self.idle = self.idle[: self._spare], self.idle[self._spare :]
+        self._spare, self._look_at_s = len(self.idle), time.monotonic() + _SPARE_S
+        for connection in spare:
+            self._in_use_connections.discard(connection)
+            await connection.disconnect(nowait=True)
 
     def make(self) -> Any:
         """Return a new connection, which has yet to connect.

@@ -11,6 +11,7 @@ import re
 import time
 from asyncio import selector_events
 from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
@@ -92,6 +93,35 @@ async def test_many_at_once_use_few_connections(store: redis.Redis, visitors: li
     await asyncio.gather(*(write(visitors[n % 4]) for n in range(50)))
     assert len(store.client_list()) - before <= 8
     assert len(lines()) >= 2
+
+
+async def test_connections_that_nobody_needs_are_closed(store: redis.Redis) -> None:
+    """As after requests at once that could not share; those that are needed stay."""
+    before = len(store.client_list())
+    pool: Any = connections.apool()
+
+    async def use(number: int) -> set[Any]:
+        used = [await alent(pool) for _ in range(number)]
+        for one in used:
+            await exchange.aconnect(one, time.monotonic() + 20)
+        for one in used:
+            pool.take_back(one)
+        return {*used}
+
+    await use(20)
+    for number in (3, 4, 2):
+        assert len(store.client_list()) - before == 20
+        await use(number)
+    # It is time to look, for the first and the second time.
+    pool._look_at_s = 0.0
+    needed = await use(4)
+    await use(3)
+    pool._look_at_s = 0.0
+    assert await use(4) == needed
+    left = partial(wait_for, lambda: len(store.client_list()) - before == 4, "they are closed")
+    await asyncio.to_thread(left)
+    assert len(pool.idle) == 4
+    assert pool.lent == 0
 
 
 async def test_few_at_once_have_their_own(visitors: list[str]) -> None:
