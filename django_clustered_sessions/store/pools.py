@@ -23,18 +23,32 @@ from .errors import AllLent
 _SPARE_S: Final = 60.0
 
 
-class Pool(redis.ConnectionPool):
-    """Connections for synchronous use; as many as ``max_connections``, and one more is refused."""
+class _Lender:
+    """Idle connections of either kind of pool; the last one that came back is lent first."""
 
     breaker: CircuitBreaker
     has_read_only_words = True
     #: The tracked connections beside it, once there are any: see ``tracking``.
     channels: Any = None
+    idle: list[Any]
+
+    def take_back(self, connection: Any) -> None:
+        """Take a connection back."""
+        self.idle.append(connection)
+
+    def leave(self) -> None:
+        """Use no connection again that is open: they lead to what is no primary any more."""
+        for connection in list(self.idle):
+            connection.is_sound = False
+
+
+class Pool(_Lender, redis.ConnectionPool):
+    """Connections for synchronous use; as many as ``max_connections``, and one more is refused."""
 
     def reset(self) -> None:
         """Start without connections."""
         super().reset()
-        self.idle: list[Any] = []
+        self.idle = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
 
     def lend(self, deadline: float) -> Any:
@@ -55,28 +69,16 @@ class Pool(redis.ConnectionPool):
             self._in_use_connections.add(connection)
         return connection
 
-    def take_back(self, connection: Any) -> None:
-        """Take a connection back."""
-        self.idle.append(connection)
 
-    def leave(self) -> None:
-        """Use no connection again that is open: they lead to what is no primary any more."""
-        for connection in list(self.idle):
-            connection.is_sound = False
-
-
-class AsyncPool(aioredis.ConnectionPool):
+class AsyncPool(_Lender, aioredis.ConnectionPool):
     """See Pool; for one event loop."""
 
-    breaker: CircuitBreaker
-    has_read_only_words = True
-    channels: Any = None
     #: True if requests may share connections, as far as is known.
     shares = True
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self.idle: list[Any] = []
+        self.idle = []
         #: The connections that are shared, beside those that are lent: see ``sharing``.
         self.lines: list[Any] = []
         self._in_use_connections: WeakSet[Any] = WeakSet()  # type: ignore[assignment]
@@ -124,9 +126,13 @@ class AsyncPool(aioredis.ConnectionPool):
         connection.is_sound = True
         return connection
 
-    def _is_full(self) -> bool:
+    def open_lines(self) -> list[Any]:
+        """Return the connections that are shared, without those that were closed."""
         self.lines = [line for line in self.lines if line.is_open]
-        return len(self._in_use_connections) + len(self.lines) >= self.max_connections
+        return self.lines
+
+    def _is_full(self) -> bool:
+        return len(self._in_use_connections) + len(self.open_lines()) >= self.max_connections
 
     def leads_right(self, connection: Any) -> bool:
         """Return whether a connection leads to the server that is to be asked."""
@@ -140,14 +146,9 @@ class AsyncPool(aioredis.ConnectionPool):
         # The event loop closes those that were shared in its next turn.
         await asyncio.sleep(0)
 
-    def take_back(self, connection: Any) -> None:
-        """See Pool.take_back()."""
-        self.idle.append(connection)
-
     def leave(self) -> None:
         """See Pool.leave(). The connections that are shared are among them."""
-        for connection in self.idle:
-            connection.is_sound = False
+        super().leave()
         for line in self.lines:
             line.leave()
 

@@ -105,8 +105,7 @@ def _line(pool: Any, only_reads: bool, size: int) -> Line | None:
     for line in pool.lines:
         if line.only_reads is only_reads and line.has_room(size):
             return line  # type: ignore[no-any-return]
-    pool.lines = [line for line in pool.lines if line.is_open]
-    if len(pool.lines) >= pool.max_connections // _SHARE:
+    if len(pool.open_lines()) >= pool.max_connections // _SHARE:
         return None
     try:
         line = Line(pool, only_reads)
