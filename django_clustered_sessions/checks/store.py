@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -47,7 +48,8 @@ def check_store(
         facts = runner.run(server_info.store_facts(time.time), budget)
         asked = ["EVALSHA_RO", *(word for words in _NEEDED for word in words)]
         lacking = runner.run(server_info.lacking(asked), budget)
-        pinged = runner.run(server_info.unless_refused((plain("PING"),)), budget)
+        text = secrets.token_hex(12)
+        pinged = runner.run(server_info.unless_refused((plain("PING", text),)), budget)
     except SessionStoreUnavailable as error:
         return [_unasked(error)]
     return [
@@ -60,7 +62,7 @@ def check_store(
         *topology(facts),
         *isolation(facts),
         *tracking_works(),
-        *sharing_works(pinged),
+        *sharing_works(text, pinged),
     ]
 
 
@@ -229,12 +231,14 @@ def tracking_works() -> Iterator[CheckMessage]:
         )
 
 
-def sharing_works(pinged: Any) -> Iterator[CheckMessage]:
-    if isinstance(pinged, Refused):
+def sharing_works(text: str, pinged: Any) -> Iterator[CheckMessage]:
+    if pinged != [text.encode()]:
+        why = pinged.why if isinstance(pinged, Refused) else "PING is answered without its text"
         yield Info(
-            f"Asynchronous requests that run at once do not share connections: {pinged.why}",
-            hint="Nothing is to be done without ASGI. Otherwise let the store's user run PING, or "
-            "each request that runs at once has a connection of its own.",
+            f"Asynchronous requests that run at once do not share connections: {why}",
+            hint="Nothing is to be done without ASGI. Otherwise let the store's user run PING, and "
+            "connect to the store itself and not to a proxy that answers PING; or each request "
+            "that runs at once has a connection of its own.",
             id="clustered_sessions.I003",
         )
 

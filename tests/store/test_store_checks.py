@@ -17,6 +17,7 @@ from django_clustered_sessions.store import connections
 from django_clustered_sessions.store.entries import django_redis
 from tests.conftest import use_store
 from tests.servers import StoreServer
+from tests.store.test_sharing import NoEcho
 
 
 def ids(messages: list[CheckMessage]) -> list[str]:
@@ -194,3 +195,14 @@ def test_store_that_refuses_marks_is_told_of(lasting: redis.Redis, settings: Any
     (message,) = check_store()
     assert message.id == "clustered_sessions.I003"
     assert "ping" in message.msg
+
+
+@pytest.mark.parametrize("answer", [b"+PONG\r\n", b"$4\r\nPONG\r\n", b"+OK\r\n"])
+def test_proxy_that_answers_ping_is_told_of(
+    lasting: redis.Redis, settings: Any, answer: bytes
+) -> None:
+    with NoEcho(lasting.get_connection_kwargs()["port"], answer) as proxy:
+        use_store(settings, f"{proxy.url}/1")
+        (message,) = check_store()
+    assert message.id == "clustered_sessions.I003"
+    assert "without its text" in message.msg
