@@ -183,10 +183,7 @@ def _preceded(
     Both are given the request and its session. ``marked`` are the marks of the view.
     """
     if not callable(view):
-        raise TypeError(
-            f"A session decorator was given {view!r} in place of a view. Write it without "
-            "parentheses, as in @session_locked; session_nonstop and recent_login alone have them."
-        )
+        raise TypeError(_why_not(view))
     if hasattr(view, "_ninja_operation"):
         # Ninja calls the function that it was given; a wrapper made later is never called.
         raise TypeError(
@@ -216,6 +213,19 @@ def _preceded(
     for name, mark in marked.items():
         setattr(wrapper, _MARK + name, mark)
     return cast(View, wrapper)
+
+
+def _why_not(view: object) -> str:
+    """Return the error for what is no view, and what to do."""
+    if hasattr(view, "__get__"):
+        return (
+            f"A session decorator was given a {type(view).__name__} in place of a view. Put it "
+            "below that, onto the function."
+        )
+    return (
+        f"A session decorator was given {view!r} in place of a view. Write it without "
+        "parentheses, as in @session_locked; session_nonstop and recent_login alone have them."
+    )
 
 
 def _is_dispatch_of_async(view: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from functools import partial, partialmethod
 from typing import Any
 
 import pytest
@@ -264,6 +265,24 @@ async def test_view_without_a_request_is_refused(decorate: Decorator) -> None:
 def test_decorator_with_empty_parentheses_is_told(decorator: Any) -> None:
     with pytest.raises(TypeError, match="without parentheses, as in @session_locked"):
         decorator()
+
+
+@pytest.mark.parametrize("kind", [classmethod, partial(partialmethod, name="cart")])
+@pytest.mark.parametrize("decorator", [session_locked, session_nonstop("noop"), recent_login()])
+def test_decorator_above_classmethod_is_told(decorator: Any, kind: Any) -> None:
+    with pytest.raises(TypeError, match=r"given a (class|partial)method.*Put it below"):
+        decorator(kind(takes_none))
+
+
+def test_decorator_below_classmethod_finds_the_request() -> None:
+    class Pages:
+        @classmethod
+        @session_locked
+        def page(cls, request: HttpRequest) -> str:
+            return "called"
+
+    assert marks_of(Pages.page).access is Access.LOCKED
+    assert Pages.page(RequestFactory().get("/")) == "called"
 
 
 def test_decorator_without_its_parentheses_is_told() -> None:
