@@ -17,12 +17,18 @@ from tests.servers import StoreServer, wait_for
 
 SLOTS: Final = 16384
 
+#: Silence in ms after which nodes take another one for down: by default, and in tests that wait
+#: for it.
+PATIENT_MS: Final = 30_000
+IMPATIENT_MS: Final = 1000
+
 
 class ClusterServers:
     """Cluster of ``primaries`` that share the slots, and ``replicas`` of the first primary.
 
-    ``binary`` is the program of every server, ``server`` makes one; a node considers another down
-    after ``node_timeout_ms`` of silence. Use as a context manager.
+    ``binary`` is the program of every server, ``server`` makes one. A node considers another down
+    after ``node_timeout_ms`` of silence: however long the machine stalls, that happens only in
+    tests that wait for it. Use as a context manager.
     """
 
     def __init__(
@@ -31,7 +37,7 @@ class ClusterServers:
         primaries: int = 3,
         replicas: int = 0,
         binary: Path | None = None,
-        node_timeout_ms: int = 1000,
+        node_timeout_ms: int = PATIENT_MS,
         server: Callable[..., StoreServer] = StoreServer,
     ) -> None:
         self._server = server

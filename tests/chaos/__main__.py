@@ -11,7 +11,7 @@ from typing import get_args
 
 import django
 
-from tests.clusters import ClusterServers
+from tests.clusters import IMPATIENT_MS, ClusterServers
 from tests.servers import StoreServer
 from tests.topologies import Replicated
 
@@ -38,7 +38,8 @@ def main() -> int:
     with ExitStack() as started:
         stores: Stores
         if plan.topology == "failing-cluster":
-            stores = FailingNodes(plan, started.enter_context(ClusterServers(replicas=3)))
+            servers = ClusterServers(replicas=3, node_timeout_ms=IMPATIENT_MS)
+            stores = FailingNodes(plan, started.enter_context(servers))
         elif plan.topology == "cluster":
             stores = Moving(plan, started.enter_context(ClusterServers()))
         elif plan.topology == "sentinel":

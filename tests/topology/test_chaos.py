@@ -16,7 +16,7 @@ import redis
 from tests.chaos.driver import Driver, Outcome
 from tests.chaos.plan import MUTANTS, Plan, Topology
 from tests.chaos.stores import Failing, FailingNodes, Moving, Single
-from tests.clusters import ClusterServers
+from tests.clusters import IMPATIENT_MS, ClusterServers
 from tests.servers import StoreServer
 from tests.topologies import Replicated
 
@@ -101,7 +101,7 @@ def test_moving_slots_lose_double_or_reorder_nothing(is_tracked: bool) -> None:
 @READS
 def test_dying_primaries_of_a_cluster_lose_nothing_acknowledged(is_tracked: bool) -> None:
     def drive(plan: Plan) -> Outcome:
-        with ClusterServers(replicas=3) as servers:
+        with ClusterServers(replicas=3, node_timeout_ms=IMPATIENT_MS) as servers:
             return Driver(plan, FailingNodes(plan, servers)).run()
 
     run("failing-cluster", drive, "ok", "failovers", "stops", is_tracked=is_tracked)

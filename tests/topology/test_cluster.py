@@ -53,7 +53,7 @@ from django_clustered_sessions.store import connections
 from django_clustered_sessions.store import exchange as exchanging
 from django_clustered_sessions.store.runner import report_the_rest
 from tests.children import forked
-from tests.clusters import ClusterServers, ask
+from tests.clusters import IMPATIENT_MS, ClusterServers, ask
 from tests.conftest import use_store
 from tests.gateways import Browser, place, wait_for_replicas
 from tests.gateways import load_scripts as load_scripts_into
@@ -791,11 +791,16 @@ def test_lock_passes_between_a_thread_and_a_loop(
 # Nodes that are lost.
 
 
+def impatient(binary: Path, replicas: int = 0) -> ClusterServers:
+    """Return a cluster that soon takes a silent node for down."""
+    return ClusterServers(replicas=replicas, binary=binary, node_timeout_ms=IMPATIENT_MS)
+
+
 def test_killed_primary_is_replaced_under_load(
     settings: Any, threads: Threads, server_binary: Path
 ) -> None:
     """Requests meanwhile get a 503, and are served once the replica has taken over."""
-    with ClusterServers(replicas=1, binary=server_binary) as servers:
+    with impatient(server_binary, replicas=1) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 30.0
         lost = servers.primaries[0]
@@ -910,7 +915,7 @@ def test_repeated_leave_of_the_old_key_writes_again(cluster: ClusterServers) -> 
 
 def test_hanging_primary_holds_up_no_other_node(settings: Any, server_binary: Path) -> None:
     """New connections to it hang as well; the other nodes' sessions do not notice."""
-    with ClusterServers(replicas=1, binary=server_binary) as servers:
+    with impatient(server_binary, replicas=1) as servers:
         servers.use(settings)
         settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
         hung = servers.primaries[0]
@@ -955,7 +960,7 @@ def refusal(key: str) -> str:
 
 @pytest.mark.each_server
 def test_cluster_that_is_down_is_no_logout(settings: Any, server_binary: Path) -> None:
-    with ClusterServers(binary=server_binary, node_timeout_ms=500) as servers:
+    with impatient(server_binary) as servers:
         servers.use(settings)
         browsers = [Browser(settings, asgi=asgi) for asgi in (False, True)]
         lost = servers.primaries[0]

@@ -18,7 +18,7 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.store import tracking
-from tests.clusters import ClusterServers, ask, node_id
+from tests.clusters import IMPATIENT_MS, ClusterServers, ask, node_id
 from tests.conftest import use_store
 from tests.elsewhere import started
 from tests.gateways import place
@@ -241,7 +241,7 @@ def test_slot_that_another_node_takes_is_noticed(
 def test_node_without_a_majority_is_not_believed(settings: Any, server_binary: Path) -> None:
     settings.CLUSTERED_SESSIONS_NEAR_MAX_AGE = MAX_AGE_S
     settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
-    with ClusterServers(binary=server_binary) as servers:
+    with ClusterServers(binary=server_binary, node_timeout_ms=IMPATIENT_MS) as servers:
         servers.use(settings)
         key = new_session(n=1)
         wait_for(lambda: is_free(key), "it is tracked")
