@@ -202,8 +202,8 @@ def test_one_replica_of_two_is_too_few(
 ) -> None:
     silent.replicas[0].resume()
     settings.CLUSTERED_SESSIONS_SYNC_REPLICAS = 2
-    # So that the one that runs is not late.
-    wait_for_replicas(monkeypatch, 1.0)
+    # So that the one that runs is not late, also where the machine stands still.
+    wait_for_replicas(monkeypatch, 4.0)
     with pytest.raises(SessionNotReplicated) as caught:
         change(stored(n=1), synchronously)
     assert (caught.value.acknowledged, caught.value.asked) == (1, 2)
@@ -316,14 +316,16 @@ def test_wait_for_replicas_is_no_offset_of_the_clock(
     session = SessionStore() if name == "create" else stored(n=1)
     session["n"] = 2
     settings.CLUSTERED_SESSIONS_ON_SYNC_SHORTFALL = "warn"
-    wait_for_replicas(monkeypatch, 1.0)
+    wait_for_replicas(monkeypatch, 3.0)
     do(session, name)
-    assert abs(counters.clock_offset_ms) < 500
+    assert abs(counters.clock_offset_ms) < 1000
+    before_s = session.state.lifetime.left_s
     with silent.primary.client(db=DATABASE) as client:
-        left_ms = client.pttl(place(session.session_key or "").record)
-    told_s = session.state.lifetime.left_s
-    assert told_s is not None
-    assert abs(told_s - left_ms / 1000) < 0.5
+        left_s = client.pttl(place(session.session_key or "").record) / 1000
+    after_s = session.state.lifetime.left_s
+    assert before_s is not None and after_s is not None
+    # However long it took to ask for it.
+    assert after_s - 1.0 < left_s < before_s + 1.0
 
 
 def test_write_waits_for_nobody_where_it_is_off(
