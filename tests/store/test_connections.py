@@ -556,7 +556,7 @@ IMPATIENT = {
 def test_timeouts_follow_the_setting(
     store: redis.Redis, proxy: CountingProxy, settings: Any, is_async: bool
 ) -> None:
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 4.0
     use_store(settings, f"{proxy.url}/{DATABASE}", **IMPATIENT)
 
     async def go() -> None:

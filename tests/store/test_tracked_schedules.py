@@ -214,8 +214,6 @@ def a_write_of_its_own_is_lost(site: Site) -> None:
     """The reply to it never came, so the process knows nothing of its session."""
     site.limit(60.0)
     assert read(site.key) == 1
-    site.settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.5
-    assert read(site.key) == 1
     session = SessionStore(site.key)
     session["n"] = 2
     site.proxy.cut_next("reply", times=2, matching=b"EVALSHA")
