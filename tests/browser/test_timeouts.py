@@ -29,7 +29,8 @@ from tests.servers import wait_for
 browser, new_context = conftest.browser, conftest.new_context
 
 STATIC = Path(django_clustered_sessions.__file__).parent / "static"
-IDLE_S = 6
+#: Half of it is for the warning, in which something is done, also where the machine stands still.
+IDLE_S = 10
 #: Where the end is not to come: there is time for whatever is done until then.
 LONG_S = 1000
 WAIT_MS = 30_000
