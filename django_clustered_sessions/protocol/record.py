@@ -74,6 +74,9 @@ _int = int.from_bytes
 LATEST_MS: Final = 253_402_214_400_000
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
+#: A deadline that would move on by less than so many ms stays: see step_ms().
+RENEWED_EACH_MS: Final = 1000
+
 #: Number of places that are remembered: a browser loads a page in several requests.
 _REMEMBERED: Final = 4096
 
@@ -263,6 +266,14 @@ def bucket_tag(prefix: str, bucket: int) -> str:
 def claims_key(prefix: str, user: bytes) -> str:
     """Return the key of the logins of a user, by tag, that are not written yet."""
     return f"{bucket_tag(prefix, user[0] << 2 | user[1] >> 6)}:logins-{user.hex()}"
+
+
+def step_ms(left_ms: float) -> float:
+    """Return by how many ms a renewal moves a deadline on that leaves ``left_ms``, or it is none.
+
+    ``lua/write.lua`` has the same.
+    """
+    return min(RENEWED_EACH_MS, left_ms / 100)
 
 
 class Ages(NamedTuple):

@@ -17,17 +17,12 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
-from django_clustered_sessions.protocol.record import CachedSession, Loaded
+from django_clustered_sessions.protocol.record import CachedSession, Loaded, step_ms
 
 #: Memory of Python for a session, for one of its fields and for a copy, beside the bytes in it.
 _SESSION_BYTES: Final = 600
 _FIELD_BYTES: Final = 200
 _COPY_BYTES: Final = 600
-
-#: Renewals within so many ms, or within a share of what they give, are one: ``lua/write.lua`` has
-#: the same.
-RENEWED_EACH_MS: Final = 1000
-_RENEWED_SHARE: Final = 0.01
 
 #: An ended session leaves a trace in the store for so long, less what clocks may differ; it must
 #: have had so much life left; and no warning follows another for so long. Seconds.
@@ -69,8 +64,8 @@ class Life(NamedTuple):
         if self.renewal is None or self.renewal.options != options:
             return False
         since_ms = self.renewal.at_ms
-        step_ms = min(RENEWED_EACH_MS, (self.deadline_ms - since_ms) * _RENEWED_SHARE)
-        return self.seen_ms + (now_s - self.seen_at_s) * 1000 < since_ms + step_ms
+        until_ms = since_ms + step_ms(self.deadline_ms - since_ms)
+        return self.seen_ms + (now_s - self.seen_at_s) * 1000 < until_ms
 
 
 class Copy(NamedTuple):

@@ -18,7 +18,12 @@ from django_clustered_sessions.exceptions import SessionStoreUnavailable
 from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import Flow, batches
 from django_clustered_sessions.protocol.options import WriteOptions
-from django_clustered_sessions.protocol.record import Loaded, NewerFormat, SessionKeys
+from django_clustered_sessions.protocol.record import (
+    Loaded,
+    NewerFormat,
+    SessionKeys,
+    step_ms,
+)
 from django_clustered_sessions.protocol.results import Gone
 from django_clustered_sessions.store import runner
 from django_clustered_sessions.store.budget import Budget
@@ -50,6 +55,9 @@ def renew_later(
     """Renew a session that was read within a second; return False where that may be too late."""
     now_ms, before_ms = state.lifetime.seen_ms, loaded.meta.deadline_ms
     deadline_ms = loaded.meta.renewed_ms(now_ms, options.ages)
+    if 0 <= deadline_ms - before_ms < step_ms(deadline_ms - now_ms):
+        # The store takes it for none.
+        deadline_ms = before_ms
     batch = _batches.here()
     if before_ms - now_ms < _BRINK_MS or deadline_ms < before_ms or batch.is_late:
         return False

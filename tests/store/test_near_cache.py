@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol import record
 from django_clustered_sessions.protocol.record import CachedSession, Meta, Mode
 from django_clustered_sessions.session import near_cache
 from django_clustered_sessions.session.lifetime import Lifetime
@@ -354,7 +355,7 @@ def test_a_page_with_many_requests_sends_one_renewal(
     store: redis.Redis, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Long enough for the slowest machine: what it is by default is the script's business.
-    monkeypatch.setattr(near_cache, "RENEWED_EACH_MS", 60_000)
+    monkeypatch.setattr(record, "RENEWED_EACH_MS", 60_000)
     settings.SESSION_SAVE_EVERY_REQUEST = True
     key = stored({"n": 1})
     visit(key, read)
@@ -377,7 +378,7 @@ def test_a_session_whose_life_somebody_shortened_is_renewed(
     monkeypatch: pytest.MonkeyPatch,
     age: str,
 ) -> None:
-    monkeypatch.setattr(near_cache, "RENEWED_EACH_MS", 60_000)
+    monkeypatch.setattr(record, "RENEWED_EACH_MS", 60_000)
     settings.SESSION_SAVE_EVERY_REQUEST = age == "SESSION_COOKIE_AGE"
     setattr(settings, age, 9000)
     key = stored({"n": 1})
@@ -399,7 +400,7 @@ def test_renewal_counts_for_a_second_on_the_same_terms() -> None:
     assert not life.is_renewed(100.0, "other terms")
     assert not life._replace(renewal=None).is_renewed(100.0, "terms")
     script = files("django_clustered_sessions.protocol").joinpath("lua", "write.lua").read_text()
-    assert f"local step = math.min({near_cache.RENEWED_EACH_MS}, (deadline - now) / 100)" in script
+    assert f"local step = math.min({record.RENEWED_EACH_MS}, (deadline - now) / 100)" in script
 
 
 def test_renewal_counts_for_a_share_of_a_short_life() -> None:

@@ -243,6 +243,21 @@ assert visit({key!r}).content == b"1"
     assert meta(store, key).deadline_ms > before.deadline_ms + 90_000
 
 
+@pytest.mark.parametrize("age_ms", [0, 500, 5000])
+def test_renewal_that_the_store_takes_for_none_is_not_told(
+    store: redis.Redis, settings: Any, age_ms: int
+) -> None:
+    settings.SESSION_COOKIE_AGE = 600
+    key = aged(store, age_ms)
+    before = meta(store, key)
+    visit(key)
+    told = near_cache.life(place(key).record)
+    assert told is not None
+    later_ms = told.seen_ms - before.seen_ms
+    moves = later_ms >= 1000
+    assert told.deadline_ms == before.deadline_ms + (later_ms if moves else 0)
+
+
 @pytest.mark.parametrize("idle", [None, 300])
 @pytest.mark.parametrize("absolute", [None, 400])
 @pytest.mark.parametrize("expiry", [None, 500, datetime(2100, 1, 1, tzinfo=UTC)])
