@@ -170,10 +170,11 @@ class SessionState:
     @property
     def keys(self) -> SessionKeys | None:
         """The keys of this session in the store, None without a session key."""
-        key = self.session_key
-        if key is None:
+        if self.session_key is None:
             return None
-        return self._moved.get(key) or SessionKeys.of(conf.key_prefix, key)
+        # No local that a traceback would show.
+        moved = self._moved.get(self.session_key)
+        return moved or SessionKeys.of(conf.key_prefix, self.session_key)
 
     def keys_of(self, session_key: str) -> SessionKeys:
         """Return where the session under a key is kept."""
