@@ -663,6 +663,7 @@ class SessionStore(SessionBase):
         state = self.state
         try:
             with state.operations.lock:
+                outer = state.operation_budget
                 try:
                     budget = budget or state.budget or RequestBudget(conf.store_timeout)
                     state.operation_budget = budget
@@ -675,6 +676,8 @@ class SessionStore(SessionBase):
                         # Broken off, while the lock was asked for or given up.
                         runner.run(state.lock.releasing(), self._brief())
                     raise
+                finally:
+                    state.operation_budget = outer
         finally:
             if state.signals:
                 state.signals.send(type(self))
@@ -687,6 +690,7 @@ class SessionStore(SessionBase):
         try:
             if not out_of_turn:
                 await state.operations.aenter()
+            outer = state.operation_budget
             try:
                 budget = budget or state.budget or RequestBudget(conf.store_timeout)
                 state.operation_budget = budget
@@ -699,6 +703,7 @@ class SessionStore(SessionBase):
                     await to_its_end(runner.arun(state.lock.releasing(), self._brief()))
                 raise
             finally:
+                state.operation_budget = outer
                 if not out_of_turn:
                     state.operations.leave()
         finally:

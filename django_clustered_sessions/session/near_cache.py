@@ -143,8 +143,8 @@ class NearCache:
     ) -> None:
         """Keep a session, unless a copy is kept that was current later than its ``copy``.
 
-        Without a ``copy`` one of the same version stays. The sessions used longest ago are
-        forgotten beyond ``limit`` bytes.
+        Without a ``copy`` one of the same version stays, and without a ``life`` the one that is
+        known. The sessions used longest ago are forgotten beyond ``limit`` bytes.
         """
         with self._lock:
             kept = self._kept.get(record)
@@ -152,6 +152,8 @@ class NearCache:
                 copy = kept.copy if kept and kept.known.version == known.version else None
             elif kept and kept.copy and copy.is_before(kept.copy):
                 return
+            if life is None and kept:
+                life = kept.life
             size = memory(known) + (_COPY_BYTES if copy else 0)
             self._drop(record)
             if size > limit or record in self.ended_lately:
@@ -164,7 +166,7 @@ class NearCache:
     def hold(self, record: str, copy: Copy, limit: int) -> None:
         """Keep a session as its copy has it. See put()."""
         known = CachedSession.of(copy.found.meta.version, copy.found.values, copy.found.past)
-        self.put(record, known, limit, self.life(record), copy)
+        self.put(record, known, limit, copy=copy)
 
     def invalidate(self, record: str) -> None:
         """Forget a session's copy that is tracked: the store has told that it has changed."""

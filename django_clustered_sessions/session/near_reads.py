@@ -11,7 +11,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from django_clustered_sessions.conf import conf
 from django_clustered_sessions.monitoring.counters import AGES, counters
@@ -30,6 +30,7 @@ from django_clustered_sessions.protocol.record import (
 )
 from django_clustered_sessions.protocol.session_data import SessionData
 from django_clustered_sessions.store import clock, tracking
+from django_clustered_sessions.store.budget import Budget
 
 from .near_cache import Copy, near_cache
 from .state import SessionState
@@ -61,7 +62,7 @@ def load(state: SessionState, keys: SessionKeys) -> Flow[Read]:
             state.is_copy = True
             return found
     state.is_copy = False
-    known, budget = near_cache.get(keys.record), state.operation_budget
+    known, budget = near_cache.get(keys.record), cast(Budget, state.operation_budget)
     # As any trip, which is repeated on another connection in the other half.
     started_s, seconds = time.monotonic(), budget.left / 2
     answer: Any = channel

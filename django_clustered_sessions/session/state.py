@@ -93,8 +93,8 @@ class SessionState:
     policy: Policy = Policy()
     #: The store's time for this request; without one, each operation has its own.
     budget: Budget | None = None
-    #: The store's time for the operation that runs.
-    operation_budget: Budget
+    #: The store's time for the operation that runs, None while none does.
+    operation_budget: Budget | None = None
     #: True if a load also renews the session's deadline, on the same trip.
     renew_on_load: bool = False
     #: True if this request's use of the session has renewed its deadline.

@@ -107,8 +107,8 @@ class AsyncPool(_Lender, aioredis.ConnectionPool):
         """Close what nobody has needed lately, as after many requests at once."""
         spare, self.idle = self.idle[: self._spare], self.idle[self._spare :]
         self._spare, self._look_at_s = len(self.idle), time.monotonic() + _SPARE_S
+        self._in_use_connections.difference_update(spare)
         for connection in spare:
-            self._in_use_connections.discard(connection)
             await connection.disconnect(nowait=True)
 
     def make(self) -> Any:

@@ -551,14 +551,16 @@ def greeted(pool: Any, seconds: float) -> Any:
     Raises redis-py's errors: ResponseError where the store does not track for this user, and
     ConnectionError where it is a replica: it may lag behind, or have lost its primary.
     """
-    options = {
-        **pool.connection_kwargs,
-        "protocol": 3,
-        "parser_class": DefaultParser,
-        "socket_connect_timeout": seconds,
-        "socket_timeout": seconds,
-    }
-    connection = pool.connection_class(**options)
+    # No password in a local: a traceback would show it.
+    connection = pool.connection_class(
+        **pool.connection_kwargs
+        | {
+            "protocol": 3,
+            "parser_class": DefaultParser,
+            "socket_connect_timeout": seconds,
+            "socket_timeout": seconds,
+        }
+    )
     connection.greeted_at_s = clock.now_s()
     connection.greeted_by_s = time.monotonic() + seconds
     try:

@@ -7,6 +7,7 @@ import io
 import ipaddress
 import json
 import ssl
+import traceback
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -204,6 +205,40 @@ def test_renewed_client_certificate_is_shown(
         good.path.replace(old.path)
         good.key_path.replace(old.key_path)
         connect()
+
+
+def test_half_of_a_renewal_keeps_the_certificate_of_before(
+    ca: Certificate, server_certificate: Certificate, settings: Any, is_async: bool, tmp_path: Path
+) -> None:
+    good, other = issue(tmp_path, "site", ca), issue(tmp_path, "next", ca)
+    flags = ("--tls-auth-clients", "yes")
+    with TLSStoreServer(
+        *flags, ca=ca, own=server_certificate, binary=store_binary("redis")
+    ) as server:
+        mine = {"ssl_certfile": str(good.path), "ssl_keyfile": str(good.key_path)}
+        for _ in range(2):
+            # Over new connections.
+            use_tls(settings, server, ssl_ca_certs=str(ca.path), **mine)
+            use(is_async)
+            good.path.write_bytes(other.path.read_bytes())
+
+
+def test_password_of_a_key_stands_in_no_local(
+    tls: StoreServer, settings: Any, is_async: bool, tmp_path: Path
+) -> None:
+    """Where its file is missing: a traceback shows the locals of this package's frames."""
+    missing = str(tmp_path / "none.pem")
+    use_tls(settings, tls, ssl_certfile=missing, ssl_keyfile=missing, ssl_password="sesame")
+    with pytest.raises(SessionStoreUnavailable) as caught:
+        use(is_async)
+    error: BaseException | None = caught.value
+    shown = []
+    while error is not None:
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if "django_clustered_sessions" in frame.f_code.co_filename:
+                shown += [name for name, value in frame.f_locals.items() if "sesame" in repr(value)]
+        error = error.__cause__
+    assert shown == []
 
 
 def test_unknown_authority_is_named_as_the_cause(

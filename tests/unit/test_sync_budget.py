@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from django_clustered_sessions.backend import SessionStore
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.session.replication import wanted
 from django_clustered_sessions.store.budget import Budget
 
@@ -18,3 +20,19 @@ def test_wait_for_replicas_fits_into_what_is_left(
     sync = wanted(Budget(left_s))
     assert sync is not None
     assert sync.timeout_ms == waits_ms
+
+
+def test_operation_inside_another_leaves_that_ones_budget() -> None:
+    session = SessionStore()
+
+    def inner() -> Flow[Budget | None]:
+        return session.state.operation_budget
+        yield ()
+
+    def outer() -> Flow[tuple[Budget | None, Budget | None]]:
+        return session.run(inner(), "aget()", its), session.state.operation_budget
+        yield ()
+
+    its, own = Budget(0.0), Budget(2.0)
+    assert session.run(outer(), "aget()", own) == (its, own)
+    assert session.state.operation_budget is None
