@@ -226,7 +226,7 @@ def test_half_of_a_renewal_keeps_the_certificate_of_before(
 def test_password_of_a_key_stands_in_no_local(
     tls: StoreServer, settings: Any, is_async: bool, tmp_path: Path
 ) -> None:
-    """Where its file is missing: a traceback shows the locals of this package's frames."""
+    """A traceback shows the locals of this package's frames."""
     missing = str(tmp_path / "none.pem")
     use_tls(settings, tls, ssl_certfile=missing, ssl_keyfile=missing, ssl_password="sesame")
     with pytest.raises(SessionStoreUnavailable) as caught:
