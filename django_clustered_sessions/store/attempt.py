@@ -69,33 +69,34 @@ def attempt(
     trip: Trip,
     node: Node,
     deadline: float,
-    first: list[Any] | Exception | None = None,
+    *,
+    has_begun: bool = False,
 ) -> Attempt:
     """Ask a node by a time of time.monotonic(), and return its replies.
 
-    What is addressed to a node may have errors among them. ``first`` is what came of an exchange
-    over a connection that was idle, or that requests share; None without one.
+    What is addressed to a node may have errors among them. ``has_begun``: the first exchange was
+    over a connection that was idle, or that requests share, and is not done again.
 
     Raises SessionStoreUnavailable.
     """
     with node.breaker.trip() as probe_s:
         left_s = deadline - time.monotonic()
         is_probe = probe_s is not None
-        if first is None and left_s <= 0:
+        if left_s <= 0 and not has_begun:
             raise SessionStoreUnavailable(
                 "the session store has used up this request's CLUSTERED_SESSIONS_STORE_TIMEOUT"
             )
         if probe_s is not None:
             deadline = min(deadline, time.monotonic() + probe_s)
         try:
-            if first is None:
+            if not has_begun:
                 # A probe has no time for a connection that may lead nowhere since.
                 yield Connect(deadline, anew=is_probe)
                 # A pool may have kept it waiting, which is no reason to doubt the connection.
                 left_s = deadline - time.monotonic()
             try:
                 in_time = deadline if is_probe else deadline - left_s / 2
-                return (yield from _asking(trip, node, in_time, first))
+                return (yield from _asking(trip, node, in_time))
             except (*LOST, ReadOnlyError) as error:
                 if isinstance(error, ReadOnlyError):
                     node.leave()
@@ -161,16 +162,9 @@ def is_clean(replies: Sequence[Any]) -> bool:
     return True
 
 
-def _asking(
-    trip: Trip, node: Node, deadline: float, first: list[Any] | Exception | None = None
-) -> Attempt:
-    """Send a trip and return its replies; scripts that the store does not know go as source.
-
-    ``first``: see attempt().
-    """
-    if isinstance(first, Exception):
-        raise first
-    replies: list[Any] = (yield Exchange(pack(trip, node), deadline)) if first is None else first
+def _asking(trip: Trip, node: Node, deadline: float) -> Attempt:
+    """Send a trip and return its replies; scripts that the store does not know go as source."""
+    replies: list[Any] = yield Exchange(pack(trip, node), deadline)
     if is_clean(replies):
         return replies
     if any(map(_is_unknown_word, replies)):

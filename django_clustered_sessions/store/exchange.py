@@ -67,10 +67,12 @@ def perform(trip: Trip, pool: Any, seconds: float) -> list[Any]:
                     first = exchange(connection, pack(trip, pool), deadline - seconds / 2)
                     if is_clean(first):
                         return first  # type: ignore[no-any-return]
-            except Exception as error:
+            except (RedisError, OSError) as error:
                 first = error
-        with closing(attempt(trip, pool, deadline, first)) as acts:
+        with closing(attempt(trip, pool, deadline, has_begun=first is not None)) as acts:
             act = next(acts)
+            if first is not None:
+                act = acts.throw(first) if isinstance(first, Exception) else acts.send(first)
             while True:
                 try:
                     done: Any = None
@@ -86,6 +88,8 @@ def perform(trip: Trip, pool: Any, seconds: float) -> list[Any]:
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
+        # The traceback of an error refers to this frame: neither would end before a collection.
+        first = None
         if connection is not None:
             pool.take_back(connection)
 
@@ -104,10 +108,12 @@ async def aperform(trip: Trip, pool: Any, seconds: float, first: Any = None) -> 
                     first = await aexchange(connection, pack(trip, pool), deadline - seconds / 2)
                     if is_clean(first):
                         return first  # type: ignore[no-any-return]
-            except Exception as error:
+            except (RedisError, OSError) as error:
                 first = error
-        with closing(attempt(trip, pool, deadline, first)) as acts:
+        with closing(attempt(trip, pool, deadline, has_begun=first is not None)) as acts:
             act = next(acts)
+            if first is not None:
+                act = acts.throw(first) if isinstance(first, Exception) else acts.send(first)
             while True:
                 try:
                     done: Any = None
@@ -126,6 +132,8 @@ async def aperform(trip: Trip, pool: Any, seconds: float, first: Any = None) -> 
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
     finally:
+        # The traceback of an error refers to this frame: neither would end before a collection.
+        first = None
         if connection is not None:
             pool.take_back(connection)
 

@@ -23,7 +23,7 @@ from contextvars import Context
 from copy import copy
 from typing import Any, Final
 
-from redis.exceptions import ConnectionError, TimeoutError
+from redis.exceptions import ConnectionError, RedisError, TimeoutError
 
 from django_clustered_sessions.protocol.effects import Trip
 
@@ -81,7 +81,7 @@ async def _over(
         first: Any = await line.ask(commands, deadline - seconds / 2)
         if is_clean(first):
             return first  # type: ignore[no-any-return]
-    except Exception as error:
+    except (RedisError, OSError) as error:
         first = error
     return await exchange.aperform(trip, pool, deadline - time.monotonic(), first)
 
