@@ -261,6 +261,25 @@ def test_new_session_takes_the_values_of_the_old_along(store: redis.Redis) -> No
     assert seen(session.session_key) == seen(old) == {"word": SECRET}
 
 
+@pytest.mark.parametrize("user", ["1", "2"])
+def test_new_session_takes_unreadable_values_of_its_user_only(
+    store: redis.Redis, settings: Any, user: str
+) -> None:
+    key = created(**{SESSION_KEY: "1"})
+    settings.SESSION_SERIALIZER = "tests.serializers.PickleSerializer"
+    near_cache.clear()
+    session = SessionStore(key)
+    session["odd"] = {1, 2}
+    session.save()
+    settings.SESSION_SERIALIZER = "django.core.signing.JSONSerializer"
+    near_cache.clear()
+    session = SessionStore(key)
+    assert "odd" not in session
+    session[SESSION_KEY] = user
+    session.create()
+    assert (b"d:odd" in fields(store, session.session_key)) is (user == "1")
+
+
 def test_copies_of_session_objects_take_no_key_along(store: redis.Redis) -> None:
     key = created()
     session = SessionStore(key)
