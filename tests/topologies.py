@@ -54,7 +54,11 @@ class Replicated:
             self.replicas = [self._follow() for _ in range(replicas)]
             self.sentinels = [self._start_sentinel(sentinels) for _ in range(sentinels)]
             for sentinel in self.sentinels:
-                wait_for(lambda one=sentinel: self._is_informed(one), "a Sentinel knows all")
+                wait_for(
+                    lambda one=sentinel: self._is_informed(one),
+                    "a Sentinel knows all",
+                    timeout_s=30.0,
+                )
             self._started = self._started.pop_all()
         return self
 
@@ -133,8 +137,18 @@ class Replicated:
 
     def _follow(self) -> StoreServer:
         replica = self._start("--replicaof", f"127.0.0.1 {self.primary.port}", *self._flags)
-        wait_for(lambda: follows(replica), "a replica follows")
+        # It is ready before its primary counts it: until then there is no write with replicas.
+        wait_for(
+            lambda: follows(replica) and self._counts(replica), "a replica follows", timeout_s=30.0
+        )
         return replica
+
+    def _counts(self, replica: StoreServer) -> bool:
+        """Return whether the primary counts a replica among those that take its writes."""
+        with self.primary.client() as client:
+            told = client.info("replication")
+        known = (one for one in told.values() if isinstance(one, dict) and "state" in one)
+        return any((one["port"], one["state"]) == (replica.port, "online") for one in known)
 
     def admit(self, *rule: str) -> None:
         """Add a user to every server by an ACL rule, which begins with the name."""

@@ -21,5 +21,7 @@ def test_replica_follows_without_a_sentinel() -> None:
     with Replicated(replicas=1) as topology:
         (replica,) = topology.replicas
         assert follows(replica)
+        # And may be waited for from the first write on.
+        assert topology.primary.client().info("replication")["slave0"]["state"] == "online"
         assert not is_primary(replica)
         assert is_primary(topology.primary)
