@@ -439,10 +439,12 @@ def servers(server_binary: Path) -> Iterator[ClusterServers]:
 
 
 @pytest.fixture
-def cluster(servers: ClusterServers, settings: Any, locks: None) -> redis.RedisCluster:
+def cluster(servers: ClusterServers, settings: Any, locks: None) -> Iterator[redis.RedisCluster]:
     servers.flush()
     servers.use(settings)
-    return redis.RedisCluster(host="127.0.0.1", port=servers.primaries[0].port)
+    # Closed here: it is made of cycles, and might be collected socket first in a later test.
+    with redis.RedisCluster(host="127.0.0.1", port=servers.primaries[0].port) as client:
+        yield client
 
 
 @pytest.mark.full

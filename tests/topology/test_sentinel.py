@@ -33,8 +33,8 @@ pytestmark = pytest.mark.timeout(300)
 #: Generous: what is waited for is the condition.
 BOUND_S = 60.0
 
-#: No request takes longer than this, in seconds, and what a machine may stand still meanwhile; where
-#: that is looked at.
+#: Where it is looked at: no request takes longer than this, in seconds, and what a machine stands
+#: still beside it.
 TIMEOUT_S, STILL_S = 2.0, 5.0
 
 

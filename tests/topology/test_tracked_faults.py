@@ -111,6 +111,15 @@ def kill(server: StoreServer, *, tracked: bool) -> None:
                     client.client_kill_filter(_id=one["id"], skipme=True)
 
 
+def is_busy(client: redis.Redis) -> bool:
+    """Return whether a script runs that the store may be told to end."""
+    try:
+        client.ping()
+    except redis.ResponseError as error:
+        return str(error).startswith("BUSY")
+    return False
+
+
 def stand_still(site: Site) -> None:
     """Let the reader stand still for longer than a lease, and sessions change meanwhile."""
     site.reader.process.send_signal(signal.SIGSTOP)
@@ -185,6 +194,7 @@ def test_age_is_bounded_while_the_store_is_busy(site: Site) -> None:
 
         for _ in range(2):
             ending = threads.start(busy)
+            wait_for(lambda: is_busy(client), "the script runs")
             until_s = time.monotonic() + 2 * MAX_AGE_S
             wait_for(lambda: time.monotonic() > until_s, "the lease is over")  # noqa: B023
             client.script_kill()

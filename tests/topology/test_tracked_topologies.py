@@ -257,6 +257,12 @@ def test_node_without_a_majority_is_not_believed(settings: Any, server_binary: P
                 except SessionStoreUnavailable:
                     return False
 
+            # A read may fail before, as one of the others is asked for the map of slots.
+            wait_for(
+                lambda: b"cluster_state:fail" in ask(home, "CLUSTER INFO"),
+                "the node has no majority",
+                timeout_s=30.0,
+            )
             wait_for(lambda: not is_served(), "it is not served any more", timeout_s=30.0)
             assert not is_served()
         finally:
