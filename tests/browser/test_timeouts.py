@@ -287,17 +287,18 @@ def test_closed_dialog_does_not_put_off_the_end(
 def test_time_left_is_said_once_and_not_each_second(
     site: Site, store: redis.Redis, settings: Any, tabs: tuple[Page, Page]
 ) -> None:
-    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 24
+    settings.CLUSTERED_SESSIONS_IDLE_TIMEOUT = 60
     first, _ = tabs
     first.goto(f"{site.url}/page/")
-    aged(store, key(first), 24 - 11.5)
+    # What is left when the warning comes is said by itself, so ten seconds are if they come later.
+    aged(store, key(first), 60 - 16)
     come_back(first)
     seen(warning(first))
     said = first.locator(".session-expiry-said")
     assert said.get_attribute("aria-live") == "polite"
     described = first.locator("#session-expiry-warning-text")
     # Seconds pass while this is looked at, some more on a machine that stands still.
-    assert re.search(r"\b(12|11|10|9) seconds$", described.inner_text())
+    assert re.search(r"\b1[2-6] seconds$", described.inner_text())
     texts = first.evaluate(
         """async () => {
           const said = document.querySelector(".session-expiry-said"), texts = [];
