@@ -16,7 +16,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from tests.children import ROOT, bound
 from tests.conftest import require
@@ -26,6 +26,11 @@ EXAMPLE = ROOT / "example_project"
 
 #: Seconds for the start of the demo: three Django processes one after the other.
 START_TIMEOUT = 90.0
+
+#: Seconds for an answer, and for whatever is expected of a page, on a machine that has much else to
+#: do: by default both have five, and to check a password takes one where nothing else runs.
+PATIENCE_S = 20.0
+expect.set_options(timeout=1000 * PATIENCE_S)
 
 CHROMIUM_ARGUMENTS = [
     "--no-sandbox",
@@ -172,7 +177,7 @@ def new_context(browser: Browser) -> Iterator[Callable[..., BrowserContext]]:
 
         def new(**options: object) -> BrowserContext:
             context = opened.enter_context(browser.new_context(**options))
-            context.set_default_timeout(15_000)
+            context.set_default_timeout(1000 * PATIENCE_S)
             return context
 
         yield new

@@ -18,6 +18,10 @@ from tests.servers import free_port, wait_for
 #: Longest life of a command in seconds.
 LIFE_S: Final = 200.0
 
+#: Seconds for an answer; the first one of a page, and to check a password, takes one or two where
+#: nothing else runs.
+PATIENCE_S: Final = 30.0
+
 #: The user that `Project.prepare` creates, and the password.
 USER: Final = "ada"
 PASSWORD: Final = "not secret"
@@ -85,11 +89,16 @@ def answers(url: str, status: int = 200) -> None:
 
     def does() -> bool:
         try:
-            return httpx.get(url).status_code == status
+            return httpx.get(url, timeout=PATIENCE_S).status_code == status
         except httpx.TransportError:
             return False
 
     wait_for(does, f"{url} answers {status}", timeout_s=60)
+
+
+def visitor() -> httpx.Client:
+    """Return the browser of a visitor."""
+    return httpx.Client(follow_redirects=True, timeout=PATIENCE_S)
 
 
 def log_in(browser: httpx.Client, url: str) -> None:

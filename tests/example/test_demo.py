@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from tests.children import bound
-from tests.example.conftest import EXAMPLE, Demo, refuses
+from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo, refuses
 from tests.servers import free_port, wait_for
 
 # Some start a demo twice, and a busy machine takes half a minute for each.
@@ -50,13 +50,13 @@ def test_output_names_nodes_that_answer(demo: Demo) -> None:
     """Both addresses are in the output, both answer, and nothing else is printed."""
     for node in (0, 1):
         assert demo.url(node) in demo.output
-        assert httpx.get(demo.url(node)).status_code == 200
+        assert httpx.get(demo.url(node), timeout=PATIENCE_S).status_code == 200
     assert "|" not in demo.output
 
 
 def test_silent_store_is_no_logout(demo: Demo) -> None:
     """Pages are 503 with the cookie kept while the store is away; then the cart is back."""
-    with httpx.Client(timeout=20) as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         add(client, demo, 0, "mug")
         os.kill(demo.pid("store"), signal.SIGSTOP)
         try:
@@ -92,7 +92,7 @@ def test_named_folder_keeps_carts_over_a_ctrl_c(start_demo: StartDemo, tmp_path:
     Also if they are encrypted: the key is in the folder.
     """
     arguments = ("--dir", str(tmp_path / "kept"), "--encrypt")
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         demo = start_demo(*arguments).wait_until_started()
         add(client, demo, 0, "mug")
         assert len(demo.processes()) >= 4
@@ -109,7 +109,7 @@ def test_encrypted_carts_are_on_both_nodes_and_not_to_be_read(start_demo: StartD
     """The store has the cart's field, and neither a product's name nor the serialiser's braces."""
     demo = start_demo("--encrypt").wait_until_started()
     assert re.search("^  store .* encrypted ", demo.output, re.MULTILINE)
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         add(client, demo, 0, "mug")
         assert cart(client, demo, 1) == {"mug": 1}
     sockets = psutil.Process(demo.pid("store")).net_connections("tcp4")
@@ -155,7 +155,7 @@ def test_killed_demo_leaves_no_process(start_demo: StartDemo) -> None:
 def test_demo_goes_on_until_its_last_node_dies(start_demo: StartDemo) -> None:
     """The demo says which node died; the other one, here gunicorn's, has the cart."""
     demo = start_demo().wait_until_started()
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         add(client, demo, 1, "mug")
         add(client, demo, 0, "jug")
         os.kill(demo.pid("cobalt"), signal.SIGKILL)
@@ -172,7 +172,7 @@ def test_demo_goes_on_until_its_last_node_dies(start_demo: StartDemo) -> None:
 def test_killed_node_starts_again_by_the_printed_line(start_demo: StartDemo) -> None:
     """The line in the demo's output brings the node back, with the session."""
     demo = start_demo().wait_until_started()
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         add(client, demo, 1, "mug")
         os.kill(demo.pid("cobalt"), signal.SIGKILL)
         demo.wait_for_output("Start it again, in another terminal:\n  cd ")

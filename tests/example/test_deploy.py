@@ -482,7 +482,9 @@ def test_rolling_deploy_logs_nobody_out(site: Site) -> None:
     site.spawn(0, "1")
     site.wait_until_ready(0)
     for tab in load.tabs:
-        answer = httpx.get(f"{site.node_url(0)}/Cart/", cookies=tab.client.cookies)
+        answer = httpx.get(
+            f"{site.node_url(0)}/Cart/", cookies=tab.client.cookies, timeout=PATIENCE_S
+        )
         (theme,) = {value for release, value in tab.values if release == "1"}
         assert answer.headers["x-value"] == theme
 
@@ -518,13 +520,13 @@ def test_node_without_its_store_stays_in_use(site: Site, tmp_path: Path) -> None
         url = f"http://127.0.0.1:{port}"
         wait_for(lambda: is_healthy(url), "the node answers", timeout_s=PATIENCE_S)
         cookies = {"sessionid": "a" * 32}
-        answer = httpx.get(f"{url}/health/", cookies=cookies)
+        answer = httpx.get(f"{url}/health/", cookies=cookies, timeout=PATIENCE_S)
         assert (answer.status_code, answer.text) == (200, "")
         assert not {"set-cookie", "vary"} & set(answer.headers)
-        assert httpx.get(f"{url}/Cart/", cookies=cookies).status_code == 503
+        assert httpx.get(f"{url}/Cart/", cookies=cookies, timeout=PATIENCE_S).status_code == 503
     finally:
         node.close()
-    assert httpx.get(f"{site.url}/health/").status_code == 404
+    assert httpx.get(f"{site.url}/health/", timeout=PATIENCE_S).status_code == 404
 
 
 @pytest.mark.parametrize(
@@ -653,7 +655,9 @@ def test_pod_answers_its_probes_until_it_has_drained(pod: dict[str, Any], tmp_pa
         wait_for(lambda: status(probes[0]) == 200, "the pod has started", timeout_s=PATIENCE_S)
         assert [status(probe) for probe in probes] == [200, 200, 200]
         # Without the header the probe asks for the pod's address.
-        address = httpx.get(f"http://127.0.0.1:{port}/health/", headers={"Host": "10.1.2.3"})
+        address = httpx.get(
+            f"http://127.0.0.1:{port}/health/", headers={"Host": "10.1.2.3"}, timeout=PATIENCE_S
+        )
         assert address.status_code == 400
         process.popen.terminate()
         wait_for(lambda: status(probes[1]) == 404, "the pod takes nothing new", timeout_s=4)

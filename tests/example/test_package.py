@@ -12,12 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from zipfile import ZipFile
 
-import httpx
 import pytest
 
 import django_clustered_sessions
 from tests.children import ROOT, bound
-from tests.example.project import Project, answers, log_in
+from tests.example.project import Project, answers, log_in, visitor
 from tests.servers import free_port
 
 # They build with pip and the package index, which answer when they like.
@@ -118,7 +117,7 @@ def from_wheel_to_login(packages: Path, folder: Path, other: str, backend: str) 
         project.prepare()
         with (
             project.start("runserver", "--noreload", url.rpartition(":")[2]),
-            httpx.Client(follow_redirects=True) as browser,
+            visitor() as browser,
         ):
             answers(f"{url}/admin/login/")
             log_in(browser, url)

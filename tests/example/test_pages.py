@@ -27,7 +27,7 @@ from django_clustered_sessions.devices.rows import rows
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.registry import SessionInfo
 from tests.conftest import use_store
-from tests.example.conftest import EXAMPLE, Demo
+from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo
 from tests.servers import wait_for
 
 NewContext = Callable[..., BrowserContext]
@@ -98,7 +98,7 @@ def store_of(demo: Demo) -> str:
 
 def cookie_of(demo: Demo, user: str) -> str:
     """Log in, and return the key of the session."""
-    with httpx.Client(follow_redirects=True, timeout=30) as client:
+    with httpx.Client(follow_redirects=True, timeout=PATIENCE_S) as client:
         client.get(demo.url(0, "login/"))
         data = {
             "username": user,
@@ -124,7 +124,8 @@ def public_id(page: Page) -> str:
 
 
 def listed(page: Page) -> list[str]:
-    """Return the rows of the list of sessions, as they are read out."""
+    """Return the rows of the list of sessions, as they are read out, once all are there."""
+    page.wait_for_load_state()
     rows = page.locator(".devices-table, .sessions-cards").get_by_role("row").all()[1:]
     return [" ".join(row.inner_text().split()) for row in rows]
 

@@ -17,8 +17,8 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.children import bound
 from tests.conftest import require
-from tests.example.conftest import EXAMPLE, Demo, refuses
-from tests.servers import free_port
+from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo, refuses
+from tests.servers import free_port, wait_for
 
 NewContext = Callable[..., BrowserContext]
 
@@ -52,6 +52,11 @@ def log_in(page: Page) -> None:
 def focused(page: Page) -> str:
     """Return the id, or else the text, of the element that has the focus."""
     return str(page.evaluate("document.activeElement.id || document.activeElement.innerText"))
+
+
+def wait_for_focus(page: Page, name: str) -> None:
+    """Wait until an element has the focus: a page goes to its fragment once it is loaded."""
+    wait_for(lambda: focused(page) == name, f"{name} has the focus")
 
 
 @pytest.mark.parametrize("node", [0, 1])
@@ -140,12 +145,12 @@ def test_keyboard_alone_fills_the_cart(demo: Demo, page: Page) -> None:
     assert focused(page) == "Skip to the content"
     expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport(ratio=1)
     page.keyboard.press("Enter")
-    assert focused(page) == "content"
+    wait_for_focus(page, "content")
     page.keyboard.press("Tab")
     assert focused(page) == "Amphora"
     page.keyboard.press("Tab")
     for quantity in (1, 2):
-        assert focused(page) == "add-amphora"
+        wait_for_focus(page, "add-amphora")
         assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
         page.keyboard.press("Enter")
         expect(page.get_by_role("status")).to_have_text(f"Amphora is in the cart: {quantity}.")
@@ -155,11 +160,13 @@ def test_keyboard_alone_fills_the_cart(demo: Demo, page: Page) -> None:
             page.keyboard.press("Shift+Tab" if key == "less" else "Tab")
         page.keyboard.press("Space")
         expect(page.locator("#quantity-amphora")).to_have_text(f"{expected} in the cart")
+        wait_for_focus(page, f"{key}-amphora")
     page.keyboard.press("Enter")
     expect(page.locator("#quantity-amphora")).to_have_text("1 in the cart")
+    wait_for_focus(page, "less-amphora")
     page.keyboard.press("Enter")
     expect(page.get_by_role("status")).to_have_text("Amphora is out of the cart.")
-    assert focused(page) == "cart"
+    wait_for_focus(page, "cart")
 
 
 def test_shop_works_without_javascript(demo: Demo, new_context: NewContext) -> None:
@@ -314,12 +321,12 @@ def test_visitor_without_a_session_gets_no_cookie(demo: Demo) -> None:
     """Looking at the shelf stores nothing."""
     for node in (0, 1):
         for path in ("", "state.json"):
-            assert "sessionid" not in httpx.get(demo.url(node, path)).cookies
+            assert "sessionid" not in httpx.get(demo.url(node, path), timeout=PATIENCE_S).cookies
 
 
 def test_form_without_csrf_token_is_refused(demo: Demo) -> None:
     """A change needs the CSRF token, and leads back to this site only."""
-    with httpx.Client() as client:
+    with httpx.Client(timeout=PATIENCE_S) as client:
         url = demo.url(0, "mug/change/")
         assert client.post(url, data={"action": "add"}).status_code == 403
         client.get(demo.url(0, "login/"))

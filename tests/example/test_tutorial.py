@@ -6,10 +6,9 @@ import re
 import signal
 from pathlib import Path
 
-import httpx
 import pytest
 
-from tests.example.project import Project, answers, log_in
+from tests.example.project import Project, answers, log_in, visitor
 from tests.pages import block
 from tests.servers import free_port, wait_for
 
@@ -30,7 +29,7 @@ def test_tutorial_leads_to_a_login_on_two_nodes(tmp_path: Path) -> None:
         with (
             project.start("runserver", "--noreload", port_of(first)),
             project.start("runserver", "--noreload", port_of(second)),
-            httpx.Client(follow_redirects=True) as browser,
+            visitor() as browser,
         ):
             for url in (first, second):
                 answers(f"{url}/admin/login/")
