@@ -44,7 +44,7 @@ class Elsewhere:
 def started(url: str) -> Iterator[Elsewhere]:
     """Run the process, for a store at ``url``."""
     options = {"stdin": subprocess.PIPE}
-    with python("-W", "error", "-m", __name__, life_s=110.0, **options) as process:
+    with python("-W", "error", "-m", __name__, life_s=250.0, **options) as process:
         yield Elsewhere(process, url)
 
 

@@ -102,7 +102,7 @@ def reading(
     path = folder / "reads.jsonl"
     path.touch()
     told = json.dumps([url, list(keys), str(path), options or {}, busy_threads, variant, given])
-    with python("-W", "error", "-m", __name__, told, life_s=110.0) as process:
+    with python("-W", "error", "-m", __name__, told, life_s=250.0) as process:
         assert line(process) == "reading\n"
         yield Reader(process, path)
 

@@ -46,6 +46,8 @@ class Project:
         self.run("-m", "django", "startproject", "site1", ".", DJANGO_SETTINGS_MODULE="")
         with (folder / "site1" / "settings.py").open("a", encoding="utf-8") as file:
             file.write(settings.replace(":6379/", f":{free_port()}/"))
+            # A busy machine may stall for seconds.
+            file.write("\nCLUSTERED_SESSIONS_STORE_TIMEOUT = 10.0\n")
 
     def run(self, *arguments: str, **environment: str) -> str:
         """Run Python to its end, and return its output."""

@@ -30,6 +30,9 @@ from tests.conftest import use_store
 from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo
 from tests.servers import wait_for
 
+# The first one starts a demo and a browser, and logs two users in.
+pytestmark = pytest.mark.timeout(240)
+
 NewContext = Callable[..., BrowserContext]
 
 #: Where the pictures are shown.

@@ -20,6 +20,9 @@ from tests.conftest import require
 from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo, refuses
 from tests.servers import free_port, wait_for
 
+# Two demos are started for one of them, and a busy machine takes half a minute for each.
+pytestmark = pytest.mark.timeout(240)
+
 NewContext = Callable[..., BrowserContext]
 
 PAGES = ("", "jug/", "login/", "no-such-product/")
@@ -347,6 +350,6 @@ def test_screenshot_script_makes_a_picture(tmp_path: Path) -> None:
             ]
         ),
         check=True,
-        timeout=110,
+        timeout=200,
     )
     assert picture.read_bytes().startswith(b"\x89PNG")

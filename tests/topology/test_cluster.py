@@ -923,7 +923,6 @@ def test_hanging_primary_holds_up_no_other_node(settings: Any, server_binary: Pa
     """New connections to it hang as well; the other nodes' sessions do not notice."""
     with impatient(server_binary, replicas=1) as servers:
         servers.use(settings)
-        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
         hung = servers.primaries[0]
         homes = {}
         while len(homes) < 3:
@@ -931,6 +930,7 @@ def test_hanging_primary_holds_up_no_other_node(settings: Any, server_binary: Pa
             homes[servers.owner(place(key).record)] = key
         key = homes.pop(hung)
         assert ask(hung, "WAIT", 1, 5000) == 1
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 1.0
         hung.pause()
         try:
             for world in (World(is_async=False), World(is_async=True)):
@@ -1006,7 +1006,8 @@ def test_start_up_node_that_is_away_is_passed_over(
 
 def test_cluster_without_any_node_is_unavailable(settings: Any, world: World) -> None:
     ClusterServers().use(settings, free_port(), free_port())
-    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 0.3
+    # The nodes are asked for the map before the session is: that alone is not to use it up.
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 2.0
     with pytest.raises(SessionStoreUnavailable, match="does not answer"):
         world.do(SessionStore("x" * 32), "load")
 

@@ -228,7 +228,8 @@ def test_stopped_process_writes_nothing_again(
         os.waitpid(stopped.pid, os.WUNTRACED)
         proxy.cut()
         proxy.resume()
-        wait_for(has_forgotten, "the store forgets the write")
+        # It keeps it for twice STORE_TIMEOUT at least, and twice as long at most.
+        wait_for(has_forgotten, "the store forgets the write", timeout_s=30.0)
         stopped.send_signal(signal.SIGCONT)
         assert finish(stopped) == ["unknown\n"]
     assert SessionStore(key)["new"] == 1
