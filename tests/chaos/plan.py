@@ -41,8 +41,8 @@ TRACKED_RIVALRY_S: Final = 8.0
 #: A mutant has to be seen to believe it, also on a machine where little happens in the time.
 MUTANT_RIVALRY_S: Final = 15.0
 
-#: Timeouts in seconds of a mutant's run that ends after so many operations. Its faults need no
-#: short ones, and its operations have to reach the store however slow the machine is.
+#: Timeouts in seconds of the driver, and of a mutant's run that ends after so many operations. They
+#: need no short ones, and what they ask has to reach the store however slow the machine is.
 PATIENT: Final[Mapping[str, Any]] = {"CLUSTERED_SESSIONS_STORE_TIMEOUT": 10.0}
 
 #: Stores of a run: one store behind a proxy that cuts; a failing primary whose replica takes over;
