@@ -17,6 +17,7 @@ from django.test import RequestFactory, override_settings
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.middleware import ClusteredSessionMiddleware
 from django_clustered_sessions.monitoring.counters import counters
+from django_clustered_sessions.protocol.effects import Flow
 from django_clustered_sessions.protocol.record import Meta
 from django_clustered_sessions.session import finish, renewals
 from django_clustered_sessions.session.near_cache import near_cache
@@ -24,7 +25,7 @@ from tests.children import finish as wait_for_end
 from tests.children import python
 from tests.conftest import DATABASE
 from tests.gateways import load_scripts, place
-from tests.locking import new_session
+from tests.locking import BOUND_S, new_session
 from tests.servers import CountingProxy, StoreServer, wait_for
 
 #: Seconds within which a renewal has left, on a machine that is busy.
@@ -155,8 +156,9 @@ def test_loops_of_threads_may_begin_at_once(store: redis.Redis) -> None:
 
 def test_session_is_tracked_again_after_its_renewal(store: redis.Redis) -> None:
     key = aged(store)
-    visit(key)
+    # Before the visit: its renewal may leave at once.
     seen = meta(store, key).seen_ms
+    visit(key)
     wait_for(lambda: meta(store, key).seen_ms > seen, "it is renewed")
     # Without a read in between, which would track it, too.
     wait_for(lambda: is_tracked_since(key, seen), "it is at hand")
@@ -191,14 +193,23 @@ def test_session_at_the_brink_is_renewed_at_once(store: redis.Redis, settings: A
 
 
 def test_renewals_go_on_after_an_exception(
-    store: redis.Redis, caplog: pytest.LogCaptureFixture
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     key = aged(store)
     before = meta(store, key)
+    may_begin, begin = threading.Event(), renewals.Batch.round
+
+    def round_(batch: renewals.Batch) -> Flow[None]:
+        # One that is due at once would leave before the fault.
+        may_begin.wait(BOUND_S)
+        return begin(batch)
+
+    monkeypatch.setattr(renewals.Batch, "round", round_)
     visit(key)
     # This process cannot build a connection for a while.
     nowhere = {"default": {"BACKEND": "django.core.cache.backends.locmem.LocMemCache"}}
     with override_settings(CACHES=nowhere):
+        may_begin.set()
         wait_for(lambda: "session-renewals: a round failed" in caplog.text, "a line")
     wait_for(lambda: meta(store, key).deadline_ms > before.deadline_ms + 90_000, "it is renewed")
 
