@@ -278,7 +278,7 @@ def test_one_behind_a_waiter_whose_wait_is_over_gets_its_turn(
     token = seize(key)
     found = claim(key, late, wait_ms=500)
     waiting = threads.start(append, key, 1)
-    wait_for_queue(store, key, 2)
+    # Not until two wait: on a machine that stands still, the first one's wait is over by then.
     wait_for_sleepers(store, 1)
     wait_for(lambda: now_ms(store) > found.now_ms + 500, "its wait to end")
     free(key, token)
@@ -696,22 +696,23 @@ def test_renewal_is_fenced(store: redis.Redis) -> None:
     assert owner(store, key) == ""
 
 
-def renewers() -> int:
-    return sum(one.name == "session-lock-renewer" for one in threading.enumerate())
+def renewers() -> set[threading.Thread]:
+    return {one for one in threading.enumerate() if one.name == "session-lock-renewer"}
 
 
 def test_renewer_starts_with_the_first_lock_and_is_the_only_one(
     store: redis.Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(leases, "renewers", Worlds(leases.Renewer))
+    # One of another test may end meanwhile.
     before = renewers()
     keys = [new_session() for _ in range(3)]
     stored(keys[0])
     SessionStore(keys[0]).save()
-    assert renewers() == before
+    assert renewers() <= before
     for key in keys:
         with SessionStore(key).lock():
-            assert renewers() == before + 1
+            assert len(renewers() - before) == 1
 
 
 def test_forked_child_has_no_locks_and_no_renewer(
