@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from django.utils import timezone
 from django_clustered_sessions import registry
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.importing import old_engine as old_engines
 from django_clustered_sessions.importing import on_demand
 from django_clustered_sessions.importing.old_engine import Pickled, engine
 from django_clustered_sessions.monitoring.counters import counters
@@ -48,7 +50,7 @@ from django_clustered_sessions.protocol.record import (
     session_id,
 )
 from django_clustered_sessions.store import connections
-from tests.children import LIFE_S, finish, python
+from tests.children import LIFE_S, finish, line, python
 from tests.conftest import DATABASE, use_store
 from tests.servers import wait_for
 
@@ -792,13 +794,13 @@ def test_an_import_that_was_killed_is_run_again(
     def here() -> int:
         return sum(store.zcard(key) for key in store.scan_iter("session:*:index"))
 
-    with in_process("import", settings, database=on_disk) as first:
-        wait_for(lambda: here() >= 100, "some are here", timeout_s=LIFE_S)
+    with in_process("import", settings, database=on_disk, stops_at=number // 2) as first:
+        assert line(first) == "half of them\n"
         first.kill()
         first.communicate(timeout=LIFE_S)
     assert first.returncode == -signal.SIGKILL
     some = here()
-    assert 100 <= some < number
+    assert 0 < some <= number // 2
     with in_process("import", settings, database=on_disk) as again:
         (printed,) = finish(again)
     counts = summary(printed)
@@ -932,6 +934,13 @@ def test_way_back_brings_the_old_engine_up_to_date(old: Old) -> None:
 # In the process.
 
 
+def until_killed(keys: Iterator[str], number: int) -> Iterator[str]:
+    """Yield so many keys, and say so; no more come."""
+    yield from islice(keys, number)
+    print("half of them", flush=True)
+    signal.pause()
+
+
 def main() -> None:
     given = json.loads(sys.argv[1])
     os.environ["DJANGO_SETTINGS_MODULE"] = "tests.settings"
@@ -942,6 +951,9 @@ def main() -> None:
     settings.CLUSTERED_SESSIONS_MIGRATE_FROM = ENGINES + "db"
     django.setup()
     if given["work"] == "import":
+        if number := given.get("stops_at"):
+            found = old_engines.keys
+            old_engines.keys = lambda: until_killed(found(), number)
         call_command("sessionimport")
         return
     # What is counted is not to leave for the store.
