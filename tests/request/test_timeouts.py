@@ -21,7 +21,7 @@ from django.urls import include, path
 from django.utils import translation
 
 from django_clustered_sessions.backend import SessionStore
-from django_clustered_sessions.session import lock_scope
+from django_clustered_sessions.session import finish, lock_scope
 from tests.gateways import Browser, load_scripts, place
 from tests.pairs import pairwise
 from tests.servers import CountingProxy, StoreServer
@@ -446,8 +446,10 @@ def test_staying_renews_the_session_and_its_cookie(
 
 
 def test_asking_and_staying_take_one_trip(
-    store: redis.Redis, proxy: CountingProxy, settings: Any
+    store: redis.Redis, proxy: CountingProxy, settings: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A response that is late asks the store once more.
+    monkeypatch.setattr(finish, "LATE_S", float("inf"))
     load_scripts(store)
     settings.ROOT_URLCONF = URLS
     browser = Browser(settings)

@@ -26,6 +26,7 @@ from django_clustered_sessions.session import near_cache
 from django_clustered_sessions.session.lifetime import Lifetime
 from django_clustered_sessions.session.near_cache import Life, NearCache, Renewal, memory
 from tests.children import forked
+from tests.clocks import Ages
 from tests.gateways import load_scripts, place
 from tests.locking import now_ms
 from tests.pairs import pairwise
@@ -356,6 +357,8 @@ def test_a_page_with_many_requests_sends_one_renewal(
 ) -> None:
     # Long enough for the slowest machine: what it is by default is the script's business.
     monkeypatch.setattr(record, "RENEWED_EACH_MS", 60_000)
+    # The cookie's age is in whole seconds.
+    Ages(monkeypatch)
     settings.SESSION_SAVE_EVERY_REQUEST = True
     key = stored({"n": 1})
     visit(key, read)
