@@ -31,12 +31,15 @@ def new(
     user: str | None = None, *, age_s: int | None = None, key: str | None = None
 ) -> SessionStore:
     session = SessionStore(key)
+    if key is not None:
+        # Before it is looked at: a key that the store does not know is not kept.
+        session.save(must_create=True)
     session["x"] = 1
     if user is not None:
         session["_auth_user_id"] = user
     if age_s is not None:
         session.set_expiry(age_s)
-    session.save(must_create=key is not None)
+    session.save()
     return session
 
 
