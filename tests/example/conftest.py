@@ -20,6 +20,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_play
 
 from tests.children import ROOT, bound
 from tests.conftest import require
+from tests.example.project import PATIENCE_S
 from tests.servers import free_port, wait_for
 
 EXAMPLE = ROOT / "example_project"
@@ -27,9 +28,7 @@ EXAMPLE = ROOT / "example_project"
 #: Seconds for the start of the demo: three Django processes one after the other.
 START_TIMEOUT = 90.0
 
-#: Seconds for an answer, and for whatever is expected of a page, on a machine that has much else to
-#: do: by default both have five, and to check a password takes one where nothing else runs.
-PATIENCE_S = 20.0
+# By default what is expected of a page has five seconds.
 expect.set_options(timeout=1000 * PATIENCE_S)
 
 CHROMIUM_ARGUMENTS = [

@@ -18,8 +18,8 @@ from tests.servers import free_port, wait_for
 #: Longest life of a command in seconds.
 LIFE_S: Final = 200.0
 
-#: Seconds for an answer; the first one of a page, and to check a password, takes one or two where
-#: nothing else runs.
+#: Seconds for an answer on a busy machine; the first one of a page, and to check a password, takes
+#: one or two where nothing else runs.
 PATIENCE_S: Final = 30.0
 
 #: The user that `Project.prepare` creates, and the password.

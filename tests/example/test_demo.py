@@ -18,7 +18,8 @@ import pytest
 import redis
 
 from tests.children import bound
-from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo, refuses
+from tests.example.conftest import EXAMPLE, Demo, refuses
+from tests.example.project import PATIENCE_S
 from tests.servers import free_port, wait_for
 
 # Some start a demo twice, and a busy machine takes half a minute for each.

@@ -27,7 +27,8 @@ from django_clustered_sessions.devices.rows import rows
 from django_clustered_sessions.protocol.record import SessionKeys
 from django_clustered_sessions.registry import SessionInfo
 from tests.conftest import use_store
-from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo
+from tests.example.conftest import EXAMPLE, Demo
+from tests.example.project import PATIENCE_S
 from tests.servers import wait_for
 
 # The first one starts a demo and a browser, and logs two users in.

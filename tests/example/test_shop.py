@@ -17,7 +17,8 @@ from playwright.sync_api import BrowserContext, Page, expect
 
 from tests.children import bound
 from tests.conftest import require
-from tests.example.conftest import EXAMPLE, PATIENCE_S, Demo, refuses
+from tests.example.conftest import EXAMPLE, Demo, refuses
+from tests.example.project import PATIENCE_S
 from tests.servers import free_port, wait_for
 
 # Two demos are started for one of them, and a busy machine takes half a minute for each.
