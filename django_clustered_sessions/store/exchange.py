@@ -13,9 +13,11 @@ import asyncio
 import builtins
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Coroutine, Generator, Sequence
 from contextlib import closing
+from contextvars import Context
 from functools import partial
+from types import coroutine
 from typing import Any, Final
 
 import hiredis
@@ -226,13 +228,33 @@ async def aconnect(connection: Any, deadline: float, *, anew: bool = False) -> N
     connection.is_sound = False
     try:
         async with asyncio.timeout(left_s):
-            await connection.connect()
+            await _without_context(connection.connect())
         heed(cancels)
         connection.replies = _Replies(connection, reader_of(connection))
     except BaseException:
         await connection.disconnect(nowait=True)
         raise
     connection.is_sound = True
+
+
+@coroutine
+def _without_context(work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
+    """Await ``work`` in an empty context.
+
+    An event loop keeps the context in which a connection was made as long as the connection, and
+    with it all that a site has put there: the request for one.
+    """
+    # Not by a task: a signal's exception would leave it behind, with a connection that is lent.
+    context, step, argument = Context(), work.send, None
+    while True:
+        try:
+            awaited = context.run(step, argument)
+        except StopIteration as done:
+            return done.value
+        try:
+            step, argument = work.send, (yield awaited)
+        except BaseException as error:
+            step, argument = work.throw, error
 
 
 def exchange(connection: Any, commands: Sequence[bytes], deadline: float) -> list[Any]:

@@ -19,6 +19,7 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import Context
 from functools import partial
 from typing import Any, Final, cast
 from weakref import proxy, ref
@@ -277,8 +278,9 @@ class Channel:
         try:
             question = self._send(pack(trip, self._pool), take)
             if self._watched_by is None:
-                # By its number: an event loop of uvloop takes no TLS socket.
-                loop.add_reader(self._socket.fileno(), self._on_readable)
+                # By its number: an event loop of uvloop takes no TLS socket. In an empty context:
+                # while many read, the loop would keep that of the first one's request.
+                Context().run(loop.add_reader, self._socket.fileno(), self._on_readable)
                 self._watched_by = loop
             question.waiter = loop.create_future()
             async with asyncio.timeout(seconds):
@@ -488,6 +490,7 @@ class Channels:
     def __init__(self) -> None:
         self._nodes: dict[NodeAddress | None, _Node] = {}
         self._slots: object = None
+        self._is_closed = False
 
     def usable(self, pool: Any, record: str) -> Channel | None:
         """Return the channel to the node that has a record, None where there is none to use."""
@@ -503,7 +506,7 @@ class Channels:
             return None
         if (channel := node.usable()) or not node.may_open:
             return channel
-        return node.open(_pool_of(record), invalidate, seconds)
+        return self._open(node, record, invalidate, seconds)
 
     async def aopen(
         self, pool: Any, record: str, invalidate: Callable[[str], None], seconds: float
@@ -515,10 +518,21 @@ class Channels:
         if (channel := node.usable()) or not node.may_open:
             return channel
         # redis-py's greeting for synchronous use; once for each loop.
-        return await asyncio.to_thread(node.open, _pool_of(record), invalidate, seconds)
+        return await asyncio.to_thread(self._open, node, record, invalidate, seconds)
+
+    def _open(
+        self, node: _Node, record: str, invalidate: Callable[[str], None], seconds: float
+    ) -> Channel | None:
+        try:
+            return node.open(_pool_of(record), invalidate, seconds)
+        finally:
+            if self._is_closed:
+                # Meanwhile, so not with the others: a thread goes on where its event loop ends.
+                self.close()
 
     def close(self) -> None:
-        """Close all of them, as their pool ends."""
+        """Close all of them, and what is being opened, as their pool ends."""
+        self._is_closed = True
         for node in list(self._nodes.values()):
             if node.channel is not None:
                 node.channel.close()

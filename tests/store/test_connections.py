@@ -13,9 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from weakref import ref
 
 import hiredis
 import pytest
@@ -461,6 +463,27 @@ def test_async_code_in_sync_code_closes_its_connections(store: redis.Redis) -> N
     with no_socket_left(store):
         for _ in range(30):
             async_to_sync(ause)(nothing)
+
+
+@pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
+async def test_connection_keeps_nothing_of_its_first_request(
+    store: redis.Redis, settings: Any, pool: str
+) -> None:
+    """A site may have the request in a context variable."""
+    current: ContextVar[object] = ContextVar("current")
+    use_store(settings, settings.CACHES["sessions"]["LOCATION"], CONNECTION_POOL_CLASS=pool)
+
+    async def request() -> Any:
+        request = threading.Event()
+        current.set(request)
+        await ause(nothing)
+        return ref(request)
+
+    gone = await asyncio.create_task(request())
+    # The event loop drops the timers that were cancelled.
+    await asyncio.sleep(0)
+    assert connections.apool().idle  # type: ignore[union-attr]
+    assert gone() is None
 
 
 def test_failed_loop_has_closed_its_connections(store: redis.Redis) -> None:

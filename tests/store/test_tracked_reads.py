@@ -12,8 +12,10 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import ContextVar
 from secrets import token_hex
 from typing import Any
+from weakref import ref
 
 import pytest
 import redis
@@ -30,14 +32,14 @@ from django_clustered_sessions.protocol.commands import records
 from django_clustered_sessions.protocol.effects import plain
 from django_clustered_sessions.protocol.record import Meta
 from django_clustered_sessions.session.near_cache import near_cache
-from django_clustered_sessions.store import clock, drivers, tracking
+from django_clustered_sessions.store import clock, connections, drivers, tracking
 from django_clustered_sessions.store.runner import report_the_rest
 from tests.children import forked
 from tests.clocks import Ages, is_answered
 from tests.conftest import DATABASE, use_store
 from tests.elsewhere import Elsewhere, started
 from tests.gateways import load_scripts, place
-from tests.locking import new_session
+from tests.locking import BOUND_S, new_session
 from tests.servers import CountingProxy, StoreServer, wait_for
 
 #: A bound that no test comes to: a change that is seen sooner was told.
@@ -279,6 +281,64 @@ def test_channel_in_vain_takes_from_the_trips_time(
     proxy.resume()
     # The channel was waited for, for half of it.
     assert given[-1] <= 1.0
+
+
+def test_channel_that_comes_after_its_loops_end_is_closed(
+    store: redis.Redis, proxy: CountingProxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once: a thread opens it, and is not broken off with the task that wants it."""
+    key = new_session(n=1)
+    close = connections._close_channels
+    closed = []
+
+    def close_before_it_is_open(pool: Any) -> None:
+        close(pool)
+        # Not for the collector.
+        closed.append(pool)
+        proxy.resume()
+
+    monkeypatch.setattr(connections, "_close_channels", close_before_it_is_open)
+
+    async def main() -> None:
+        # The loop's pool, whose end closes the channels.
+        await SessionStore(key).aexists(key)
+        proxy.stall()
+        reading = asyncio.create_task(SessionStore(key).aget("n"))
+        async with asyncio.timeout(BOUND_S):
+            while not any(b"HELLO" in one for one in proxy.requests):
+                await asyncio.sleep(0)
+        assert not reading.done()
+
+    asyncio.run(main())
+    assert closed
+    assert tracking.here()[0] not in closed
+    wait_for(lambda: not channels(store), "the store sees the end")
+
+
+async def test_channel_keeps_nothing_of_a_request(proxy: CountingProxy) -> None:
+    """While one reads after the other, none of them is the last one to be waited for."""
+    current: ContextVar[object] = ContextVar("current")
+    key = await asyncio.to_thread(new_session, n=1)
+    await SessionStore(key).aget("n")
+    pool, its = tracking.here()
+    channel = its.usable(pool, place(key).record)
+    assert channel is not None
+    proxy.stall()
+
+    async def request() -> Any:
+        request = threading.Event()
+        current.set(request)
+        asking = channel.aask((plain("TIME"),), lambda *_: None, BOUND_S)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0):
+                await asking
+        return ref(request)
+
+    gone = await asyncio.create_task(request())
+    await asyncio.sleep(0)
+    assert channel.is_open
+    assert gone() is None
+    proxy.resume()
 
 
 def test_tasks_that_wait_for_a_thread_open_one_channel(store: redis.Redis) -> None:
