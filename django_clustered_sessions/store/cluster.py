@@ -184,6 +184,7 @@ class Nodes:
     def __init__(self, slots: SlotMap, build: Callable[[NodeAddress], Any]) -> None:
         self.slot_map, self._build = slots, build
         self._pools: dict[NodeAddress, Any] = {}
+        self._generation = slots.generation
 
     @property
     def slots(self) -> Mapping[NodeAddress, Sequence[tuple[int, int]]]:
@@ -205,9 +206,24 @@ class Nodes:
             node = step.node
         else:
             node = self.slot_map.node(_slot(cast(Wait, step).mailboxes[0]))
+        if self._generation is not self.slot_map.generation:
+            self._leave()
         found = self._pools.get(node)
         # Two that make one at the same time: the one that is not kept has no connection yet.
         return self._pools.setdefault(node, self._build(node)) if found is None else found
+
+    def _leave(self) -> None:
+        """Close the connections to nodes without slots: some come back with another address."""
+        self._generation = self.slot_map.generation
+        primaries = self.slot_map.primaries
+        for node in list(self._pools):
+            if node not in primaries and (pool := self._pools.pop(node, None)):
+                pool.end()
+
+    def end(self) -> None:
+        """Close the connections, those that are lent when they come back."""
+        for pool in self.pools:
+            pool.end()
 
     def disconnect(self) -> None:
         """Close all connections; for synchronous pools."""

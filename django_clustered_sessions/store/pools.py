@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 from weakref import WeakSet, ref
@@ -30,11 +31,29 @@ class _Lender:
     has_read_only_words = True
     #: The tracked connections beside it, once there are any: see ``tracking``.
     channels: Any = None
+    #: True if nobody borrows any more, and what comes back is closed.
+    is_over = False
     idle: list[Any]
 
     def take_back(self, connection: Any) -> None:
         """Take a connection back."""
         self.idle.append(connection)
+        if self.is_over:
+            self._close_idle()
+
+    def end(self) -> None:
+        """Close the connections, those that are lent when they come back."""
+        self.is_over = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        while self.idle:
+            # Another thread may take the last one.
+            with suppress(IndexError):
+                self._close(self.idle.pop())
+
+    def _close(self, connection: Any) -> None:
+        connection.disconnect()
 
     def leave(self) -> None:
         """Use no connection again that is open: they lead to what is no primary any more."""
@@ -151,6 +170,18 @@ class AsyncPool(_Lender, aioredis.ConnectionPool):
         super().leave()
         for line in self.lines:
             line.leave()
+
+    def end(self) -> None:
+        """See Pool.end()."""
+        super().end()
+        for line in self.lines:
+            line.leave()
+
+    def _close(self, connection: Any) -> None:
+        # Not redis-py's, which is to be awaited.
+        if connection.is_connected:
+            connection._writer.transport.abort()
+            connection._writer = connection._reader = None
 
 
 class _Permit:

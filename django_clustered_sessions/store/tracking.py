@@ -453,6 +453,11 @@ class _Node:
             self.channel = None
         return None
 
+    def close(self) -> None:
+        """Close the channel."""
+        if self.channel is not None:
+            self.channel.close()
+
     @property
     def may_open(self) -> bool:
         """True if a channel may be asked for."""
@@ -527,15 +532,14 @@ class Channels:
             return node.open(_pool_of(record), invalidate, seconds)
         finally:
             if self._is_closed:
-                # Meanwhile, so not with the others: a thread goes on where its event loop ends.
-                self.close()
+                # Meanwhile: a thread goes on where its event loop ends.
+                node.close()
 
     def close(self) -> None:
         """Close all of them, and what is being opened, as their pool ends."""
         self._is_closed = True
         for node in list(self._nodes.values()):
-            if node.channel is not None:
-                node.channel.close()
+            node.close()
 
     def _node(self, pool: Any, record: str) -> _Node | None:
         address = None
@@ -543,9 +547,13 @@ class Channels:
             slots = pool.slot_map
             generation = slots.generation
             if generation is not self._slots:
-                # A copy must not come back with a slot that has moved away and back again.
-                for node in list(self._nodes.values()):
-                    if node.channel is not None:
+                primaries = slots.primaries
+                for address, node in list(self._nodes.items()):
+                    if address not in primaries:
+                        self._nodes.pop(address, None)
+                        node.close()
+                    elif node.channel is not None:
+                        # A copy must not come back with a slot that has moved away and back again.
                         node.channel.doubt()
                 # Last: another thread may come in between, and a signal's exception.
                 self._slots = generation
@@ -554,9 +562,9 @@ class Channels:
             if slots.is_stale:
                 return None
             address = pool.node(record)
-        if address not in self._nodes:
-            self._nodes.setdefault(address, _Node(is_of_cluster=address is not None))
-        return self._nodes[address]
+        # Another thread may take it out.
+        found = self._nodes.get(address)
+        return found or self._nodes.setdefault(address, _Node(is_of_cluster=address is not None))
 
 
 def greeted(pool: Any, seconds: float) -> Any:

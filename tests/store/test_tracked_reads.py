@@ -316,7 +316,7 @@ def test_channel_that_comes_after_its_loops_end_is_closed(
 
 
 async def test_channel_keeps_nothing_of_a_request(proxy: CountingProxy) -> None:
-    """While one reads after the other, none of them is the last one to be waited for."""
+    """The event loop watches it while others read."""
     current: ContextVar[object] = ContextVar("current")
     key = await asyncio.to_thread(new_session, n=1)
     await SessionStore(key).aget("n")

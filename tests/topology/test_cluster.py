@@ -58,6 +58,7 @@ from tests.conftest import use_store
 from tests.gateways import Browser, place, wait_for_replicas
 from tests.gateways import load_scripts as load_scripts_into
 from tests.locking import (
+    BOUND_S,
     Threads,
     claim,
     free,
@@ -1039,6 +1040,45 @@ def test_async_views_under_wsgi_leave_no_socket(cluster: ClusterServers, setting
         wait_for(lambda: connected() <= before, "every connection is closed")
         gc.collect()
     assert connections.working_pools.by_loop == {}
+
+
+@pytest.mark.parametrize("near_reads", ["checked", "tracked"])
+def test_node_that_has_lost_its_slots_is_left(
+    settings: Any, server_binary: Path, near_reads: str
+) -> None:
+    """Or addresses that come and go would each leave sockets in a process that lives long."""
+    settings.CLUSTERED_SESSIONS_NEAR_READS = near_reads
+
+    def connected(server: StoreServer) -> int:
+        # Without the one that asks.
+        return len(ask(server, "CLIENT LIST", "TYPE", "NORMAL").splitlines()) - 1
+
+    async def main() -> None:
+        keys = [await asyncio.to_thread(new_session, n=1) for _ in range(20)]
+
+        async def use() -> None:
+            # At once, so that some share a connection.
+            await asyncio.gather(*(SessionStore(key).aget("n") for key in keys))
+            for key in keys[:8]:
+                await asyncio.to_thread(SessionStore(key).get, "n")
+
+        before, after = servers.primaries[0], servers.replicas[0]
+        await use()
+        assert connected(before) >= 2
+        ask(after, "CLUSTER FAILOVER")
+        wait_for(lambda: b"role:slave" in ask(before, "INFO", "replication"), "it has no slots")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ResourceWarning)
+            async with asyncio.timeout(BOUND_S):
+                while connected(before):
+                    near_cache.clear()
+                    await use()
+            gc.collect()
+        assert connected(after) >= 2
+
+    with ClusterServers(primaries=2, replicas=1, binary=server_binary) as servers:
+        servers.use(settings)
+        asyncio.run(main())
 
 
 def test_child_process_has_connections_of_its_own(cluster: ClusterServers) -> None:
