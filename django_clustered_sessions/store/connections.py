@@ -263,9 +263,14 @@ class _Pools:
     def apool(self) -> AsyncPool:
         where = (asyncio.get_running_loop(), self._changes)
         if where not in self.by_loop:
-            for loop, changes in list(self.by_loop):
-                if loop.is_closed():
-                    self.by_loop.pop((loop, changes), None)
+            for other in list(self.by_loop):
+                if other[0].is_closed():
+                    self.by_loop.pop(other, None)
+                elif other[0] is where[0]:
+                    # From before a change of settings.
+                    left, _ = self.by_loop.pop(other)
+                    _close_channels(left)
+                    left.end()
             pool = _build(1)
             self.by_loop[where] = pool, self._close_with_loop(where, pool)
             _start(self.by_loop[where][1])
@@ -281,10 +286,11 @@ class _Pools:
         try:
             yield
         finally:
-            self.by_loop.pop(where, None)
-            _close_channels(pool)
-            for one in pool.pools if isinstance(pool, Nodes) else [pool]:
-                await one.disconnect()
+            # Not a pool that was left, and may be in use.
+            if self.by_loop.pop(where, None):
+                _close_channels(pool)
+                for one in pool.pools if isinstance(pool, Nodes) else [pool]:
+                    await one.disconnect()
 
     def forget(self) -> None:
         with self._lock:

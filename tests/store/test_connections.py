@@ -486,6 +486,32 @@ async def test_connection_keeps_nothing_of_its_first_request(
     assert gone() is None
 
 
+@pytest.mark.parametrize("near_reads", ["checked", "tracked"])
+async def test_changed_settings_close_a_loops_connections(
+    store: redis.Redis, proxy: CountingProxy, settings: Any, near_reads: str
+) -> None:
+    """Not at the loop's end, which tests may share; what is under way goes on."""
+    settings.CLUSTERED_SESSIONS_NEAR_READS = near_reads
+    before = connected(store)
+    for seconds in range(20, 25):
+        await asyncio.gather(*(ause(nothing) for _ in range(8)))
+        # To have a reply yet to come, each time.
+        proxy.reset()
+        proxy.stall()
+        using = asyncio.create_task(ause(nothing))
+        await asked(proxy)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = float(seconds)
+        connections.apool()
+        proxy.resume()
+        await using
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 25.0
+    connections.apool()
+    async with asyncio.timeout(BOUND_S):
+        while connected(store) > before:
+            await asyncio.sleep(0)
+    assert len(connections.working_pools.by_loop) == 1
+
+
 def test_failed_loop_has_closed_its_connections(store: redis.Redis) -> None:
     async def go() -> None:
         await ause(nothing)
