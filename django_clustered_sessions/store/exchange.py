@@ -245,12 +245,16 @@ def _without_context(work: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]
     with it all that a site has put there: the request for one.
     """
     # Not by a task: a signal's exception would leave it behind, with a connection that is lent.
-    context, step, argument = Context(), work.send, None
+    context, step = Context(), work.send
+    argument: Any = None
     while True:
         try:
             awaited = context.run(step, argument)
         except StopIteration as done:
             return done.value
+        finally:
+            # An error that was thrown in refers to this frame by its traceback.
+            argument = None
         try:
             step, argument = work.send, (yield awaited)
         except BaseException as error:
