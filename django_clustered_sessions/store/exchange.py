@@ -274,6 +274,8 @@ def exchange(connection: Any, commands: Sequence[bytes], deadline: float) -> lis
     try:
         # Another thread may take them from the connection, if settings change.
         socket, reader, buffer = connection._sock, connection.reader, connection.buffer
+        if socket is None:
+            raise ConnectionError("another thread has closed the connection")
         _limit(socket, deadline)
         socket.sendall(b"".join(commands))
         while len(replies) < len(commands):

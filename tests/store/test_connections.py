@@ -486,6 +486,23 @@ async def test_connection_keeps_nothing_of_its_first_request(
     assert gone() is None
 
 
+def test_thread_whose_connection_is_closed_connects_anew(
+    store: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by another thread that changes settings, right before the exchange."""
+    exchanges, closed = exchange.exchange, []
+
+    def close_before(connection: Any, *arguments: Any) -> list[Any]:
+        if not closed:
+            closed.append(connection)
+            connection.disconnect()
+        return exchanges(connection, *arguments)
+
+    monkeypatch.setattr(exchange, "exchange", close_before)
+    use(False)
+    assert closed
+
+
 @pytest.mark.parametrize("near_reads", ["checked", "tracked"])
 async def test_changed_settings_close_a_loops_connections(
     store: redis.Redis, proxy: CountingProxy, settings: Any, near_reads: str
