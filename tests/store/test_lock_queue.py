@@ -8,7 +8,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from typing import Any
 
 import pytest
@@ -662,6 +662,27 @@ def test_lock_that_the_renewer_finds_lost_is_counted_once(
             wait_for(lambda: "lost its lock" in caplog.text, "a line")
         caplog.clear()
         assert added.pop("locks_lost") == 1
+
+
+def test_lock_given_up_during_its_renewal_hides_no_lost_one(
+    store: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    renewer = leases.Renewer()
+    for key in (new_session(), new_session()):
+        token = seize(key)
+        free(key, token)
+        grant = leases.Grant(place(key), token, "here", 4000, 120_000)
+        grant.renewed_at_s -= 2.0
+        renewer.grants.add(grant)
+    renewing = renewer.round()
+    calls = next(renewing)
+    first, second = sorted(renewer.grants, key=lambda one: one.keys.record != calls[0].keys[0])
+    first.is_held = False
+    with suppress(StopIteration):
+        renewing.send([ask(call) for call in calls])
+    (line,) = caplog.messages
+    assert second.keys.id[:12] in line
+    assert "lost its lock" in line
 
 
 def test_lock_lost_while_this_process_stood_still_is_counted(
