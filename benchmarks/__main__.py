@@ -120,8 +120,12 @@ class Benchmark:
 
     def count(self, proxy: Any) -> dict[str, list[str]]:
         """Count round trips and bytes; return rows of what else shows only through a proxy."""
+        from django.test import override_settings
+
         progress("round trips, lost updates, a store that is away")
-        with project.store_at(f"{proxy.url}/0"):
+        # A copy serves the next request, also where the machine is slow.
+        patient = override_settings(CLUSTERED_SESSIONS_NEAR_MAX_AGE=60.0)
+        with project.store_at(f"{proxy.url}/0"), patient:
             for scenario in scenarios.ALL:
                 self.results.traffic[scenario.name] = {
                     engine.name: traffic.count(engine, scenario, proxy, self.size.counted)
