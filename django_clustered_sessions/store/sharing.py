@@ -77,13 +77,18 @@ async def _over(
     line: Line, commands: Sequence[bytes], trip: Trip, pool: Any, seconds: float
 ) -> list[Any]:
     deadline = time.monotonic() + seconds
+    first: Any = None
     try:
-        first: Any = await line.ask(commands, deadline - seconds / 2)
-        if is_clean(first):
-            return first  # type: ignore[no-any-return]
-    except (RedisError, OSError) as error:
-        first = error
-    return await exchange.aperform(trip, pool, deadline - time.monotonic(), first)
+        try:
+            first = await line.ask(commands, deadline - seconds / 2)
+            if is_clean(first):
+                return first  # type: ignore[no-any-return]
+        except (RedisError, OSError) as error:
+            first = error
+        return await exchange.aperform(trip, pool, deadline - time.monotonic(), first)
+    finally:
+        # See exchange.perform().
+        first = None
 
 
 def _only_reads(trip: Trip) -> bool | None:

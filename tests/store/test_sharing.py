@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import ANY
+from weakref import ref
 
 import pytest
 import redis
@@ -28,7 +29,7 @@ from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place
 from tests.locking import new_session
 from tests.servers import CountingProxy, StoreServer, alent, wait_for
-from tests.topology.test_broken_off import Awaits, Lines, SoftLimit
+from tests.topology.test_broken_off import Awaits, Lines, SoftLimit, uncollected
 
 #: Where a signal may come between the bytes and their question: the package's code, and asyncio's.
 FILES = (sharing.__file__, selector_events.__file__)
@@ -42,6 +43,10 @@ def visitors(store: redis.Redis) -> list[str]:
     """Return the keys of some sessions, each of which names its visitor."""
     load_scripts(store)
     return [new_session(whose=f"visitor {n}", n=0) for n in range(4)]
+
+
+class Request:
+    """What a view holds while it waits."""
 
 
 async def share() -> list[Any]:
@@ -422,6 +427,27 @@ async def test_silent_line_is_left_and_closed(
     found = await asyncio.gather(*map(read, visitors))
     assert found == [f"visitor {n}" for n in range(4)]
     assert not line.is_open
+
+
+async def test_line_that_is_late_keeps_nothing_of_a_request(
+    proxy: CountingProxy, visitors: list[str], settings: Any
+) -> None:
+    """Its error is over where the trip was repeated, and is not left for the collector."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 6.0
+    _kept = await share()
+    await read(visitors[0])
+    proxy.swallow("replies", of=b"PING")
+
+    async def view() -> Any:
+        request = Request()
+        assert await read(visitors[0]) == "visitor 0"
+        return ref(request)
+
+    with uncollected():
+        gone = await asyncio.create_task(view())
+        # The event loop lets go of the last task.
+        await asyncio.sleep(0)
+        assert gone() is None
 
 
 @pytest.mark.parametrize("where", ["request", "reply", "half"])
