@@ -34,6 +34,7 @@ class _Lender:
     #: True if nobody borrows any more, and what comes back is closed.
     is_over = False
     idle: list[Any]
+    _in_use_connections: WeakSet[Any]
 
     def take_back(self, connection: Any) -> None:
         """Take a connection back."""
@@ -50,7 +51,10 @@ class _Lender:
         while self.idle:
             # Another thread may take the last one.
             with suppress(IndexError):
-                self._close(self.idle.pop())
+                connection = self.idle.pop()
+                # At once, not when it is collected: whoever waits for one makes another.
+                self._in_use_connections.discard(connection)
+                self._close(connection)
 
     def _close(self, connection: Any) -> None:
         connection.disconnect()

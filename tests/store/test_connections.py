@@ -338,6 +338,54 @@ def test_connection_that_is_lost_makes_room(store: redis.Redis, settings: Any, p
     use(False)
 
 
+@pytest.mark.parametrize("pool", ["redis.BlockingConnectionPool", "redis.ConnectionPool"])
+def test_pool_that_is_over_counts_no_closed_connection(
+    store: redis.Redis, settings: Any, is_async: bool, pool: str
+) -> None:
+    """Where settings change, or a node loses its slots, some may still wait for a connection."""
+    location = settings.CACHES["sessions"]["LOCATION"]
+    options = {"max_connections": 1}
+    use_store(settings, location, CONNECTION_POOL_CLASS=pool, CONNECTION_POOL_KWARGS=options)
+
+    async def go() -> None:
+        await ause(nothing)
+        left: Any = connections.apool()
+        taken = await alent(left)
+        left.end()
+        left.take_back(taken)
+        # No collection has come in between: here is one that refers to it.
+        assert not taken.is_connected
+        left.take_back(await alent(left))
+
+    if is_async:
+        asyncio.run(go())
+    else:
+        use(False)
+        left: Any = connections.pool()
+        taken = lent(left)
+        left.end()
+        left.take_back(taken)
+        assert taken._sock is None
+        left.take_back(lent(left))
+
+
+async def test_changed_settings_refuse_none_that_waits(store: redis.Redis, settings: Any) -> None:
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 20.0
+    location = settings.CACHES["sessions"]["LOCATION"]
+    name, options = "redis.BlockingConnectionPool", {"max_connections": 1}
+    use_store(settings, location, CONNECTION_POOL_CLASS=name, CONNECTION_POOL_KWARGS=options)
+    await ause(nothing)
+    left: Any = connections.apool()
+    taken = await alent(left)
+    waiting = asyncio.create_task(ause(nothing))
+    # Up to where it waits.
+    await asyncio.sleep(0)
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 21.0
+    assert connections.apool() is not left
+    left.take_back(taken)
+    await waiting
+
+
 def test_asking_for_an_address_loses_no_connection(store: redis.Redis, settings: Any) -> None:
     location = settings.CACHES["sessions"]["LOCATION"]
     use_store(
