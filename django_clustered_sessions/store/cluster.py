@@ -180,6 +180,8 @@ class Nodes:
 
     #: The tracked connections beside them, once there are any: see ``tracking``.
     channels: Any = None
+    #: True if pools that are still made, for what is under way, are over too.
+    is_over = False
 
     def __init__(self, slots: SlotMap, build: Callable[[NodeAddress], Any]) -> None:
         self.slot_map, self._build = slots, build
@@ -209,8 +211,12 @@ class Nodes:
         if self._generation is not self.slot_map.generation:
             self._leave()
         found = self._pools.get(node)
-        # Two that make one at the same time: the one that is not kept has no connection yet.
-        return self._pools.setdefault(node, self._build(node)) if found is None else found
+        if found is None:
+            # Two that make one at the same time: the one that is not kept has no connection yet.
+            found = self._pools.setdefault(node, self._build(node))
+            if self.is_over:
+                found.end()
+        return found
 
     def _leave(self) -> None:
         """Close the connections to nodes without slots: some come back with another address."""
@@ -222,6 +228,7 @@ class Nodes:
 
     def end(self) -> None:
         """Close the connections, those that are lent when they come back."""
+        self.is_over = True
         for pool in self.pools:
             pool.end()
 

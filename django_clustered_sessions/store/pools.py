@@ -178,6 +178,8 @@ class AsyncPool(_Lender, aioredis.ConnectionPool):
     def end(self) -> None:
         """See Pool.end()."""
         super().end()
+        # What is still under way makes no line, which nobody would leave.
+        self.shares = False
         for line in self.lines:
             line.leave()
 

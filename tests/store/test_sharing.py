@@ -24,6 +24,7 @@ from hiredis import pack_command
 
 from django_clustered_sessions.backend import SessionStore
 from django_clustered_sessions.exceptions import SessionStoreUnavailable
+from django_clustered_sessions.protocol.effects import plain
 from django_clustered_sessions.store import connections, exchange, sharing
 from tests.conftest import DATABASE, use_store
 from tests.gateways import load_scripts, place
@@ -222,6 +223,17 @@ def test_task_factory_may_be_an_old_one(visitors: list[str]) -> None:
         assert lines()
 
     asyncio.run(go())
+
+
+async def test_pool_that_is_over_makes_no_line(store: redis.Redis, visitors: list[str]) -> None:
+    """What is under way in a cluster may go on to its other nodes."""
+    _kept = await share()
+    left: Any = connections.apool()
+    await read(visitors[0])
+    left.end()
+    trip = (plain("TIME"),)
+    await asyncio.gather(*(sharing.aperform(trip, left, 15.0) for _ in range(4)))
+    assert not any(line.is_open for line in left.lines)
 
 
 def test_loop_that_ends_closes_what_was_shared(store: redis.Redis, visitors: list[str]) -> None:

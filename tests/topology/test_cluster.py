@@ -44,13 +44,15 @@ from django_clustered_sessions.monitoring import history
 from django_clustered_sessions.monitoring.counters import counters
 from django_clustered_sessions.protocol import results
 from django_clustered_sessions.protocol.commands import records
+from django_clustered_sessions.protocol.effects import Everywhere, Flow, plain
 from django_clustered_sessions.protocol.record import EndReason, HiddenKey
 from django_clustered_sessions.protocol.scripts import script
 from django_clustered_sessions.session import finish
 from django_clustered_sessions.session.near_cache import near_cache
 from django_clustered_sessions.session.state import SessionState
-from django_clustered_sessions.store import connections
+from django_clustered_sessions.store import connections, drivers
 from django_clustered_sessions.store import exchange as exchanging
+from django_clustered_sessions.store.budget import Budget
 from django_clustered_sessions.store.runner import report_the_rest
 from tests.children import forked
 from tests.clusters import IMPATIENT_MS, ClusterServers, ask
@@ -1079,6 +1081,33 @@ def test_node_that_has_lost_its_slots_is_left(
     with ClusterServers(primaries=2, replicas=1, binary=server_binary) as servers:
         servers.use(settings)
         asyncio.run(main())
+
+
+async def test_changed_settings_close_what_is_made_afterwards(
+    cluster: ClusterServers, settings: Any
+) -> None:
+    """A trip that is under way goes on to nodes that it has not asked yet."""
+    settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 20.0
+
+    def times() -> Flow[list[Any]]:
+        return (yield Everywhere((plain("TIME"),)))
+
+    left: Any = connections.apool()
+    # Of one node.
+    learning = left.slot_map.refreshing(Budget(20.0))
+    await drivers.arun(learning, left.pool, Budget(20.0))
+    assert len(left.pools) == 1
+    cluster.primaries[0].pause()
+    try:
+        asking = asyncio.create_task(drivers.arun(times(), connections.apool, Budget(20.0)))
+        # Up to its first reply.
+        await asyncio.sleep(0)
+        settings.CLUSTERED_SESSIONS_STORE_TIMEOUT = 21.0
+        assert connections.apool() is not left
+    finally:
+        cluster.primaries[0].resume()
+    assert len(await asking) == len(left.pools) == 3
+    assert not any(pool.idle for pool in left.pools)
 
 
 def test_child_process_has_connections_of_its_own(cluster: ClusterServers) -> None:
