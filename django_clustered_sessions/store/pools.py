@@ -52,7 +52,7 @@ class _Lender:
             # Another thread may take the last one.
             with suppress(IndexError):
                 connection = self.idle.pop()
-                # At once, not when it is collected: whoever waits for one makes another.
+                # At once, not when it is collected: a request that waits makes another one.
                 self._in_use_connections.discard(connection)
                 self._close(connection)
 
