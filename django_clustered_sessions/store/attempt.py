@@ -74,8 +74,9 @@ def attempt(
 ) -> Attempt:
     """Ask a node by a time of time.monotonic(), and return its replies.
 
-    What is addressed to a node may have errors among them. ``has_begun``: the first exchange was
-    over a connection that was idle, or that requests share, and is not done again.
+    What is addressed to a node may have errors among them. ``has_begun``: the first exchange is
+    done, over a connection that was idle, or that requests share. It is yielded all the same, and
+    what came of it is to be sent or thrown.
 
     Raises SessionStoreUnavailable.
     """
