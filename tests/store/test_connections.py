@@ -342,7 +342,7 @@ def test_connection_that_is_lost_makes_room(store: redis.Redis, settings: Any, p
 def test_pool_that_is_over_counts_no_closed_connection(
     store: redis.Redis, settings: Any, is_async: bool, pool: str
 ) -> None:
-    """Where settings change, or a node loses its slots, some may still wait for a connection."""
+    """A request may wait for one while settings change, or a node loses its slots."""
     location = settings.CACHES["sessions"]["LOCATION"]
     options = {"max_connections": 1}
     use_store(settings, location, CONNECTION_POOL_CLASS=pool, CONNECTION_POOL_KWARGS=options)

@@ -47,7 +47,7 @@ def visitors(store: redis.Redis) -> list[str]:
 
 
 class Request:
-    """What a view holds while it waits."""
+    """Stand-in for the request that a view holds while it waits."""
 
 
 async def share() -> list[Any]:
@@ -226,7 +226,7 @@ def test_task_factory_may_be_an_old_one(visitors: list[str]) -> None:
 
 
 async def test_pool_that_is_over_makes_no_line(store: redis.Redis, visitors: list[str]) -> None:
-    """What is under way in a cluster may go on to its other nodes."""
+    """A trip that is under way in a cluster may go on to its other nodes."""
     _kept = await share()
     left: Any = connections.apool()
     await read(visitors[0])
