@@ -261,12 +261,13 @@ class _Pools:
             return self.sync
 
     def apool(self) -> AsyncPool:
-        where = (asyncio.get_running_loop(), self._changes)
+        loop = asyncio.get_running_loop()
+        where = (loop, self._changes)
         if where not in self.by_loop:
             for other in list(self.by_loop):
                 if other[0].is_closed():
                     self.by_loop.pop(other, None)
-                elif other[0] is where[0]:
+                elif other[0] is loop:
                     # From before a change of settings.
                     left, _ = self.by_loop.pop(other)
                     _close_channels(left)
